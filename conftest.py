@@ -1,0 +1,20 @@
+"""Read by pytest before anything else: notebooks run quickly, GPU tests only where there is one."""
+
+import os
+
+import pytest
+
+# Set here, because the kernels that nbmake starts inherit it. `MUSIC_QUICK=0 pytest --nbmake
+# notebooks` makes the full run instead.
+os.environ.setdefault("MUSIC_QUICK", "1")
+
+
+def pytest_collection_modifyitems(items):
+    wanted = [item for item in items if "gpu" in item.keywords]
+    if not wanted:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,96 @@
+"""How well a model predicts held-out music: bits per note over whole pieces.
+
+Bits per note can be compared between tokenizers of the same time grid; loss per token cannot.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lib.errors import UserError
+from lib.streams import Piece, Streams
+
+
+@torch.inference_mode()
+def piece_bits(model, streams: Streams, pieces: list[Piece], *, batch: int = 16, segment: int = 512,
+               progress: bool = False, autocast: torch.dtype | None = None) -> np.ndarray:
+    """Bits that each whole piece costs the model, float64 of shape (pieces,).
+
+    Every token after BOS is predicted once, EOS included, with all that came before it: the
+    state is carried from segment to segment. The sum over a piece is exact for the tokens given;
+    with byte-pair encoding it is an upper bound for the music, which has other spellings.
+    """
+    from tqdm.auto import tqdm
+
+    order = sorted(range(len(pieces)), key=lambda i: -pieces[i].length)
+    bits = np.zeros(len(pieces))
+    total = sum(p.length for p in pieces)
+    with tqdm(total=total, desc="evaluating", unit="token", unit_scale=True, disable=not progress) as bar:
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            for segment_rows, nll in _segments(model, streams, [pieces[i] for i in rows], segment, autocast):
+                for row, value in zip(segment_rows, nll):
+                    bits[rows[row]] += value / math.log(2)
+                bar.update(len(segment_rows) * segment)
+    return bits
+
+
+def _segments(model, streams, pieces, segment, autocast) -> Iterator[tuple[list[int], list[float]]]:
+    """Read pieces side by side; yields the rows still going and each one's nats in this segment.
+
+    Pieces come longest first, so that rows which have ended are dropped from the batch's end.
+    """
+    model.eval()
+    state, alive = model.new_state(len(pieces)), len(pieces)
+    for begin in range(0, pieces[0].length - 1, segment):
+        while pieces[alive - 1].length - 1 <= begin:
+            alive -= 1
+        state = [tuple(t[:alive] for t in layer) for layer in state]
+        tokens = np.zeros((alive, segment + 1), np.int64)
+        valid = np.zeros((alive, segment), bool)
+        for row, piece in enumerate(pieces[:alive]):
+            part = streams.stream(piece)[begin : begin + segment + 1]
+            tokens[row, : len(part)] = part
+            valid[row, : len(part) - 1] = True
+        tokens = torch.from_numpy(tokens).to(model.device)
+        with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+            logits, state = model(tokens[:, :-1], state, return_state=True)
+        nll = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        nll = nll.view(alive, -1).double().cpu().numpy() * valid
+        yield list(range(alive)), nll.sum(1).tolist()
+
+
+def bits_per_note(model, streams: Streams, pieces: list[Piece], **options) -> float:
+    """All bits over all notes of whole pieces; options as in `piece_bits`."""
+    if not pieces:
+        raise UserError("there is no piece to evaluate: choose another split")
+    return float(piece_bits(model, streams, pieces, **options).sum() / sum(p.notes for p in pieces))
+
+
+def counting_baselines(streams: Streams, pieces: list[Piece]) -> dict[str, float]:
+    """Bits per note of three models that need no training loop, on the same tokens.
+
+    Uniform over the vocabulary; unigram and bigram counts of the train split, add-one smoothed
+    and, for the bigram, mixed with the unigram by Witten and Bell's weights.
+    """
+    vocab = streams.vocab_size
+    counts = np.zeros((vocab, vocab))
+    for piece in streams.select("train"):
+        ids = streams.stream(piece).astype(np.int64)
+        np.add.at(counts, (ids[:-1], ids[1:]), 1)
+    unigram = counts.sum(0) + 1
+    unigram /= unigram.sum()
+    seen, kinds = counts.sum(1, keepdims=True), (counts > 0).sum(1, keepdims=True)
+    weight = seen / np.maximum(seen + kinds, 1)
+    bigram = weight * counts / np.maximum(seen, 1) + (1 - weight) * unigram
+    bits = dict.fromkeys(("uniform", "unigram", "bigram"), 0.0)
+    for piece in pieces:
+        ids = streams.stream(piece).astype(np.int64)
+        bits["uniform"] += (len(ids) - 1) * math.log2(vocab)
+        bits["unigram"] -= np.log2(unigram[ids[1:]]).sum()
+        bits["bigram"] -= np.log2(bigram[ids[:-1], ids[1:]]).sum()
+    notes = sum(p.notes for p in pieces)
+    return {name: float(value / notes) for name, value in bits.items()}

@@ -1,0 +1,192 @@
+// The fused selective scan on a CPU: softplus, discretisation, recurrence, C h, D x and gate in
+// one pass. Sixteen channels ride in one vector W. The forward pass keeps one state every CHUNK
+// steps; the backward pass recomputes the states in between. Shapes are those of lib/scan.py.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace {
+constexpr int W = 16;      // channels a vector
+constexpr int CHUNK = 32;  // steps between two kept states
+typedef float vec __attribute__((vector_size(4 * W)));
+typedef int ivec __attribute__((vector_size(4 * W)));
+
+inline vec splat(float a) { return vec{} + a; }  // one broadcast; a loop over lanes is sixteen
+inline vec load(const float* p, int n) {
+  vec v = {};
+  if (n >= W) std::memcpy(&v, p, sizeof v); else for (int i = 0; i < n; i++) v[i] = p[i];
+  return v;
+}
+inline void store(float* p, vec v, int n) {
+  if (n >= W) std::memcpy(p, &v, sizeof v); else for (int i = 0; i < n; i++) p[i] = v[i];
+}
+inline vec clamp(vec v, float low, float high) {
+  vec a = splat(low), b = splat(high);
+  v = v < a ? a : v;
+  return v > b ? b : v;
+}
+// 2^v: the whole part goes into the exponent, the rest (|r| <= 1/2) into a polynomial.
+inline vec exp2v(vec v) {
+  v = clamp(v, -126.f, 126.f);
+  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  vec shifted = v + magic;
+  vec r = v - (shifted - magic);
+  ivec whole; std::memcpy(&whole, &shifted, sizeof whole);
+  vec p = splat(1.5403530e-4f);
+  p = p * r + splat(1.3333558e-3f); p = p * r + splat(9.6181291e-3f);
+  p = p * r + splat(5.5504109e-2f); p = p * r + splat(2.4022651e-1f);
+  p = p * r + splat(6.9314718e-1f); p = p * r + splat(1.f);
+  ivec bits; std::memcpy(&bits, &p, sizeof bits);
+  bits += (whole << 23);
+  std::memcpy(&p, &bits, sizeof p);
+  return p;
+}
+constexpr float LOG2E = 1.44269504f;
+inline vec expv(vec v) { return exp2v(v * splat(LOG2E)); }
+inline vec sigmoid(vec v) { return splat(1.f) / (splat(1.f) + expv(-v)); }
+// log(1 + e^v) = max(v, 0) + log1p(u) with u = e^-|v|, and log1p(u) = 2 atanh(u / (2 + u)).
+inline vec softplus(vec v) {
+  vec zero = {}, positive = v > zero ? v : zero;
+  vec u = expv(v > zero ? -v : v), q = u / (splat(2.f) + u), q2 = q * q;
+  vec p = splat(2.f / 13);
+  for (int k = 11; k > 0; k -= 2) p = p * q2 + splat(2.f / k);
+  return positive + p * q;
+}
+inline float total(vec v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
+
+struct Sizes { long batch, length, channels, states; };
+inline long chunks(const Sizes& s) { return (s.length + CHUNK - 1) / CHUNK; }
+}  // namespace
+
+extern "C" {
+
+// kept: (B, chunks, D, N) states at the start of each chunk; step: (B, L, D) delta after softplus
+void scan_forward(const float* x, const float* delta, const float* A, const float* B, const float* C,
+                  const float* D, const float* z, const float* bias, const float* h0, int use_softplus,
+                  long batch, long length, long channels, long states,
+                  float* y, float* step, float* kept, float* last) {
+  Sizes s{batch, length, channels, states};
+  long groups = (channels + W - 1) / W;
+#pragma omp parallel for collapse(2) schedule(static)
+  for (long b = 0; b < batch; b++)
+    for (long g = 0; g < groups; g++) {
+      long d = g * W; int n = int(channels - d < W ? channels - d : W);
+      std::vector<vec> h(states), a(states);
+      for (long k = 0; k < states; k++)
+        for (int i = 0; i < W; i++) {
+          a[k][i] = i < n ? A[(d + i) * states + k] * LOG2E : 0.f;
+          h[k][i] = i < n && h0 ? h0[(b * channels + d + i) * states + k] : 0.f;
+        }
+      vec skip = D ? load(D + d, n) : vec{}, shift = bias ? load(bias + d, n) : vec{};
+      for (long t = 0; t < length; t++) {
+        if (t % CHUNK == 0)
+          for (long k = 0; k < states; k++)
+            for (int i = 0; i < n; i++)
+              kept[((b * chunks(s) + t / CHUNK) * channels + d + i) * states + k] = h[k][i];
+        long row = b * length + t;
+        vec dt = load(delta + row * channels + d, n) + shift;
+        if (use_softplus) dt = softplus(dt);
+        store(step + row * channels + d, dt, n);
+        vec u = load(x + row * channels + d, n), du = dt * u, out = skip * u;
+        for (long k = 0; k < states; k++) {
+          h[k] = exp2v(dt * a[k]) * h[k] + du * splat(B[row * states + k]);
+          out += h[k] * splat(C[row * states + k]);
+        }
+        if (z) { vec gate = load(z + row * channels + d, n); out = out * gate * sigmoid(gate); }
+        store(y + row * channels + d, out, n);
+      }
+      for (long k = 0; k < states; k++)
+        for (int i = 0; i < n; i++) last[(b * channels + d + i) * states + k] = h[k][i];
+    }
+}
+
+// Gradients: dx, ddelta, dz (B, L, D); dA (B, D, N), dD (B, D), dh0 (B, D, N) still to be summed
+// over the batch where the parameter has none; dB, dC (B, L, N). One thread owns one batch row,
+// so that every sum has one order: two runs give the same digits.
+void scan_backward(const float* x, const float* delta, const float* A, const float* B, const float* C,
+                   const float* D, const float* z, const float* bias, int use_softplus,
+                   long batch, long length, long channels, long states,
+                   const float* step, const float* kept, const float* dy, const float* dlast,
+                   float* dx, float* ddelta, float* dA, float* dB, float* dC, float* dD, float* dz,
+                   float* dh0) {
+  Sizes s{batch, length, channels, states};
+  long groups = (channels + W - 1) / W;
+#pragma omp parallel for schedule(static)
+  for (long b = 0; b < batch; b++) {
+    std::vector<vec> h((CHUNK + 1) * states), decay(CHUNK * states), sumB(CHUNK * states), sumC(CHUNK * states);
+    std::vector<vec> carry(groups * states), gradA(groups * states), gradD(groups), a(groups * states);
+    for (long g = 0; g < groups; g++)
+      for (long k = 0; k < states; k++)
+        for (int i = 0; i < W; i++) {
+          long c = g * W + i; bool in = c < channels;
+          a[g * states + k][i] = in ? A[c * states + k] : 0.f;
+          carry[g * states + k][i] = in && dlast ? dlast[(b * channels + c) * states + k] : 0.f;
+          gradA[g * states + k][i] = 0.f; gradD[g][i] = 0.f;
+        }
+    for (long chunk = chunks(s) - 1; chunk >= 0; chunk--) {
+      long begin = chunk * CHUNK, end = begin + CHUNK < length ? begin + CHUNK : length;
+      for (auto& v : sumB) v = vec{};
+      for (auto& v : sumC) v = vec{};
+      for (long g = 0; g < groups; g++) {
+        long d = g * W; int n = int(channels - d < W ? channels - d : W);
+        vec* ag = &a[g * states];
+        for (long k = 0; k < states; k++)
+          for (int i = 0; i < W; i++)
+            h[k][i] = i < n ? kept[((b * chunks(s) + chunk) * channels + d + i) * states + k] : 0.f;
+        for (long t = begin; t < end; t++) {  // the states of this chunk again
+          long row = b * length + t, o = (t - begin) * states;
+          vec dt = load(step + row * channels + d, n), u = load(x + row * channels + d, n), du = dt * u;
+          vec scaled = dt * splat(LOG2E);
+          for (long k = 0; k < states; k++) {
+            decay[o + k] = exp2v(scaled * ag[k]);
+            h[o + states + k] = decay[o + k] * h[o + k] + du * splat(B[row * states + k]);
+          }
+        }
+        vec skip = D ? load(D + d, n) : vec{}, shift = bias ? load(bias + d, n) : vec{};
+        for (long t = end - 1; t >= begin; t--) {
+          long row = b * length + t, o = (t - begin) * states;
+          vec dt = load(step + row * channels + d, n), u = load(x + row * channels + d, n);
+          vec g_out = load(dy + row * channels + d, n);
+          if (z) {
+            vec gate = load(z + row * channels + d, n), sig = sigmoid(gate), before = skip * u;
+            for (long k = 0; k < states; k++) before += h[o + states + k] * splat(C[row * states + k]);
+            vec slope = sig * (splat(1.f) + gate * (splat(1.f) - sig));
+            store(dz + row * channels + d, g_out * before * slope, n);
+            g_out = g_out * gate * sig;
+          }
+          vec du = dt * u, g_du = vec{}, g_dt = vec{};
+          for (long k = 0; k < states; k++) {
+            sumC[o + k] += g_out * h[o + states + k];
+            vec dh = carry[g * states + k] + g_out * splat(C[row * states + k]);
+            sumB[o + k] += dh * du;
+            g_du += dh * splat(B[row * states + k]);
+            vec through = dh * decay[o + k];          // into h[t-1]
+            vec g_a = through * h[o + k];             // into dt * A
+            g_dt += g_a * ag[k];
+            gradA[g * states + k] += g_a * dt;
+            carry[g * states + k] = through;
+          }
+          gradD[g] += g_out * u;
+          store(dx + row * channels + d, g_out * skip + g_du * dt, n);
+          g_dt += g_du * u;
+          if (use_softplus) g_dt = g_dt * sigmoid(load(delta + row * channels + d, n) + shift);
+          store(ddelta + row * channels + d, g_dt, n);
+        }
+      }
+      for (long t = begin; t < end; t++)
+        for (long k = 0; k < states; k++) {
+          dB[(b * length + t) * states + k] = total(sumB[(t - begin) * states + k]);
+          dC[(b * length + t) * states + k] = total(sumC[(t - begin) * states + k]);
+        }
+    }
+    for (long c = 0; c < channels; c++) {
+      long g = c / W, i = c % W;
+      dD[b * channels + c] = gradD[g][i];
+      for (long k = 0; k < states; k++) {
+        dA[(b * channels + c) * states + k] = gradA[g * states + k][i];
+        dh0[(b * channels + c) * states + k] = carry[g * states + k][i];
+      }
+    }
+  }
+}
+}
