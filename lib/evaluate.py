@@ -94,3 +94,10 @@ def counting_baselines(streams: Streams, pieces: list[Piece]) -> dict[str, float
         bits["bigram"] -= np.log2(bigram[ids[:-1], ids[1:]]).sum()
     notes = sum(p.notes for p in pieces)
     return {name: float(value / notes) for name, value in bits.items()}
+
+
+def interval(bits: np.ndarray, notes: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of bits per note over pieces: bits and notes of shape (pieces,)."""
+    rows = np.random.default_rng(seed).integers(len(bits), size=(draws, len(bits)))
+    means = bits[rows].sum(1) / notes[rows].sum(1)
+    return tuple(float(v) for v in np.percentile(means, (2.5, 97.5)))

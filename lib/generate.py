@@ -23,8 +23,9 @@ from lib.tokens import BAR, BEAT, Tokenizer, first_seconds
 MODEL = DATA / "model"
 LONGEST = 3600  # seconds that one call may play
 
-# What may follow what in REMI; "start" is BOS.
-FOLLOWS = {"start": {"Bar"}, "Bar": {"Bar", "Position"}, "Position": {"Pitch"}, "Pitch": {"Velocity"},
+# What may follow what in REMI. "start" is BOS; "mark" is the token that stands for no music and
+# that byte-pair encoding writes once, before the first bar.
+FOLLOWS = {"start": {"mark", "Bar"}, "mark": {"Bar"}, "Bar": {"Bar", "Position"}, "Position": {"Pitch"}, "Pitch": {"Velocity"},
            "Velocity": {"Duration"}, "Duration": {"Pitch", "Position", "Bar"}}
 
 
@@ -64,7 +65,8 @@ class Grammar:
     """Keeps a token sequence decodable and knows its clock.
 
     Tokens of merged kinds are looked into: what a token begins with must be allowed after what
-    the last one ended with, and positions inside a bar must increase.
+    the last one ended with, positions inside a bar must increase, and no key is struck twice at
+    one instant.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -74,30 +76,46 @@ class Grammar:
         self.grid = BEAT / tokenizer.config.steps
         self.ends, self.moves, begins = [], [], []
         first_position = torch.full((size,), 1_000_000)
+        self.strikes = torch.zeros(size, 128, dtype=torch.bool)  # keys struck where the clock stands
         for i, names in enumerate(tokenizer.pieces):
             kinds = [n.split("_")[0] for n in names]
-            # PAD, EOS and the word mark that byte-pair encoding adds stand for no music: never drawn
-            begins.append(kinds[0] if kinds else "nothing")
-            self.ends.append(kinds[-1] if kinds and kinds[-1] in FOLLOWS else "start")
-            bars, position = 0, None  # how the token moves the clock
+            begins.append(kinds[0] if kinds else "mark")  # BOS, EOS and PAD follow nothing: never drawn
+            self.ends.append("mark" if not kinds else kinds[-1] if kinds[-1] in FOLLOWS else "start")
+            bars, position, struck = 0, None, set()  # how the token moves the clock; keys struck then
             for kind, name in zip(kinds, names):
                 if kind == "Bar":
-                    bars, position = bars + 1, -1
+                    bars, position, struck = bars + 1, -1, set()
                 elif kind == "Position":
-                    position = int(name.split("_")[1])
-            self.moves.append((bars, position))
+                    position, struck = int(name.split("_")[1]), set()
+                elif kind == "Pitch":
+                    struck.add(int(name.split("_")[1]))
+                    self.strikes[i, int(name.split("_")[1])] |= position is None
+            self.moves.append((bars, position, struck))
             if kinds[:1] == ["Position"]:
                 first_position[i] = int(names[0].split("_")[1])
         self.first_position = first_position
         self.allowed = {end: torch.tensor([b in kinds for b in begins]) for end, kinds in FOLLOWS.items()}
-        self.end, self.bar, self.position = "start", -1, -1
+        self.end, self.bar, self.position, self.struck = "start", -1, -1, set()
 
     def read(self, token: int) -> None:
         """Move on by one token."""
-        bars, position = self.moves[token]
+        bars, position, struck = self.moves[token]
         self.bar += bars
+        self.struck = self.struck | struck if position is None else struck
         self.position = self.position if position is None else position
         self.end = self.ends[token]
+
+    def wait(self, until: float, bar_token: int) -> list[int]:
+        """Let the clock run on in silence: no onset before `until` seconds.
+
+        Returns the bar lines that this takes, as tokens for the model to read too.
+        """
+        bars = [bar_token] * max(0, int(until / BAR + 1e-9) - max(self.bar, -1))
+        for token in bars:
+            self.read(token)
+        self.position = max(self.position, math.ceil((until - self.bar * BAR) / self.grid - 1e-6) - 1)
+        self.end = "Bar"  # a new position or a new bar; no further note at the last onset
+        return bars
 
     @property
     def seconds(self) -> float:
@@ -107,6 +125,8 @@ class Grammar:
     def mask(self, logits: Tensor) -> Tensor:
         """-inf for every token that may not come next; logits of shape (V,)."""
         good = self.allowed[self.end] & (self.first_position > self.position)
+        if self.struck:
+            good &= ~self.strikes[:, list(self.struck)].any(1)
         return logits.masked_fill(~good, -torch.inf)
 
 
@@ -121,16 +141,19 @@ def load_model(folder: str | Path = MODEL, device: str = "cpu") -> tuple[mamba.M
 
 @torch.inference_mode()
 def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, until: float,
-           seed: int = 0, sampling: Sampling = Sampling()) -> Iterator[tuple[int, float]]:
-    """Tokens that continue `prompt` (uint16 of shape (L,), BOS first) up to `until` seconds.
+           begin: float = 0.0, seed: int = 0, sampling: Sampling = Sampling()) -> Iterator[tuple[int, float]]:
+    """Tokens that continue `prompt` (uint16 of shape (L,), BOS first) from `begin` to `until` seconds.
 
-    Yields each token and the second that it has reached. The end-of-piece token is never drawn.
+    Yields each token and the second that it has reached; the first ones are bar lines where the
+    prompt ends with silence. The end-of-piece token is never drawn.
     """
     grammar = Grammar(tokenizer)
     for token in prompt:
         grammar.read(int(token))
+    bars = grammar.wait(begin, tokenizer.base["Bar_None"]) if begin else []
+    yield from ((bar, begin) for bar in bars)
     random = torch.Generator().manual_seed(seed)
-    ids = torch.from_numpy(prompt.astype(np.int64))[None].to(model.device)
+    ids = torch.tensor([[int(t) for t in prompt] + bars], device=model.device)
     logits, state = model.prefill(ids)
     for _ in range(int(300 * until) + 1000):  # far more tokens than any music has
         p = sampling.probabilities(grammar.mask(logits[0].float().cpu()))
@@ -140,6 +163,12 @@ def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, un
             return
         yield token, grammar.seconds
         logits, state = model.step(torch.tensor([token], device=model.device), state)
+
+
+def check_seconds(value: float, name: str) -> None:
+    """Raise `UserError` for a length that nobody can play."""
+    if not 0 < value <= LONGEST:
+        raise UserError(f"{name} {value} is outside 0 to {LONGEST}: choose another length")
 
 
 def prompt_end(prompt: Music, prompt_seconds: float) -> float:
@@ -158,20 +187,19 @@ def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = 
     same notes. `progress` is called with the seconds played so far. Raises `UserError` when the
     prompt has no note in its first `prompt_seconds` or an argument is out of range.
     """
-    if not 0 < seconds <= LONGEST:
-        raise UserError(f"seconds {seconds} is outside 0 to {LONGEST}: choose a shorter piece")
+    check_seconds(seconds, "seconds")
+    check_seconds(prompt_seconds, "prompt-seconds")
     sampling = Sampling(temperature, top_k, top_p, min_p)
     begin, ids = 0.0, np.array([tokenizer.bos], np.uint16)
     if prompt is not None:
-        if not 0 < prompt_seconds <= LONGEST:
-            raise UserError(f"prompt-seconds {prompt_seconds} is outside 0 to {LONGEST}: 10 is enough")
         begin = prompt_end(prompt, prompt_seconds)
         ids = first_seconds(tokenizer, prompt, begin)
         if not tokenizer.notes_of[ids].any():
             raise UserError(f"the prompt has no note in its first {prompt_seconds:g} seconds: ask for more "
                             "with --prompt-seconds")
     new = []
-    for token, now in sample(model, tokenizer, ids, until=begin + seconds, seed=seed, sampling=sampling):
+    for token, now in sample(model, tokenizer, ids, until=begin + seconds, begin=begin, seed=seed,
+                             sampling=sampling):
         new.append(token)
         if progress:
             progress(max(0.0, now - begin))
@@ -208,6 +236,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"seed {args.seed} is outside 0 to 2^63: give a small whole number")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file: give a folder with --out")
+    check_seconds(args.seconds, "seconds")
+    check_seconds(args.prompt_seconds, "prompt-seconds")
     prompt = read_midi(args.prompt) if args.prompt else None
     model, tokenizer = load_model(args.model)
     stem = Path(args.prompt).stem if args.prompt else "new"

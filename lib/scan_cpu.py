@@ -12,12 +12,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 
 from lib.errors import UserError
+from lib.files import whole
 
 SOURCE = Path(__file__).with_name("scan_cpu.cpp")
 CACHE = Path(__file__).resolve().parents[1] / "data" / "cache"
@@ -43,22 +43,18 @@ def _target() -> Path:
 def build(say=print) -> bool:
     """Compile the kernel if it is not there yet; say so. Returns whether it can be used."""
     target, compiler = _target(), _compiler()
+    if target.exists() and _library() is None:  # damaged: compile it again
+        target.unlink()
     if not target.exists():
         if compiler is None:
             say("no C++ compiler found: the scan runs in plain PyTorch, several times slower")
             return False
         say("compiling the fused CPU scan (a few seconds, once)")
         try:
-            CACHE.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(suffix=".so.part", dir=CACHE)
-            os.close(handle)
-            try:
-                subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", part], check=True,
+            with whole(target) as part:
+                subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], check=True,
                                capture_output=True, timeout=300)
-                os.replace(part, target)
-            finally:
-                Path(part).unlink(missing_ok=True)
-        except (OSError, subprocess.SubprocessError):
+        except (UserError, subprocess.SubprocessError):
             say(f"{compiler} could not compile the fused scan: it runs in plain PyTorch, several times slower")
             return False
         _library.cache_clear()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import mamba
+from lib.env import choose_device
 from lib.errors import UserError
 from lib.evaluate import bits_per_note
 from lib.files import whole
@@ -125,9 +126,7 @@ def learning_rate(progress: float, config: TrainConfig) -> float:
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
     """The dtype of matrix products, None for float32: bf16 only where the device computes in it."""
     if wanted == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        wanted = choose_device()[1] if device.type == "cuda" else "fp32"
     choices = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if wanted not in choices:
         raise UserError(f"precision {wanted!r} is unknown: choose auto, {', '.join(choices)}")

@@ -1,0 +1,24 @@
+"""Measurements that the course quotes: `python -m lib.bench NAME`.
+
+Each writes data/results/NAME.json with the device, the versions, the command and the seed.
+"""
+
+import sys
+from importlib import import_module
+
+from lib.errors import UserError, cli
+
+SURVEYS = {"tokens": "lib.token_survey"}  # name: the module whose main(argv) measures it
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the measurement that the first argument names; the others are its own."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name not in SURVEYS:
+        raise UserError(f"python -m lib.bench measures one of: {', '.join(SURVEYS)}; add --help after it "
+                        "for its options")
+    import_module(SURVEYS[name]).main(rest)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,131 @@
+"""Turn a finished run into the shipped model: `python -m lib.release RUN`.
+
+Takes the run's best checkpoint, stores it in half precision in data/model, opens it again from
+there, and measures what was stored: bits per note of whole validation and test pieces.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import mamba
+from lib.data import DATA, leaking_titles
+from lib.env import provenance
+from lib.errors import UserError
+from lib.evaluate import counting_baselines, interval, piece_bits
+from lib.files import whole
+from lib.streams import Streams
+from lib.tokens import Tokenizer
+from lib.train import LAST, LOG
+
+CARD = """# Model card: a small Mamba that plays the piano
+
+A Mamba language model of {params:,} parameters over REMI tokens with byte-pair encoding
+({vocab} tokens, a grid of {grid:g} ms, notes lengthened by the sustain pedal). It continues a piano
+piece or starts one from nothing.
+
+| | |
+|---|---|
+| architecture | Mamba (Gu and Dao 2023): {n_layer} layers, d_model {d_model}, d_state {d_state}, tied embeddings |
+| files | `config.json` and `model.safetensors` in float16, as transformers' `MambaForCausalLM` reads them; `tokenizer.json` (MidiTok), `tokens.json` |
+| trained on | {device}, {precision} matrix products, {hours:.2f} hours, {steps:,} steps, {tokens_seen:,} tokens |
+| validation, whole pieces | {validation_bits_per_note:.2f} bits per note |
+| test, whole pieces | {test_bits_per_note:.2f} bits per note (95 % interval over pieces {low:.2f} to {high:.2f}) |
+| test without the titles that cross splits | {test_bits_per_note_without_leaks:.2f} bits per note |
+| uniform, unigram and bigram models on the same test tokens | {uniform:.2f}, {unigram:.2f} and {bigram:.2f} bits per note |
+
+Every number is in `data/results/model.json` with its command; the curve is in
+`data/results/training_log.csv`. The checkpoint was chosen by validation bits per note on a fixed
+subset of whole validation pieces; the test split was evaluated once, after that choice.
+
+## Data
+
+{data}
+
+Merges were learnt and the model was trained on the official train split only ({pieces} performances,
+and {copies} copies of each, transposed by up to {semitones} semitones, {stretch:.0%} slower or faster, a little
+softer or louder). Five titles of MAESTRO cross its official splits, which is why the test split is
+also quoted without them.
+
+## Licence
+
+MAESTRO is by Hawthorne et al. (ICLR 2019) and is licensed CC BY-NC-SA 4.0. These weights were made
+from it and carry the same terms: name the source, no commercial use, share alike.
+
+## Limits
+
+- It is small. It keeps a texture and a hand position for some seconds; it has no plan for a piece.
+- It knows performances of competition pianists from the piano repertoire, and nothing else.
+- Bits per note hold for this grid only; they cannot be set beside those of another time resolution.
+- Byte-pair encoding makes the figures upper bounds: the same notes have other spellings.
+- Nobody has rated its music. That it copies from the training pieces was not measured.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Store a run's best checkpoint as the shipped model, and measure it."""
+    parser = argparse.ArgumentParser(prog="python -m lib.release", description=main.__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run of lib.train")
+    parser.add_argument("--streams", type=Path, required=True, help="folder of the token streams it was trained on")
+    parser.add_argument("--out", type=Path, default=DATA / "model", help="folder of the model (default: data/model)")
+    parser.add_argument("--data", required=True, help="one honest sentence on where the MIDI files come from")
+    args = parser.parse_args(argv)
+    from safetensors import safe_open
+
+    streams = Streams.load(args.streams)
+    if not (args.run / LAST).is_file():
+        raise UserError(f"{args.run} is no folder of a run: it needs {LAST}")
+    with safe_open(args.run / LAST, "pt") as file:
+        run = json.loads(file.metadata()["run"])
+    if run["settings"] != streams.settings:
+        raise UserError(f"{args.streams} are not the token streams that {args.run} was trained on")
+    mamba.save(mamba.load(args.run / "best"), args.out, dtype=torch.float16)
+    tokenizer = Tokenizer.load(args.streams)
+    tokenizer.save(args.out)
+
+    model = mamba.load(args.out)
+    leaks = leaking_titles(streams.pieces)
+    test = streams.select("test")
+    bits = piece_bits(model, streams, test, progress=True)
+    notes = np.array([p.notes for p in test])
+    clean = np.array([(p.composer, p.title) not in leaks for p in test])
+    validation = streams.select("validation")
+    validation_bits = piece_bits(model, streams, validation, progress=True)
+    baselines = counting_baselines(streams, test)
+    low, high = interval(bits, notes)
+    best = min(run["log"], key=lambda row: row["validation_bits_per_note"])
+    config, settings = model.config, streams.settings
+    result = {
+        "params": model.parameter_count(), "d_model": config.d_model, "n_layer": config.n_layer,
+        "d_state": config.d_state, "vocab": config.vocab_size, "grid": tokenizer.config.grid_ms,
+        "steps": best["step"], "hours": best["minutes"] / 60, "tokens_seen": best["tokens"],
+        "train_notes_seen": round(best["tokens"] * sum(p.notes for p in streams.select("train"))
+                                  / sum(p.length for p in streams.select("train"))),
+        "precision": run["config"]["precision"], "training": run["config"],
+        "validation_bits_per_note": float(validation_bits.sum() / sum(p.notes for p in validation)),
+        "validation_pieces": len(validation),
+        "test_bits_per_note": float(bits.sum() / notes.sum()), "test_pieces": len(test),
+        "test_interval_95": [low, high],
+        "test_bits_per_note_without_leaks": float(bits[clean].sum() / notes[clean].sum()),
+        "test_pieces_without_leaks": int(clean.sum()), "leaking_titles": sorted(map(list, leaks)),
+        "test_baselines": baselines, "bits_per_token": float(bits.sum() / sum(p.length - 1 for p in test)),
+        "data": args.data, "pieces": len(streams.select("train")), **settings["augmentation"],
+        **provenance("python -m lib.release", seed=run["config"]["seed"]),
+    }
+    with whole(DATA / "results" / "model.json") as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
+    shutil.copyfile(args.run / LOG, DATA / "results" / "training_log.csv")
+    with whole(args.out / "README.md") as part:
+        part.write_text(CARD.format(low=low, high=high, **baselines, **result))
+    print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "
+          f"{result['test_bits_per_note']:.2f} bits a note ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    from lib.errors import cli
+
+    cli(main)

@@ -1,0 +1,219 @@
+"""Claims about lib.generate: what it plays is decodable, repeatable and asked for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mido
+import numpy as np
+import pretty_midi
+import pytest
+import symusic
+import torch
+
+from lib.errors import UserError
+from lib.generate import FOLLOWS, MODEL, Grammar, Sampling, generate, load_model, main, sample
+from lib.listen import check
+from lib.notes import Music, make_notes, read_midi, write_midi
+from lib.tokens import first_seconds
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_model()
+
+
+@pytest.fixture(scope="module")
+def opening():
+    """Five seconds of a scale, made here."""
+    start = np.arange(20) * 0.25
+    return Music(make_notes(start, start + 0.3, 60 + np.arange(20), np.full(20, 70)))
+
+
+def same(a, b):
+    return len(a.notes) == len(b.notes) and (a.notes == b.notes).all()
+
+
+def test_the_same_seed_plays_the_same_notes_and_another_seed_others(shipped):
+    one, two, other = (generate(*shipped, seconds=8, seed=s) for s in (1, 1, 2))
+    assert len(one.notes) > 5 and same(one, two) and not same(one, other)
+
+
+def test_the_length_is_what_was_asked_for(shipped):
+    music = generate(*shipped, seconds=8, seed=3)
+    assert music.notes["start"].max() < 8 and music.notes["end"].max() <= 8
+    assert music.notes["start"].max() > 4  # it did not fall silent in the first half
+
+
+def test_a_continuation_keeps_its_prompt_and_goes_on(shipped, opening):
+    music = generate(*shipped, opening, prompt_seconds=4, seconds=6, seed=1)
+    first = music.notes[music.notes["start"] < 3.9]
+    assert len(first) == 16 and (first["pitch"] == 60 + np.arange(16)).all()
+    np.testing.assert_allclose(first["start"], np.arange(16) * 0.25, atol=0.005)
+    assert (music.notes["start"] >= 4).sum() > 3 and music.notes["start"].max() < 10
+
+
+def test_a_short_prompt_is_read_whole(shipped, opening):
+    music = generate(*shipped, opening, prompt_seconds=60, seconds=5, seed=1)
+    assert (music.notes["start"] <= 4.76).sum() >= 20
+    assert 5 < music.notes["start"].max() < 4.76 + 5
+
+
+def test_the_prompt_changes_what_follows(shipped, opening):
+    tokenizer = shipped[1]
+    other = Music(make_notes(opening.notes["start"], opening.notes["end"], opening.notes["pitch"] - 30,
+                             opening.notes["velocity"]))
+    one, two = ([t for t, _ in sample(*shipped, first_seconds(tokenizer, m, 4), until=8, seed=5)]
+                for m in (opening, other))
+    assert one != two
+
+
+def test_sampling_from_the_recurrent_state_is_sampling_from_the_whole_prefix(shipped):
+    """The tokens that the state gives are those that rereading the prefix each time gives."""
+    model, tokenizer = shipped
+    ids = [tokenizer.bos]
+    tokens = [t for t, _ in sample(model, tokenizer, np.array(ids, np.uint16), until=3, seed=4)]
+    grammar, random = Grammar(tokenizer), torch.Generator().manual_seed(4)
+    grammar.read(ids[0])
+    for token in tokens[:40]:
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]))[0, -1]
+        p = Sampling().probabilities(grammar.mask(logits))
+        assert int(torch.multinomial(p, 1, generator=random)) == token
+        grammar.read(token)
+        ids.append(token)
+
+
+def test_every_token_sequence_decodes_without_an_error(shipped):
+    """MidiTok's own count of ungrammatical tokens is zero, inside merged tokens too."""
+    from miditok import TokSequence
+
+    model, tokenizer = shipped
+    for seed in range(3):
+        ids = [t for t, _ in sample(model, tokenizer, np.array([tokenizer.bos], np.uint16), until=10, seed=seed,
+                                    sampling=Sampling(temperature=3.0, top_p=1.0))]  # nearly noise
+        names = [n for token in tokenizer.names(ids) for n in token]
+        kinds = ["start"] + [n.split("_")[0] for n in names]
+        assert all(b in FOLLOWS[a] for a, b in zip(kinds, kinds[1:]))
+        sequence = TokSequence(tokens=names, ids=[tokenizer.base.vocab[n] for n in names])
+        assert len(names) > 20
+        assert tokenizer.base.tokens_errors(sequence) == 0
+        position = -1
+        for name in names:
+            if name == "Bar_None":
+                position = -1
+            elif name.startswith("Position"):
+                step = int(name.split("_")[1])
+                assert step > position
+                position = step
+
+
+def test_the_mask_never_forbids_real_music(shipped):
+    """Real pieces must be possible: otherwise the model could not continue them."""
+    from lib.data import performances
+
+    tokenizer = shipped[1]
+    for performance in performances(quick=True, say=lambda text: None)[:3]:
+        ids = first_seconds(tokenizer, read_midi(performance.path), 60)
+        grammar = Grammar(tokenizer)
+        grammar.read(int(ids[0]))
+        for token in ids[1:]:
+            assert torch.isfinite(grammar.mask(torch.zeros(tokenizer.vocab_size))[int(token)])
+            grammar.read(int(token))
+
+
+@pytest.mark.parametrize("settings, kept", [
+    ({"top_p": 1.0}, [0, 1, 2, 3]), ({"top_k": 2, "top_p": 1.0}, [0, 1]), ({"top_p": 0.7}, [0, 1]),
+    ({"top_p": 0.1}, [0]), ({"min_p": 0.3, "top_p": 1.0}, [0, 1]), ({"temperature": 0.0}, [0])])
+def test_filters_keep_what_they_should(settings, kept):
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.12, 0.08]))
+    p = Sampling(**settings).probabilities(logits)
+    assert torch.nonzero(p).flatten().tolist() == kept
+    assert p.sum().item() == pytest.approx(1)
+    if settings.get("temperature") != 0.0:  # what is kept keeps its proportions
+        torch.testing.assert_close(p[kept] / p[0], torch.exp(logits[kept].double()) / 0.5)
+
+
+def test_temperature_flattens_and_sharpens():
+    logits = torch.log(torch.tensor([0.6, 0.4]))
+    cold, warm = (Sampling(temperature=t, top_p=1.0).probabilities(logits)[0] for t in (0.5, 2.0))
+    assert cold == pytest.approx(0.36 / 0.52) and warm == pytest.approx(0.6**0.5 / (0.6**0.5 + 0.4**0.5))
+
+
+def test_the_command_writes_midi_sound_and_picture(tmp_path, capsys):
+    import soundfile
+
+    out = tmp_path / "out"
+    main(["--seconds", "6", "--seed", "1", "--variations", "2", "--out", str(out)])
+    names = sorted(p.name for p in out.iterdir())
+    assert names == sorted(f"new-seed{s}.{e}" for s in (1, 2) for e in ("mid", "mp3", "png"))
+    path = out / "new-seed1.mid"
+    notes = read_midi(path).notes
+    assert len(notes) == len(symusic.Score(path).tracks[0].notes)
+    assert len(notes) == len(pretty_midi.PrettyMIDI(str(path)).instruments[0].notes)
+    assert len(notes) == sum(m.type == "note_on" and m.velocity > 0 for m in mido.MidiFile(path))
+    audio, rate = soundfile.read(out / "new-seed1.mp3")
+    facts = check(audio, rate)
+    assert not facts["silent"] and facts["clipped"] == 0 and facts["peak"] > 0.3 and facts["seconds"] > 5
+    assert (out / "new-seed1.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def shell(*arguments, cwd):
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.run([sys.executable, "-m", "lib.generate", *arguments], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def drums(path):
+    score, track = symusic.Score(480), symusic.Track("drums", 0, True)
+    track.notes.append(symusic.Note(0, 100, 40, 80))
+    score.tracks.append(track)
+    path.write_bytes(score.dumps_midi())
+
+
+PROMPTS = {
+    "no file": (lambda p: None, "no file"),
+    "empty": (lambda p: p.write_bytes(b""), "empty"),
+    "no midi": (lambda p: p.write_text("a letter to my aunt"), "not a MIDI file"),
+    "drums": (drums, "drums"),
+    "late": (lambda p: write_midi(Music(make_notes([50.0], [51.0], [60], [60])), p), "no note in its first"),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_a_bad_prompt_is_one_sentence_and_writes_nothing(tmp_path, capsys, case):
+    make, words = PROMPTS[case]
+    make(tmp_path / "prompt.mid")
+    with pytest.raises(UserError, match=words) as error:
+        main(["--prompt", str(tmp_path / "prompt.mid"), "--seconds", "3", "--out", str(tmp_path / "out")])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_users_mistake_shows_no_traceback(tmp_path):
+    done = shell("--prompt", "nowhere.mid", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--temperature", "-1"], ["--top-p", "0"], ["--top-k", "-3"], ["--min-p", "1"],
+                                       ["--seconds", "0"], ["--seconds", "nan"], ["--variations", "0"],
+                                       ["--seed", "-1"], ["--model", "nowhere"]])
+def test_a_bad_setting_is_one_sentence(tmp_path, arguments):
+    with pytest.raises(UserError) as error:
+        main([*arguments, "--out", str(tmp_path / "out")])
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_the_folder_cannot_be_a_file(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        main(["--seconds", "3", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_shipped_folder_is_small_and_complete():
+    names = {p.name for p in MODEL.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokens.json", "README.md"} <= names
+    assert sum(p.stat().st_size for p in MODEL.iterdir()) < 25e6
