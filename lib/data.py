@@ -15,12 +15,13 @@ import csv
 import os
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib import sample
 from lib.download import (
-    DAMAGED, Unreachable, entries, fetch, need_space, only_one, sha256_of, unpack)
+    Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack)
 from lib.errors import UserError, cli, os_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,10 +166,8 @@ def _few(found: list[Performance]) -> list[Performance]:
 def _mark(folder: Path) -> None:
     """Let `muspy.MAESTRODatasetV3` open the folder and the one above; a courtesy, so no error."""
     for place in (folder, folder.parent):
-        try:
+        with suppress(OSError):
             (place / MARK).touch()
-        except OSError:
-            pass
 
 
 def _from_muspy(say) -> None:
@@ -179,7 +178,7 @@ def _from_muspy(say) -> None:
     except ImportError as error:
         raise Unreachable("MusPy is not installed, see requirements.txt") from error
     source = MAESTRODatasetV3._sources["maestro"]
-    with only_one(DATA, say):
+    with only_one(DATA / "maestro-lock", say):
         if (DATA / NAME).is_dir():  # another process was faster
             return
         archive = DATA / source["filename"]
@@ -201,7 +200,7 @@ def _from_zip(archive: Path, say) -> Path:
         note = f"{archive.name}, not the official zip, sha256 {digest[:12]}…\n{digest}"
         say(f"{archive.name} has another checksum than the official zip: its structure, its files' "
             "own checksums and their number are checked instead")
-    with only_one(DATA, say):
+    with only_one(DATA / "maestro-lock", say):
         if not target.is_dir():
             say(f"unpacking {archive.name} into {target.parent.name}/{target.name}")
             _unpack(archive, target, note)
@@ -230,16 +229,13 @@ def _unpack(archive: Path, target: Path, note: str) -> None:
 
 def _same_files(archive: Path, folder: Path) -> bool:
     """Whether every MIDI file and table of the zip is in the folder, with the same bytes."""
-    try:
-        with os_errors(f"read {archive}"), zipfile.ZipFile(archive) as zipped:
-            for name, entry in entries(zipped, archive, (*MIDI, ".csv"), TABLE).items():
-                mine = folder / name
-                if not mine.is_file() or mine.stat().st_size != entry.file_size:
-                    return False
-                if zlib.crc32(mine.read_bytes()) != entry.CRC:
-                    return False
-    except DAMAGED as error:
-        raise UserError(f"{archive} is a damaged zip: get it again") from error
+    with os_errors(f"read {archive}"), reading(archive), zipfile.ZipFile(archive) as zipped:
+        for name, entry in entries(zipped, archive, (*MIDI, ".csv"), TABLE).items():
+            mine = folder / name
+            if not mine.is_file() or mine.stat().st_size != entry.file_size:
+                return False
+            if zlib.crc32(mine.read_bytes()) != entry.CRC:
+                return False
     return True
 
 

@@ -9,24 +9,20 @@ import hashlib
 import os
 import shutil
 import stat
-import struct
 import threading
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib.errors import UserError, explain_os_error, os_errors
 
-CHUNK = 1 << 16  # bytes read at a time
+CHUNK = 1 << 14  # bytes read at a time; a cut loses at most so much
 ANSWER = 8.0  # seconds until a server must have answered at all: no network is found out fast
 TIMEOUT = (5.0, 20.0)  # seconds to connect, seconds of silence that count as a cut
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be different in a moment
 MAX_UNPACKED = 1 << 30  # bytes; MAESTRO's MIDI files take 85 MB
-DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError,
-           RuntimeError, ValueError, OverflowError, MemoryError)  # what zipfile raises on nonsense
 
 
 class Unreachable(UserError):
@@ -38,13 +34,13 @@ class Cut(Exception):
 
 
 @contextmanager
-def only_one(folder: Path, say=print) -> Iterator[None]:
-    """One process at a time inside the block; a second one waits and says so."""
+def only_one(path: Path, say=print) -> Iterator[None]:
+    """One process at a time inside the block, by a lock file; a second one waits and says so."""
     from filelock import FileLock, Timeout
 
-    with os_errors(f"write into {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+    with os_errors(f"write into {path.parent}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -78,11 +74,21 @@ def fetch(url: str, path: Path, *, size: int, sha256: str, tries: int = 5, pause
     A cut is resumed from `path` + ".part" with an HTTP Range, after 1, 2, 4 … `pause` seconds,
     until `tries` attempts in a row brought nothing new. The part stays for the next run.
     """
+    part = path.with_name(path.name + ".part")
+    _must_answer(url, answer)
+    try:
+        _fetch(url, path, part, size, sha256, tries, pause, timeout, say)
+    except KeyboardInterrupt:
+        say(f"the download was stopped at {_progress(part, size)}")
+        raise
+
+
+def _fetch(url: str, path: Path, part: Path, size: int, sha256: str, tries: int, pause: float,
+           timeout: tuple[float, float], say) -> None:
+    """Transfer, prove, and try again where that may help."""
     from tqdm import tqdm
 
-    part = path.with_name(path.name + ".part")
     best, failures, began_fresh = _size(part), 0, not part.exists()
-    _must_answer(url, answer)
     with tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1000, desc=path.name) as bar:
         while True:
             try:
@@ -98,11 +104,9 @@ def fetch(url: str, path: Path, *, size: int, sha256: str, tries: int = 5, pause
                 say(f"cut at {here / 1e6:.1f} MB ({cut}): next try in {wait:g} s")
                 time.sleep(wait)
                 continue
-            except KeyboardInterrupt:
-                say(f"the download was stopped at {_progress(part, size)}")
-                raise
             except OSError as error:
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink()
                 raise UserError(f"could not write {part}: {explain_os_error(error)}") from error
             if sha256_of(part) == sha256:
                 with os_errors(f"write {path}"):
@@ -218,30 +222,36 @@ def unpack(archive: Path, target: Path, *, suffixes: tuple[str, ...], marker: st
     and only then the folder gets its name. Refused: entries that point outside, links, an
     encrypted or damaged zip, more than a gigabyte.
     """
-    work = target.with_name(f".{target.name}.unpacking")
+    work = target.with_name(target.name + ".part")
     try:
         shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
         with os_errors(f"unpack {archive}"):
-            try:
-                with zipfile.ZipFile(archive) as zipped:
-                    wanted = entries(zipped, archive, suffixes, marker)
-                    work.mkdir(parents=True)
-                    need_space(work, sum(e.file_size for e in wanted.values()))
-                    for name, entry in wanted.items():
-                        out = work / name
-                        out.parent.mkdir(parents=True, exist_ok=True)
-                        with zipped.open(entry) as source, out.open("xb") as file:
-                            shutil.copyfileobj(source, file, CHUNK)
-            except DAMAGED as error:
-                raise UserError(f"{archive} is a damaged zip: get it again") from error
-            except OSError as error:
-                if error.errno in (None, errno.EINVAL):  # an offset that points nowhere
-                    raise UserError(f"{archive} is a damaged zip: get it again") from error
-                raise
+            with reading(archive), zipfile.ZipFile(archive) as zipped:
+                wanted = entries(zipped, archive, suffixes, marker)
+                work.mkdir(parents=True)
+                need_space(work, sum(e.file_size for e in wanted.values()))
+                for name, entry in wanted.items():
+                    out = work / name
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    with zipped.open(entry) as source, out.open("xb") as file:
+                        shutil.copyfileobj(source, file, CHUNK)
             check(work)
             os.replace(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def reading(archive: Path) -> Iterator[None]:
+    """A damaged zip inside the block is one sentence; zipfile raises a dozen kinds of error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk, not the zip; without a number it is bzip2, EINVAL a wrong offset
+        raise UserError(f"{archive} is a damaged zip: get it again") from error
 
 
 def entries(zipped: zipfile.ZipFile, archive: Path, suffixes: tuple[str, ...],

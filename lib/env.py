@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lib.errors import UserError, cli, os_errors
+from lib.files import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -140,16 +141,10 @@ def read_results(name: str) -> dict:
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError, never leaves half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os_errors(f"write {path.name}"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _expected_minutes() -> str:
@@ -335,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
         readme = ROOT / "README.md"
         with os_errors("read README.md"):
             text = readme.read_text(encoding="utf-8")
-        write_whole(readme, stamp(text))
+        write_text(readme, stamp(text))
         print("README.md now shows the numbers of data/results")
         return
     check_python()

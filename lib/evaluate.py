@@ -23,7 +23,7 @@ def piece_bits(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
     state is carried from segment to segment. The sum over a piece is exact for the tokens given;
     with byte-pair encoding it is an upper bound for the music, which has other spellings.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     order = sorted(range(len(pieces)), key=lambda i: -pieces[i].length)
     bits = np.zeros(len(pieces))

@@ -211,7 +211,7 @@ def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = 
 
 def main(argv: list[str] | None = None) -> None:
     """Let the Mamba play: a .mid, an .mp3 and a piano roll .png for each variation."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from lib.listen import save_mp3
     from lib.plots import save_roll

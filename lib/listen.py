@@ -10,13 +10,13 @@ import html
 import importlib.util
 import io
 import math
-import os
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from lib.errors import UserError, os_errors
+from lib.errors import UserError
+from lib.files import whole
 from lib.notes import Music, crop, sustain
 
 PEAK = 0.9  # loudest sample after normalising
@@ -45,18 +45,9 @@ def render(music: Music, *, rate: int = 44_100) -> np.ndarray:
 
 def save_mp3(music: Music, path: str | Path, *, rate: int = 44_100) -> None:
     """Write the piece as a mono MP3 (0.3 MB a minute), whole or not at all."""
-    path = Path(path)
     data = mp3_bytes(render(music, rate=rate), rate)
-    part = path.with_name(path.name + ".part")
-    with os_errors(f"write {path}"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            os.replace(part, path)
-        except BaseException:
-            if part.is_file():
-                part.unlink()
-            raise
+    with whole(path) as part:
+        part.write_bytes(data)
 
 
 def player(music: Music, title: str = "", seconds: float | None = None):

@@ -15,7 +15,7 @@ from lib.midi import parse
 NOTE = np.dtype([("start", "f8"), ("end", "f8"), ("pitch", "u1"), ("velocity", "u1")])
 LOWEST, HIGHEST = 21, 108  # the piano's keys, A0 to C8
 SUSTAIN = 64  # MIDI controller number of the sustain pedal
-MAX_MIDI_BYTES = 50_000_000  # far above any piano piece (the longest of MAESTRO has 0.2 MB)
+MAX_MIDI_BYTES = 10_000_000  # far above any piano piece (the longest of MAESTRO has 0.4 MB)
 MAX_SECONDS = 24 * 3600  # a file that claims to last longer is damaged
 
 
@@ -56,7 +56,7 @@ def read_midi(path: str | Path) -> Music:
         raise UserError(f"there is no file {path}: check the name")
     with os_errors(f"read {path}"):
         if path.stat().st_size > MAX_MIDI_BYTES:
-            raise UserError(f"{path} is too large for a MIDI file: give a .mid file under 50 MB")
+            raise UserError(f"{path} is too large for a MIDI file: give a .mid file under 10 MB")
         data = path.read_bytes()
     if not data:
         raise UserError(f"{path} is empty: give a MIDI file with notes")
@@ -97,7 +97,7 @@ def _merge_spans(spans: np.ndarray) -> np.ndarray:
 
 def _pedal_spans(controls: dict[str, np.ndarray], last: float) -> np.ndarray:
     """Rows of (down, up) in seconds from one track's controller events."""
-    mine = controls["number"] == SUSTAIN
+    mine = (controls["number"] == SUSTAIN) & (controls["time"] < MAX_SECONDS)
     time, down = controls["time"][mine].astype("f8"), controls["value"][mine] >= 64
     order = np.argsort(time, kind="stable")
     time, down = time[order], down[order]

@@ -8,12 +8,12 @@ out (`OUTPUT`). Figures are made without pyplot's global state, so they work wit
 import base64
 import html
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
-from lib.errors import UserError, os_errors
+from lib.errors import UserError
+from lib.files import whole
 from lib.notes import Music
 
 INPUT, STATE, OUTPUT = "#0072B2", "#E69F00", "#009E73"
@@ -173,19 +173,10 @@ def _prompt(ax, start: float, split: float, end: float) -> None:
 def save_roll(music: Music, path: str | Path, *, prompt_seconds: float | None = None,
               title: str = "") -> None:
     """Write the piano roll as a PNG, whole or not at all; needs no screen."""
-    path = Path(path)
     ax = piano_roll(music, prompt_seconds=prompt_seconds, title=title)
     data = png_bytes(ax.figure)
-    part = path.with_name(path.name + ".part")
-    with os_errors(f"write {path}"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            os.replace(part, path)
-        except BaseException:
-            if part.is_file():
-                part.unlink()
-            raise
+    with whole(path) as part:
+        part.write_bytes(data)
 
 
 def png_bytes(fig) -> bytes:

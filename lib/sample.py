@@ -72,8 +72,8 @@ def fetch_ten(folder: Path, say=print) -> None:
 
     Raises `Unreachable` (no package index, another archive) or `UserError` (a full disk).
     """
-    work = folder.with_name(f".{folder.name}.unpacking")
-    with only_one(folder.parent, say):
+    work = folder.with_name(folder.name + ".part")
+    with only_one(folder.with_name("maestro-lock"), say):
         if whole(folder):  # another process was faster
             return
         say("fetching ten real performances from MidiTok's source distribution (4 MB, once)")

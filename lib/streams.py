@@ -93,7 +93,7 @@ class Streams:
             return cls(tokens, pieces, index["vocab_size"], index["bos"], index["settings"], folder)
         except FileNotFoundError as error:
             raise UserError(f"no token streams in {folder}: run python -m lib.tokens") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the token streams in {folder} are damaged: delete that folder and run "
                             "python -m lib.tokens") from error
 
@@ -138,7 +138,7 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
     (data/cache by default). It appears whole or not at all. Byte-pair merges are learnt on
     copy 0 of the train split only. Returns (Streams, Tokenizer).
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from lib.data import DATA
     from lib.tokens import TokenConfig, Tokenizer

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from lib.data import Performance, leaking_titles
-from lib.env import RESULTS, provenance, write_whole
+from lib.env import RESULTS, provenance
 from lib.errors import UserError
+from lib.files import whole
 from lib.notes import Music, read_midi
 from lib.tokens import TokenConfig, Tokenizer, round_trip
 
@@ -71,7 +72,9 @@ def base_row(config: TokenConfig, train: list[Music], held_out: list[Music],
            "onset_ms_p95": _round(np.percentile(onset_ms, 95)),
            "duration_ms_median": _round(np.median(duration_ms)),
            "duration_ms_p95": _round(np.percentile(duration_ms, 95)),
-           "notes_kept": round(kept / notes, 5)}
+           "notes_kept": round(kept / notes, 5),
+           "intervals_within_a_step": round(_short_intervals(held_out, config.grid_ms), 4),
+           "order_bits_per_note": round(_order_bits(tokenizer, streams[1]) / notes, 3)}
     return row, tokenizer, *streams
 
 
@@ -98,13 +101,15 @@ def merged_rows(row: dict, base_train: list, base_held_out: list, train: list[Mu
                 raise AssertionError("byte-pair encoding changed the music")
         rows.append(row | {"bpe": size, "vocabulary": tokenizer.vocab_size,
                            "tokens_per_note_train": _ratio(merged[0], train),
-                           "tokens_per_note": _ratio(merged[1], held_out)})
+                           "tokens_per_note": _ratio(merged[1], held_out),
+                           "longest_merge": max(map(len, tokenizer.pieces)),
+                           "merges_of_two_notes": int((tokenizer.notes_of > 1).sum())})
     return rows
 
 
 def survey(train: list[Music], held_out: list[Music], *, progress: bool = True) -> list[dict]:
     """All lines of the table: grids x pedals, then vocabularies at the first and last grid."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     pieces, rows = len(train) + len(held_out), []
     total = pieces * (len(GRIDS) * len(PEDALS) + 2 * len(SIZES))
@@ -139,6 +144,26 @@ def table(rows: list[dict]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("| " + " | ".join(c.rjust(w) if i > 1 else c.ljust(w) for i, (c, w) in
                                        enumerate(zip(line, widths, strict=True))) + " |" for line in lines)
+
+
+def _short_intervals(pieces: list[Music], grid_ms: float) -> float:
+    """Which share of the times from one onset to the next is at most one step of the grid."""
+    gaps = np.concatenate([np.diff(m.notes["start"]) for m in pieces])
+    return float(np.mean(gaps <= grid_ms / 1000))
+
+
+def _order_bits(tokenizer: Tokenizer, streams: list[np.ndarray]) -> float:
+    """Bits that tell in which order the notes of each step are written: log2 k! for k notes.
+
+    MidiTok keeps the order in which they were struck, which nobody hears within a step.
+    """
+    steps = np.array([name.startswith("Position") for (name,) in tokenizer.pieces])
+    bits = np.concatenate(([0.0], np.cumsum(np.log2(np.arange(1, 200)))))
+    total = 0.0
+    for stream in streams:
+        step = np.cumsum(steps[stream])[tokenizer.notes_of[stream] > 0]
+        total += bits[np.minimum(np.unique(step, return_counts=True)[1], 199)].sum()
+    return total
 
 
 def _ratio(streams: list[np.ndarray], pieces: list[Music]) -> float:
@@ -176,5 +201,6 @@ def main(argv: list[str] | None = None) -> None:
         "sample": {name: {"pieces": len(pieces), "notes": sum(len(m.notes) for m in music),
                           "files": [p.path.name for p in pieces]}
                    for name, pieces, music in zip(("train", "held_out"), (train, held_out), musics)}}
-    write_whole(RESULTS / "tokens.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    with whole(RESULTS / "tokens.json", "data/results/tokens.json") as part:
+        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"in data/results/tokens.json: {len(train)} train and {len(held_out)} held-out pieces")

@@ -9,12 +9,15 @@ a token of their own; it is learnt on training pieces only.
 import json
 import logging
 import os
+import sys
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lib.errors import UserError, os_errors
+from lib.errors import UserError
+from lib.files import whole
 from lib.notes import HIGHEST, LOWEST, Music, clip_repeats, crop, make_notes, sustain
 
 BEAT = 0.5  # seconds a quarter note lasts at 120 BPM
@@ -188,20 +191,17 @@ class Tokenizer:
             self.base.complete_sequence(sequence)
             bars += [[self.base._ids_to_bytes([b.ids], as_one_str=True)[0]]
                      for b in sequence.split_per_bars() if len(b)]
-        self.base.train(vocab_size=size, iterator=bars)
+        with _no_blank_lines():
+            self.base.train(vocab_size=size, iterator=bars)
         self._refresh()
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder: MidiTok's file and our settings."""
         folder = Path(folder)
-        with os_errors(f"write the tokenizer to {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / ("part-" + BPE_MODEL)
+        with whole(folder / BPE_MODEL) as part:
             self.base.save(part)
-            os.replace(part, folder / BPE_MODEL)
-            part = folder / (SETTINGS + ".part")
+        with whole(folder / SETTINGS) as part:
             part.write_text(json.dumps(asdict(self.config), indent=1) + "\n")
-            os.replace(part, folder / SETTINGS)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -214,9 +214,29 @@ class Tokenizer:
 
         try:
             config = TokenConfig(**json.loads((folder / SETTINGS).read_text()))
-            return cls(config, REMI(params=folder / BPE_MODEL))
+            base = REMI(params=folder / BPE_MODEL)
+            if base.vocab != _miditok(config).vocab:
+                raise ValueError("the two files disagree")
+            return cls(config, base)
         except Exception as error:
             raise UserError(f"the tokenizer in {folder} is damaged: build it again") from error
+
+
+@contextmanager
+def _no_blank_lines():
+    """The trainer's progress bars print blank lines where there is no terminal: drop them."""
+    if os.isatty(1):
+        yield
+        return
+    sys.stdout.flush()
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def round_trip(tokenizer: Tokenizer, music: Music) -> dict[str, np.ndarray | float]:

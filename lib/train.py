@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from lib.mamba import MambaConfig, MambaLM
 from lib.streams import Piece, Streams
 
 LAST, LOG = "last.safetensors", "log.csv"
+TOKENIZER_FILES = ("tokenizer.json", "tokens.json")
 LOG_FIELDS = ["step", "tokens", "minutes", "lr", "train_bits_per_token", "validation_bits_per_note"]
 
 
@@ -118,7 +120,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def learning_rate(progress: float, config: TrainConfig) -> float:
     """Linear warm-up, then a cosine down to `final_lr`; `progress` goes from 0 to 1."""
     if progress < config.warmup:
-        return config.lr * max(progress, 1e-3) / config.warmup
+        return config.lr * min(1.0, max(progress, 1e-3) / config.warmup)
     x = min(1.0, (progress - config.warmup) / (1 - config.warmup))
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * x)))
 
@@ -271,11 +273,14 @@ class Trainer:
         if bits < self.best:
             self.best = bits
             mamba.save(self.model, self.folder / "best")
+            for name in TOKENIZER_FILES:  # so that `python -m lib.generate --model …/best` plays
+                if self.streams.folder and (self.streams.folder / name).exists():
+                    shutil.copyfile(self.streams.folder / name, self.folder / "best" / name)
         return bits
 
     def run(self, progress: bool = True) -> list[dict]:
         """Train to the end of `steps` or `minutes`; returns the rows of the log."""
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         recent: list[float] = []
         clock = time.monotonic() - self.seconds

@@ -137,7 +137,7 @@ def record(name: str, minutes: float, *, quick: bool, command: str) -> None:
     entry[f"{kind}_minutes"] = round(minutes, 3)
     entry[f"{kind}_run"] = env.provenance(command)
     text = json.dumps(dict(sorted(results.items())), indent=2) + "\n"
-    env.write_whole(env.RESULTS / "notebooks.json", text)
+    env.write_text(env.RESULTS / "notebooks.json", text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         minutes = run(notebook, path, quick=given.quick, timeout=given.timeout)
         if not given.quick:
             clean(notebook, path.stem)
-            env.write_whole(path, nbformat.writes(notebook) + "\n")
+            env.write_text(path, nbformat.writes(notebook) + "\n")
         record(path.stem, minutes, quick=given.quick, command=command)
         size = path.stat().st_size / 1024
         print(f"{minutes:6.2f} minutes, {size:5.0f} KiB", flush=True)
