@@ -67,11 +67,30 @@ def write_back(path: Path, folder: Path) -> None:
     assert np.abs(again.notes["start"] - music.notes["start"]).max() < 0.001  # half a tick, 0.52 ms
 
 
+def tokens(path: Path, _: Path) -> None:
+    """Notes to tokens and back; a piece of hours is cut, as a prompt would be."""
+    music = crop(read_midi(path), 0, 600)
+    back = tokens.tokenizer.decode(tokens.tokenizer.encode(music))
+    assert len(back.notes) <= len(music.notes)
+    assert len(back.notes) > 0 or not len(music.notes)
+
+
+def play(path: Path, folder: Path) -> None:
+    """The command that continues a file: three files, whole, or one sentence and none."""
+    from lib.generate import generate
+
+    music = generate(*play.model, read_midi(path), prompt_seconds=2, seconds=0.3, seed=1)
+    write_midi(music, folder / "played.mid")
+    valid(read_midi(folder / "played.mid"))
+
+
 # HOOK: name, function(path of the input, an empty folder to write into), every how many inputs.
 # A function may raise `UserError` and nothing else; what it writes must be whole.
 TARGETS: list[tuple[str, Callable[[Path, Path], None], int]] = [
     ("read", read, 1),
     ("write_back", write_back, 4),
+    ("tokens", tokens, 2),
+    ("play", play, 3),
 ]
 
 
@@ -188,6 +207,10 @@ def ring(*_) -> None:
 
 def walk(count: int, seed: int, home: Path) -> dict:
     """Every input through every target; the last index is on the disk in case we crash."""
+    from lib.generate import load_model
+    from lib.tokens import Tokenizer
+
+    tokens.tokenizer, play.model = Tokenizer(), load_model()  # loaded once, outside the clock
     good, outcomes, failures, slowest = good_files(home), {}, [], 0.0
     path, out = home / "input.mid", home / "out"
     if hasattr(signal, "SIGPROF"):

@@ -173,7 +173,7 @@ def test_first_code_cell_is_the_same_in_all():
 def test_patterns_find_what_they_should():
     machine = ["see /ho" + "me/ada/x.mid", "'/tm" + "p/x'", "C:\\Users\\ada", "(/us" + "r/lib/x)"]
     assert all(MACHINE_PATH.search(text) for text in machine)
-    fine = ["data/home/x", "https://example.org/home/x", "../work/x", "and/or", "~/work/x"]
+    fine = ["data/home/x", "https://example.org/home/x", "../work/x", "and/or", "~/home/x"]
     assert not any(MACHINE_PATH.search(text) for text in fine)
     picture = base64.b64encode(bytes(range(256)) * 9).decode()
     assert DATA_URI.sub("", f"src='data:image/png;base64,{picture}'") == "src=''"
