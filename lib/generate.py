@@ -22,6 +22,7 @@ from lib.tokens import BAR, BEAT, Tokenizer, first_seconds
 
 MODEL = DATA / "model"
 LONGEST = 3600  # seconds that one call may play
+FINGERS = 10  # keys that may be struck at one instant
 
 # What may follow what in REMI. "start" is BOS; "mark" is the token that stands for no music and
 # that byte-pair encoding writes once, before the first bar.
@@ -35,7 +36,7 @@ class Sampling:
 
     temperature: float = 1.0  # below 1: safer, above 1: wilder; 0 takes the likeliest
     top_k: int = 0  # keep the k likeliest tokens; 0: all
-    top_p: float = 0.98  # keep the likeliest tokens that make up this much probability
+    top_p: float = 0.95  # keep the likeliest tokens that make up this much probability
     min_p: float = 0.0  # drop tokens less likely than this share of the likeliest
 
     def __post_init__(self):
@@ -65,8 +66,8 @@ class Grammar:
     """Keeps a token sequence decodable and knows its clock.
 
     Tokens of merged kinds are looked into: what a token begins with must be allowed after what
-    the last one ended with, positions inside a bar must increase, and no key is struck twice at
-    one instant.
+    the last one ended with, positions inside a bar must increase, and at one instant no key is
+    struck twice and no more than ten are struck.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -86,13 +87,13 @@ class Grammar:
                 if kind == "Bar":
                     bars, position, struck = bars + 1, -1, set()
                 elif kind == "Position":
+                    if position is None:  # the first one must lie behind where the clock stands
+                        first_position[i] = int(name.split("_")[1])
                     position, struck = int(name.split("_")[1]), set()
                 elif kind == "Pitch":
                     struck.add(int(name.split("_")[1]))
                     self.strikes[i, int(name.split("_")[1])] |= position is None
             self.moves.append((bars, position, struck))
-            if kinds[:1] == ["Position"]:
-                first_position[i] = int(names[0].split("_")[1])
         self.first_position = first_position
         self.allowed = {end: torch.tensor([b in kinds for b in begins]) for end, kinds in FOLLOWS.items()}
         self.end, self.bar, self.position, self.struck = "start", -1, -1, set()
@@ -127,6 +128,8 @@ class Grammar:
         good = self.allowed[self.end] & (self.first_position > self.position)
         if self.struck:
             good &= ~self.strikes[:, list(self.struck)].any(1)
+        if len(self.struck) >= FINGERS:
+            good &= ~self.allowed["Position"]  # nothing that begins with another key
         return logits.masked_fill(~good, -torch.inf)
 
 

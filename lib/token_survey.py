@@ -131,7 +131,7 @@ def survey(train: list[Music], held_out: list[Music], *, progress: bool = True) 
 
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, which also reads well in a terminal."""
-    head = ("grid", "pedal", "BPE", "vocabulary", "tokens a note", "… on train", "onset error, ms",
+    head = ("grid", "pedal", "BPE", "vocabulary", "tokens a note", "… in train", "onset error, ms",
             "duration error, ms", "notes kept")
     lines = [head, ("---:", "---", "---:", "---:", "---:", "---:", "---:", "---:", "---:")]
     for r in rows:

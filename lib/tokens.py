@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,13 +51,19 @@ class TokenConfig:
         return round(1000 * BEAT / self.grid_ms)
 
 
+def _import():
+    """MidiTok, without its log and without tqdm's remark that Jupyter has no widgets."""
+    logging.getLogger("miditok").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import miditok
+    return miditok
+
+
 def _miditok(config: TokenConfig):
     """An untrained MidiTok REMI tokenizer with our settings."""
-    logging.getLogger("miditok").setLevel(logging.ERROR)
-    from miditok import REMI, TokenizerConfig
-
-    fine = config.steps
-    return REMI(TokenizerConfig(
+    miditok, fine = _import(), config.steps
+    return miditok.REMI(miditok.TokenizerConfig(
         pitch_range=(LOWEST, HIGHEST),  # MidiTok's upper end is inclusive
         # steps a beat for notes of up to 1 s, 4 s and 16 s: a pedalled bass note rings that long
         beat_res={(0, 2): fine, (2, 8): min(fine, 10), (8, 32): min(fine, 4)},
@@ -209,12 +216,9 @@ class Tokenizer:
         folder = Path(folder)
         if not (folder / BPE_MODEL).is_file() or not (folder / SETTINGS).is_file():
             raise UserError(f"no tokenizer in {folder}: it needs {BPE_MODEL} and {SETTINGS}")
-        logging.getLogger("miditok").setLevel(logging.ERROR)
-        from miditok import REMI
-
         try:
             config = TokenConfig(**json.loads((folder / SETTINGS).read_text()))
-            base = REMI(params=folder / BPE_MODEL)
+            base = _import().REMI(params=folder / BPE_MODEL)
             if base.vocab != _miditok(config).vocab:
                 raise ValueError("the two files disagree")
             return cls(config, base)

@@ -109,6 +109,21 @@ def test_every_token_sequence_decodes_without_an_error(shipped):
                 position = step
 
 
+def test_at_one_instant_ten_keys_are_enough(shipped):
+    tokenizer = shipped[1]
+    single = {t[0]: i for i, t in enumerate(tokenizer.pieces) if len(t) == 1}
+    grammar = Grammar(tokenizer)
+    for name in ("BOS_None", "Bar_None", "Position_0"):
+        grammar.read(single[name])
+    for pitch in range(40, 50):
+        assert torch.isfinite(grammar.mask(torch.zeros(tokenizer.vocab_size))[single[f"Pitch_{pitch}"]])
+        for name in (f"Pitch_{pitch}", "Velocity_63", "Duration_0.10.50"):
+            grammar.read(single[name])
+    masked = grammar.mask(torch.zeros(tokenizer.vocab_size))
+    assert masked[single["Pitch_60"]] == -torch.inf and masked[single["Position_0"]] == -torch.inf
+    assert masked[single["Position_1"]] == 0 and masked[single["Bar_None"]] == 0
+
+
 def test_the_mask_never_forbids_real_music(shipped):
     """Real pieces must be possible: otherwise the model could not continue them."""
     from lib.data import performances
