@@ -18,6 +18,8 @@ from lib.env import provenance
 from lib.errors import UserError
 from lib.evaluate import counting_baselines, interval, piece_bits
 from lib.files import whole
+from lib.generate import generate
+from lib.plots import save_roll
 from lib.streams import Streams
 from lib.tokens import Tokenizer
 from lib.train import LAST, LOG
@@ -121,6 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     shutil.copyfile(args.run / LOG, DATA / "results" / "training_log.csv")
     with whole(args.out / "README.md") as part:
         part.write_text(CARD.format(low=low, high=high, **baselines, **result))
+    music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays
+    save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
     print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "
           f"{result['test_bits_per_note']:.2f} bits a note ({low:.2f} to {high:.2f})")
 

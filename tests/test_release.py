@@ -55,6 +55,7 @@ def test_the_figures_are_those_of_the_stored_model(road, monkeypatch, capsys):
         bits_per_note(model, streams, streams.select("validation")), rel=1e-6)
     assert figures["leaking_titles"] == [["composer", "a"]] and figures["test_pieces_without_leaks"] == 1
     assert figures["params"] == model.parameter_count() and tokenizer.vocab_size == streams.vocab_size
+    assert (home / "data" / "results" / "tour_roll.png").read_bytes()[:4] == b"\x89PNG"
     low, high = figures["test_interval_95"]
     assert low <= figures["test_bits_per_note"] <= high
     card = (out / "README.md").read_text()
