@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib import bench
 from lib.data import performances
+from lib.env import read_results
 from lib.errors import UserError
 from lib.notes import HIGHEST, LOWEST, Music, clip_repeats, crop, make_notes, read_midi, sustain
+from lib.token_survey import GRIDS, PEDALS, SIZES
 from lib.tokens import BAR, TokenConfig, Tokenizer, first_seconds, round_trip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,6 +249,22 @@ def test_nothing_in_nothing_out(trained):
 def test_settings_that_cannot_work_are_one_sentence(wrong):
     with pytest.raises(UserError):
         TokenConfig(**wrong)
+
+
+def test_the_committed_survey_backs_the_default():
+    survey = read_results("tokens")
+    assert {"device", "versions", "command", "seed"} <= set(survey)
+    table = {(r["grid_ms"], r["pedal"], r["bpe"]): r for r in survey["rows"]}
+    assert len(table) == len(GRIDS) * len(PEDALS) + 2 * len(SIZES)
+    chosen = table[TokenConfig.grid_ms, TokenConfig.pedal, TokenConfig.vocab_size]
+    assert chosen["onset_ms_p95"] <= 5 and chosen["notes_kept"] > 0.999
+    assert chosen["duration_ms_p95"] < table[TokenConfig.grid_ms, "drop", None]["duration_ms_p95"] / 10
+
+
+def test_bench_says_what_it_can_measure():
+    for wrong in ([], ["nothing"]):
+        with pytest.raises(UserError, match="measures one of: tokens"):
+            bench.main(wrong)
 
 
 def test_a_prompt_is_the_opening_with_the_pedal_still_ringing(trained):
