@@ -174,7 +174,7 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
 
     tokenizer = Tokenizer(config)
     if config.vocab_size:
-        say(f"learning {config.vocab_size - tokenizer.base_size} merges on the train split")
+        say(f"learning byte-pair merges on the train split, up to {config.vocab_size:,} tokens")
         tokenizer.learn([copies[0][0] for p, copies in results if p.split == "train"])
     pieces, arrays, offset = [], [], 0
     for performance, copies in tqdm(results, desc="merging", unit="piece", disable=not progress):

@@ -109,7 +109,7 @@ class Tokenizer:
         return len(self.base.vocab)
 
     def __repr__(self):
-        merges = self.vocab_size - self.base_size
+        merges = sum(len(names) > 1 for names in self.pieces)  # one further token is a mark, for no music
         return f"Tokenizer({self.base_size} base tokens + {merges} merges, {self.config.grid_ms:g} ms)"
 
     def _score(self, music: Music):
