@@ -50,8 +50,8 @@ subset of whole validation pieces; the test split was evaluated once, after that
 
 Merges were learnt and the model was trained on the official train split only ({pieces} performances,
 and {copies} copies of each, transposed by up to {semitones} semitones, {stretch:.0%} slower or faster, a little
-softer or louder). Five titles of MAESTRO cross its official splits, which is why the test split is
-also quoted without them.
+softer or louder). {leaks} titles cross the official splits, which is why the test split is also quoted
+without them.
 
 ## Licence
 
@@ -116,13 +116,13 @@ def main(argv: list[str] | None = None) -> None:
         "test_pieces_without_leaks": int(clean.sum()), "leaking_titles": sorted(map(list, leaks)),
         "test_baselines": baselines, "bits_per_token": float(bits.sum() / sum(p.length - 1 for p in test)),
         "data": args.data, "pieces": len(streams.select("train")), **settings["augmentation"],
-        **provenance("python -m lib.release", seed=run["config"]["seed"]),
+        **provenance(f"python -m lib.release {args.run} --streams {args.streams}", seed=run["config"]["seed"]),
     }
     with whole(DATA / "results" / "model.json") as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
     shutil.copyfile(args.run / LOG, DATA / "results" / "training_log.csv")
     with whole(args.out / "README.md") as part:
-        part.write_text(CARD.format(low=low, high=high, **baselines, **result))
+        part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), **baselines, **result))
     music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays
     save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
     print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "

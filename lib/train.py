@@ -296,8 +296,9 @@ class Trainer:
                         self.step, self.tokens, round(self.seconds / 60, 3),
                         round(self.optimizer.param_groups[0]["lr"], 7), round(float(np.mean(recent)), 4),
                         round(bits, 4)), strict=True)))
-                    tqdm.write(f"step {self.step}: {np.mean(recent):.3f} bits a token, validation "
-                               f"{bits:.2f} bits a note", file=bar.fp) if progress else None
+                    if progress:
+                        tqdm.write(f"step {self.step}: {np.mean(recent):.3f} bits a token, validation "
+                                   f"{bits:.2f} bits a note", file=bar.fp)
                 if self.step % self.config.save_every == 0 or done:
                     self._save()
                 bar.set_postfix_str(f"step {self.step}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s, "

@@ -1,5 +1,6 @@
 """Claims about lib.train and lib.evaluate: it learns, it resumes exactly, its numbers are right."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -117,6 +118,32 @@ def test_crops_read_on_in_a_piece_and_never_cross_its_end():
             if not jumped[row]:
                 assert tokens[row][0] == previous[row][-1]  # goes on where it stopped
         previous = tokens
+
+
+def loss_by_hand(trainer, state):
+    """Bits per token of the trainer's next batch, from a given state, and which rows jump."""
+    twin = Crops(trainer.streams, trainer.streams.select("train"), trainer.config)
+    twin.load(copy.deepcopy(trainer.crops.position()))
+    tokens, jumped = twin.next()
+    tokens = torch.from_numpy(tokens)
+    with torch.no_grad():
+        logits = trainer.model(tokens[:, :-1].clamp(min=0), state)
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1).item() / math.log(2), jumped
+
+
+@pytest.mark.parametrize("carry", [1, 1000])
+def test_a_row_that_jumps_starts_empty_and_one_that_reads_on_keeps_its_state(tmp_path, carry):
+    config = replace(TINY, batch=1, length=5, carry=carry, lr=0.1)
+    trainer = Trainer(make_streams(), config, tmp_path / "run", device="cpu", say=quiet)
+    seen = set()
+    for _ in range(6):
+        trainer.train_step()
+        empty, jumped = loss_by_hand(trainer, None)
+        kept, _ = loss_by_hand(trainer, [tuple(t.detach() for t in layer) for layer in trainer.state])
+        assert abs(empty - kept) > 1e-6  # the state matters
+        assert trainer.train_step() == pytest.approx(empty if jumped.all() else kept, abs=1e-6)
+        seen.add(bool(jumped.all()))
+    assert (True in seen) if carry == 1 else (False in seen)
 
 
 def test_crops_meet_every_token_of_the_train_split():
