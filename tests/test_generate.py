@@ -124,6 +124,25 @@ def test_at_one_instant_ten_keys_are_enough(shipped):
     assert masked[single["Position_1"]] == 0 and masked[single["Bar_None"]] == 0
 
 
+def test_a_key_is_struck_once_at_an_instant(shipped):
+    tokenizer = shipped[1]
+    single = {t[0]: i for i, t in enumerate(tokenizer.pieces) if len(t) == 1}
+    grammar = Grammar(tokenizer)
+    for name in ("BOS_None", "Bar_None", "Position_0", "Pitch_60", "Velocity_63", "Duration_0.10.50"):
+        grammar.read(single[name])
+    masked = grammar.mask(torch.zeros(tokenizer.vocab_size))
+    assert masked[single["Pitch_60"]] == -torch.inf and masked[single["Pitch_61"]] == 0
+    merged = [i for i, names in enumerate(tokenizer.pieces) if len(names) > 1 and names[0] == "Pitch_60"]
+    assert merged and (masked[merged] == -torch.inf).all()
+    grammar.read(single["Position_1"])
+    assert grammar.mask(torch.zeros(tokenizer.vocab_size))[single["Pitch_60"]] == 0
+
+
+def test_sampling_keeps_to_its_time(shipped):
+    times = [now for _, now in sample(*shipped, np.array([shipped[1].bos], np.uint16), until=4, seed=2)]
+    assert times == sorted(times) and 2 < times[-1] < 4
+
+
 def test_the_mask_never_forbids_real_music(shipped):
     """Real pieces must be possible: otherwise the model could not continue them."""
     from lib.data import performances
