@@ -3,8 +3,10 @@
     h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] x[t]        (Gu and Dao 2023, equation 2)
     y[t] = C[t] h[t] + D x[t],  then y[t] silu(z[t])
 
-Backends: `loop` is the oracle, as short as the equations; `cpu` is a fused C++ kernel that is
-compiled on first use where there is a compiler (`lib.scan_cpu`).
+Backends: `loop` is the oracle, as short as the equations. `parallel` is plain PyTorch and runs on
+any device (`lib.scan_parallel`, notebook 05). `cpu` is a fused C++ kernel, compiled on first use
+where there is a compiler (`lib.scan_cpu`). `triton` is a fused GPU kernel (`lib.scan_triton`,
+notebook 06). `auto` takes the fastest that works here.
 """
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from lib.errors import UserError
 
-BACKENDS = ("loop", "cpu")
+BACKENDS = ("loop", "parallel", "cpu", "triton")
 
 
 def check_shapes(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> None:
@@ -42,7 +44,22 @@ def loop(x, delta, A, B, C, h0):
         Bx_bar = (delta_t * x_t)[..., None] * B_t[:, None]  # (B, D, N)
         h = A_bar * h + Bx_bar
         ys.append((h @ C_t[..., None])[..., 0])  # (B, D)
-    return torch.stack(ys, 1), h
+    return torch.stack(ys, 1) if ys else x, h
+
+
+def choose(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
+    """The fastest backend for tensors of this kind on this machine. May compile, once, and says so."""
+    if device.type == "cpu" and dtype != torch.float64:
+        from lib import scan_cpu
+
+        return "cpu" if scan_cpu.available() else "parallel"
+    if device.type == "cuda" and dtype != torch.float64:
+        try:
+            from lib import scan_triton
+        except ImportError:  # no Triton for this system
+            return "parallel"
+        return "triton" if d_state <= scan_triton.LARGEST_STATE else "parallel"
+    return "parallel"
 
 
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
@@ -55,22 +72,26 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N).
     D, delta_bias: (D,). h0: state before the first step, (B, D, N); zero when None.
     Returns y of shape (B, L, D) in the dtype of `x`, and with `return_last_state` also the
-    state after the last step, (B, D, N), in float32 (float64 for float64 input).
+    state after the last step, (B, D, N), in float32 (float64 for float64 input). The state and all
+    sums are kept in that dtype, whatever `x` is.
     Raises `UserError` for shapes that do not fit or a backend that is not available.
     """
     check_shapes(x, delta, A, B, C, D, z, delta_bias, h0)
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"backend {backend!r} is unknown: choose auto, {', '.join(BACKENDS)}")
     dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
-    if backend == "auto":
+    if 0 in (*x.shape, A.shape[1]):  # nothing to scan: no step of time, no row, no channel or no state
         backend = "loop"
-        if x.device.type == "cpu" and high == torch.float32:
-            from lib import scan_cpu
-
-            backend = "cpu" if scan_cpu.ready() else "loop"
-    if x.shape[1] == 0:
-        last = h0 if h0 is not None else x.new_zeros(x.shape[0], *A.shape, dtype=high)
-        return (x, last) if return_last_state else x
+    if backend == "auto":
+        backend = choose(x.device, high, A.shape[1])
+    if backend == "triton":
+        try:
+            from lib import scan_triton
+        except ImportError as error:
+            raise UserError("backend 'triton' needs the package triton, which is not installed: "
+                            "choose backend 'auto'") from error
+        y, last = scan_triton.fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
+        return (y.to(dtype), last) if return_last_state else y.to(dtype)
     x, delta, A, B, C, D, z, delta_bias, h0 = (
         t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
     if backend == "cpu":
@@ -82,7 +103,12 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
             delta = delta + delta_bias
         if delta_softplus:
             delta = F.softplus(delta)
-        y, last = loop(x, delta, A, B, C, h0)
+        if backend == "parallel":
+            from lib.scan_parallel import parallel
+
+            y, last = parallel(x, delta, A, B, C, h0)
+        else:
+            y, last = loop(x, delta, A, B, C, h0)
         if D is not None:
             y = y + D * x
         if z is not None:
@@ -92,10 +118,31 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
 
 
 def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                   D: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of time, for generation: h (B, D, N), x and delta (B, D), B and C (B, N).
+                   D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,
+                   delta_softplus: bool = False, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """One step of time, for generation: `selective_scan` at L = 1 with the state first.
 
-    `delta` is the step itself, after bias and softplus. Returns y (B, D) and the new h.
+    h: (B, D, N). x, delta, z: (B, D). A: (D, N). B, C: (B, N). D, delta_bias: (D,).
+    Returns y (B, D) and the new h; the old one is left as it was. No gradients flow through the
+    `cpu` backend, so `auto` takes it only where none is asked for.
     """
+    if backend not in ("auto", "loop", "cpu"):
+        raise UserError(f"backend {backend!r} has no single step: choose auto, loop, cpu")
+    if backend == "auto":
+        plain = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
+        tensors = (h, x, delta, A, B, C, D, z, delta_bias)
+        needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        backend = "loop" if needs_grad or not plain else choose(x.device, x.dtype, A.shape[1])
+    if backend == "cpu":
+        from lib import scan_cpu
+
+        return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    if delta_bias is not None:
+        delta = delta + delta_bias
+    if delta_softplus:
+        delta = F.softplus(delta)
     h = torch.exp(delta[..., None] * A) * h + (delta * x)[..., None] * B[:, None]
-    return (h @ C[..., None])[..., 0] + D * x, h
+    y = (h @ C[..., None])[..., 0]
+    if D is not None:
+        y = y + D * x
+    return y if z is None else y * F.silu(z), h

@@ -23,20 +23,24 @@ SOURCE = Path(__file__).with_name("scan_cpu.cpp")
 CACHE = Path(__file__).resolve().parents[1] / "data" / "cache"
 FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fopenmp",
          "-std=c++17", "-shared", "-fPIC", "-w"]
-CHUNK = 32  # steps between two kept states, as in scan_cpu.cpp
+CHUNK, SLAB = 32, 128  # steps between two kept states, channels of a share of work: as in scan_cpu.cpp
 
 
 def _compiler() -> str | None:
     return next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
 
 
+def _processor() -> str:
+    """What this machine's processor can do; code that was compiled for it may crash another."""
+    try:
+        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return platform.processor() + platform.machine()
+
+
 def _target() -> Path:
     """Where this machine's library is kept."""
-    try:
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() + platform.machine()
-    key = "\n".join([SOURCE.read_text(), str(_compiler()), " ".join(FLAGS), cpu, platform.platform()])
+    key = "\n".join([SOURCE.read_text(), str(_compiler()), " ".join(FLAGS), _processor(), platform.platform()])
     return CACHE / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:12]}.so"
 
 
@@ -71,13 +75,20 @@ def _library():
         library = ctypes.CDLL(str(target))
     except OSError:
         return None
-    library.scan_forward.restype = library.scan_backward.restype = None
+    for function in (library.scan_forward, library.scan_backward, library.scan_step):
+        function.restype = None
     return library
 
 
 def ready() -> bool:
     """Whether the kernel is built and loads here. Never compiles."""
     return _library() is not None
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernel can be used here; compiles it if need be. Tries, and says so, once a process."""
+    return ready() or build()
 
 
 def keep_memory() -> None:
@@ -101,19 +112,19 @@ class _Scan(torch.autograd.Function):
     def forward(ctx, x, delta, A, B, C, D, z, bias, softplus, h0):
         batch, length, channels = x.shape
         states = A.shape[1]
-        y, step, last = torch.empty_like(x), torch.empty_like(x), x.new_empty(batch, channels, states)
+        y, last = torch.empty_like(x), x.new_empty(batch, channels, states)
         kept = x.new_empty(batch, -(-length // CHUNK), channels, states)
         ctx.sizes = [ctypes.c_long(n) for n in (batch, length, channels, states)]
-        ctx.softplus = ctypes.c_int(softplus)
-        _library().scan_forward(*map(_address, (x, delta, A, B, C, D, z, bias, h0)), ctx.softplus,
-                                *ctx.sizes, *map(_address, (y, step, kept, last)))
-        ctx.save_for_backward(x, delta, A, B, C, D, z, bias, step, kept)
+        ctx.options = ctypes.c_int(softplus), ctypes.c_int(torch.get_num_threads())
+        _library().scan_forward(*map(_address, (x, delta, A, B, C, D, z, bias, h0)), *ctx.options,
+                                *ctx.sizes, *map(_address, (y, kept, last)))
+        ctx.save_for_backward(x, delta, A, B, C, D, z, bias, kept)
         return y, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, dlast):
-        x, delta, A, B, C, D, z, bias, step, kept = ctx.saved_tensors
+        x, delta, A, B, C, D, z, bias, kept = ctx.saved_tensors
         batch, length, channels = x.shape
         states = A.shape[1]
         dy = dy.contiguous()
@@ -121,19 +132,36 @@ class _Scan(torch.autograd.Function):
         dx, ddelta = torch.empty_like(x), torch.empty_like(x)
         dz = torch.empty_like(z) if z is not None else None
         dA, dh0 = x.new_empty(batch, channels, states), x.new_empty(batch, channels, states)
-        dB, dC, dD = torch.empty_like(B), torch.empty_like(C), x.new_empty(batch, channels)
-        _library().scan_backward(*map(_address, (x, delta, A, B, C, D, z, bias)), ctx.softplus, *ctx.sizes,
-                                 *map(_address, (step, kept, dy, dlast, dx, ddelta, dA, dB, dC, dD, dz, dh0)))
+        slabs = -(-channels // SLAB)
+        dB, dC, dD = B.new_empty(slabs, *B.shape), C.new_empty(slabs, *C.shape), x.new_empty(batch, channels)
+        _library().scan_backward(*map(_address, (x, delta, A, B, C, D, z, bias)), *ctx.options, *ctx.sizes,
+                                 *map(_address, (kept, dy, dlast, dx, ddelta, dA, dB, dC, dD, dz, dh0)))
         dbias = ddelta.sum((0, 1)) if bias is not None else None
-        return (dx, ddelta, dA.sum(0), dB, dC, dD.sum(0) if D is not None else None, dz, dbias, None,
+        return (dx, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0) if D is not None else None, dz, dbias, None,
                 dh0 if ctx.needs_input_grad[9] else None)
 
 
 def scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     """The fused scan, float32 on a CPU; shapes as in `lib.scan.selective_scan`. Returns y, last h."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        raise UserError("backend 'cpu' takes float32 tensors on a CPU: choose backend 'auto'")
-    if not ready() and not build():
-        raise UserError("backend 'cpu' needs a C++ compiler (g++ or clang++): install one, or choose 'loop'")
+    _check(x)
     tensors = [t if t is None else t.contiguous() for t in (x, delta, A, B, C, D, z, delta_bias, h0)]
     return _Scan.apply(*tensors[:8], delta_softplus, tensors[8])
+
+
+def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """One step of time, without gradients; shapes as in `lib.scan.selective_step`. Returns y, new h."""
+    _check(x)
+    x, delta, A, B, C, D, z, delta_bias = (t if t is None else t.detach().float().contiguous()
+                                           for t in (x, delta, A, B, C, D, z, delta_bias))
+    h, y = h.detach().float().clone(memory_format=torch.contiguous_format), torch.empty_like(x)
+    sizes = [ctypes.c_long(n) for n in h.shape]
+    _library().scan_step(*map(_address, (x, delta, A, B, C, D, z, delta_bias)), ctypes.c_int(delta_softplus), *sizes,
+                         _address(h), _address(y))
+    return y, h
+
+
+def _check(x):
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        raise UserError("backend 'cpu' takes float32 tensors on a CPU: choose backend 'auto'")
+    if not available():
+        raise UserError("backend 'cpu' needs a C++ compiler (g++ or clang++): install one, or choose 'parallel'")
