@@ -3,14 +3,21 @@
 Parameter names are the official ones, and a checkpoint is a folder that transformers opens as a
 `MambaForCausalLM`. The model runs in two ways that give the same numbers: `forward` over a whole
 sequence (training, prompts), and `step`, one token at a time from a state of constant size.
+
+Shapes are part of the signatures: B batch, L length, M = d_model, D = d_inner, N = d_state, W = K - 1
+the inputs that the convolution remembers, V the vocabulary. The tests check them at every call
+(jaxtyping).
 """
 
+import functools
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +26,9 @@ from lib.files import whole
 from lib.scan import selective_scan, selective_step
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# One layer's memory: the last K-1 inputs of the convolution (B, K-1, D), the state h (B, D, N).
-State = list[tuple[Tensor, Tensor]]
+# One layer's memory: the last K-1 inputs of the convolution, and the state h
+Memory = tuple[Float[Tensor, "B W D"], Float[Tensor, "B D N"]]
+State = list[Memory]  # one a layer
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,9 @@ class MambaConfig:
     dt_max: float = 0.1
     norm_eps: float = 1e-5
     dropout: float = 0.0  # on each block's output, in training
+    bias: bool = False  # of in_proj and out_proj
+    conv_bias: bool = True
+    tied: bool = True  # the embedding is the output layer too
 
     @property
     def d_inner(self) -> int:
@@ -56,7 +67,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*any M"]) -> Float[Tensor, "*any M"]:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
 
 
@@ -67,13 +78,13 @@ class MambaMixer(nn.Module):
         super().__init__()
         self.config = config
         d_inner, d_state, rank = config.d_inner, config.d_state, config.rank
-        self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=False)
-        self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner)
+        self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=config.bias)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner, bias=config.conv_bias)
         self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
+        self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.bias)
         self.reset()
 
     @torch.no_grad()
@@ -85,46 +96,66 @@ class MambaMixer(nn.Module):
         delta = torch.exp(torch.rand(config.d_inner) * spread + math.log(config.dt_min)).clamp(min=1e-4)
         self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus backwards
         self.out_proj.weight /= math.sqrt(config.n_layer)
+        for linear in (self.in_proj, self.out_proj):
+            if linear.bias is not None:
+                linear.bias.zero_()
 
-    def convolve(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Causal depthwise convolution of x (B, L, D), of which `before` (B, K-1, D) came earlier.
+    def convolve(self, x: Float[Tensor, "B L D"], before: Float[Tensor, "B W D"],
+                 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B W D"]]:
+        """SiLU of the causal depthwise convolution of x, of which `before` came earlier.
 
         Returns the result and the last K-1 inputs, for whoever goes on from here.
         """
         padded = torch.cat([before.to(x.dtype), x], 1)
         taps, length = self.conv1d.weight[:, 0].to(x.dtype), x.shape[1]
-        y = self.conv1d.bias.to(x.dtype)
+        after = padded[:, length:]
+        bias = self.conv1d.bias.to(x.dtype) if self.config.conv_bias else None
+        fast = fast_convolution() if x.is_cuda and length and 2 <= self.config.d_conv <= 4 else None
+        if fast is not None:  # (B, D, L) by views: their kernel reads channels that lie side by side
+            y = fast(x.transpose(1, 2), taps, bias, initial_states=before.to(x.dtype).transpose(1, 2), activation="silu")
+            return y.transpose(1, 2), after
+        y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias
         for k in range(self.config.d_conv):
             y = torch.addcmul(y, padded[:, k : k + length], taps[:, k])
-        return y, padded[:, length:]
+        return F.silu(y), after
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """delta before its bias (…, D), B and C (…, N): the selection, from the input itself."""
+    def split(self, x: Float[Tensor, "*any D"],
+              ) -> tuple[Float[Tensor, "*any D"], Float[Tensor, "*any N"], Float[Tensor, "*any N"]]:
+        """delta before its bias, B and C: the selection, from the input itself."""
         config = self.config
         low, B, C = self.x_proj(x).split([config.rank, config.d_state, config.d_state], -1)
         return F.linear(low, self.dt_proj.weight), B, C
 
-    def forward(self, u: Tensor, state: tuple[Tensor, Tensor], backend: str = "auto"):
-        """u (B, L, d_model) and the layer's state; returns the output and the new state."""
+    def forward(self, u: Float[Tensor, "B L M"], state: Memory, backend: str = "auto",
+                ) -> tuple[Float[Tensor, "B L M"], Memory]:
+        """The layer's output, and its memory after the last position."""
         before, h0 = state
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, D) each
         x, after = self.convolve(x, before)
-        x = F.silu(x)
         delta, B, C = self.split(x)
         y, h = selective_scan(x, delta, -torch.exp(self.A_log.float()), B, C, self.D.float(), z,
                               self.dt_proj.bias.float(), True, h0, True, backend)
         return self.out_proj(y), (after, h)
 
-    def step(self, u: Tensor, state: tuple[Tensor, Tensor]):
-        """One position: u (B, d_model). The same numbers as `forward`, from the state alone."""
+    def step(self, u: Float[Tensor, "B M"], state: Memory) -> tuple[Float[Tensor, "B M"], Memory]:
+        """One position. The same numbers as `forward`, from the memory alone."""
         before, h = state
         x, z = self.in_proj(u).chunk(2, -1)
-        window = torch.cat([before, x[:, None]], 1)  # (B, K, D)
-        x = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self.conv1d.bias)
+        x, after = self.convolve(x[:, None], before)
+        x = x[:, 0]
         delta, B, C = self.split(x)
-        delta = F.softplus(delta + self.dt_proj.bias)
-        y, h = selective_step(h, x, delta, -torch.exp(self.A_log), B, C, self.D)
-        return self.out_proj(y * F.silu(z)), (window[:, 1:], h)
+        y, h = selective_step(h, x, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, True)
+        return self.out_proj(y), (after, h)
+
+
+@functools.cache
+def fast_convolution():
+    """The official CUDA kernel, `causal_conv1d_fn`, or None where it is not installed."""
+    try:
+        from causal_conv1d import causal_conv1d_fn
+    except ImportError:
+        return None
+    return causal_conv1d_fn
 
 
 class MambaBlock(nn.Module):
@@ -138,7 +169,7 @@ class MambaBlock(nn.Module):
 
 
 class MambaLM(nn.Module):
-    """Tokens to logits: embedding, blocks, norm, and the embedding again as the output layer."""
+    """Tokens to logits: embedding, blocks, norm, and the embedding again (or `lm_head`) as the output layer."""
 
     def __init__(self, config: MambaConfig):
         super().__init__()
@@ -148,6 +179,9 @@ class MambaLM(nn.Module):
         self.backbone.layers = nn.ModuleList(MambaBlock(config) for _ in range(config.n_layer))
         self.backbone.norm_f = RMSNorm(config.d_model, config.norm_eps)
         nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            nn.init.normal_(self.lm_head.weight, std=0.02)
 
     @property
     def device(self) -> torch.device:
@@ -163,18 +197,22 @@ class MambaLM(nn.Module):
         return [(zeros(config.d_conv - 1, config.d_inner), zeros(config.d_inner, config.d_state))
                 for _ in range(config.n_layer)]
 
-    def logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.backbone.norm_f(x), self.backbone.embeddings.weight)
+    def logits(self, x: Float[Tensor, "*any M"]) -> Float[Tensor, "*any V"]:
+        head = self.backbone.embeddings if self.config.tied else self.lm_head
+        return F.linear(self.backbone.norm_f(x), head.weight)
 
-    def forward(self, tokens: Tensor, state: State | None = None, *, return_state: bool = False,
-                last_only: bool = False, backend: str = "auto"):
-        """tokens (B, L) to logits (B, L, V), or (B, 1, V) with `last_only`.
+    def forward(self, tokens: Int[Tensor, "..."], state: State | None = None, *, return_state: bool = False,
+                last_only: bool = False, backend: str = "auto",
+                ) -> Float[Tensor, "B _ V"] | tuple[Float[Tensor, "B _ V"], State]:
+        """tokens (B, L) to logits at every position (B, L, V), or at the last (B, 1, V) with `last_only`.
 
         With `state` the sequence goes on from there; `return_state` also gives the state after
         the last token, so that a long piece can be read in segments.
         """
         if tokens.dim() != 2:
             raise UserError(f"the model needs tokens of shape (B, L), not {tuple(tokens.shape)}")
+        if state is not None and len(state) != self.config.n_layer:
+            raise UserError(f"the state has {len(state)} layers, the model {self.config.n_layer}: take `new_state`")
         state = state or self.new_state(len(tokens))
         x = self.backbone.embeddings(tokens).float()
         after = []
@@ -186,14 +224,14 @@ class MambaLM(nn.Module):
         return (logits, after) if return_state else logits
 
     @torch.inference_mode()
-    def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Read a prompt (B, L) at once: logits of the next token (B, V) and the state."""
+    def prefill(self, tokens: Int[Tensor, "B L"], state: State | None = None) -> tuple[Float[Tensor, "B V"], State]:
+        """Read a prompt at once: logits of the next token and the state."""
         logits, state = self(tokens, state, return_state=True, last_only=True)
         return logits[:, -1], state
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read one token a sequence (B,): logits of the next (B, V) and the new state."""
+    def step(self, tokens: Int[Tensor, "B"], state: State) -> tuple[Float[Tensor, "B V"], State]:
+        """Read one token a sequence: logits of the next and the new state."""
         x = self.backbone.embeddings(tokens)
         after = []
         for layer, memory in zip(self.backbone.layers, state):
@@ -213,8 +251,8 @@ def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float
         "hidden_size": config.d_model, "num_hidden_layers": config.n_layer, "state_size": config.d_state,
         "conv_kernel": config.d_conv, "expand": config.expand, "intermediate_size": config.d_inner,
         "time_step_rank": config.rank, "time_step_min": config.dt_min, "time_step_max": config.dt_max,
-        "layer_norm_epsilon": config.norm_eps, "use_bias": False, "use_conv_bias": True,
-        "hidden_act": "silu", "residual_in_fp32": True, "tie_word_embeddings": True,
+        "layer_norm_epsilon": config.norm_eps, "use_bias": config.bias, "use_conv_bias": config.conv_bias,
+        "hidden_act": "silu", "residual_in_fp32": True, "tie_word_embeddings": config.tied,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
@@ -226,20 +264,60 @@ def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
-    """Open a checkpoint folder, in float32. Raises `UserError` when it is missing or damaged."""
+    """Open a checkpoint folder, in float32: ours, transformers' `MambaForCausalLM`, or mamba-ssm's.
+
+    It needs config.json and model.safetensors; pickles (pytorch_model.bin) are never opened.
+    Raises `UserError` when something is missing, damaged or not a Mamba.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    if (folder / "pytorch_model.bin").exists() and not (folder / WEIGHTS).is_file():
+        raise UserError(f"the weights in {folder} are a pickle, which may run code: save them again as {WEIGHTS}")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}")
     try:
         c = json.loads((folder / CONFIG).read_text())
-        config = MambaConfig(c["vocab_size"], c["hidden_size"], c["num_hidden_layers"], c["state_size"],
-                             c["conv_kernel"], c["expand"], c["time_step_rank"], c["time_step_min"],
-                             c["time_step_max"], c["layer_norm_epsilon"])
-        model = MambaLM(config)
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"the checkpoint in {folder} is damaged or not a Mamba of ours: fetch it again") from error
+        model = from_weights(load_file(folder / WEIGHTS), c.get("layer_norm_epsilon", 1e-5))
+        sizes = model.config.vocab_size, model.config.d_model, model.config.n_layer
+        # transformers' names, and mamba-ssm's, which pads the vocabulary up to a multiple
+        said = (c.get("vocab_size"), c.get("hidden_size", c.get("d_model")), c.get("num_hidden_layers", c.get("n_layer")))
+        if "d_model" in c:
+            said = (-(-said[0] // c.get("pad_vocab_size_multiple", 8)) * c.get("pad_vocab_size_multiple", 8), *said[1:])
+        if sizes != said:
+            raise UserError(f"{CONFIG} speaks of sizes {said}, the weights of {sizes}")
+        model.config = replace(model.config, dt_min=c.get("time_step_min", 0.001), dt_max=c.get("time_step_max", 0.1))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, UserError) as error:
+        raise UserError(f"the checkpoint in {folder} is damaged or not a Mamba: fetch it again") from error
     return model.to(device).eval()
+
+
+def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> MambaLM:
+    """A model out of named tensors, ours, transformers' or mamba-ssm's; every size is read off them.
+
+    Raises `UserError` naming the first tensor that is missing or does not fit.
+    """
+    weights = {k.replace("backbone.embedding.", "backbone.embeddings."): v for k, v in weights.items()}
+    embeddings, head = weights.get("backbone.embeddings.weight"), weights.get("lm_head.weight")
+    layer = {k.removeprefix("backbone.layers.0.mixer."): v for k, v in weights.items()}
+    try:
+        d_inner, d_state = layer["A_log"].shape
+        vocab_size, d_model = embeddings.shape
+        config = MambaConfig(
+            vocab_size, d_model, len({k.split(".")[2] for k in weights if k.startswith("backbone.layers.")}), d_state,
+            layer["conv1d.weight"].shape[-1], d_inner // d_model, layer["dt_proj.weight"].shape[1], norm_eps=norm_eps,
+            bias="in_proj.bias" in layer, conv_bias="conv1d.bias" in layer,
+            tied=head is None or torch.equal(head, embeddings))
+    except (KeyError, AttributeError, ValueError) as error:
+        raise UserError(f"these weights are not those of a Mamba language model: {error}") from error
+    model = MambaLM(config)
+    wanted = {k: v.shape for k, v in model.state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in weights or weights[name].shape != shape:
+            found = tuple(weights[name].shape) if name in weights else "nothing"
+            raise UserError(f"the weights need {name} of shape {tuple(shape)}, but hold {found}")
+    if extra := weights.keys() - wanted.keys() - {"lm_head.weight"}:
+        raise UserError(f"the weights hold {min(extra)}, which a Mamba of this kind does not have")
+    model.load_state_dict({k: weights[k].float() for k in wanted})
+    return model.eval()

@@ -10,6 +10,7 @@ notebook 06). `auto` takes the fastest that works here.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,8 +66,8 @@ def choose(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
                    D: Tensor | None = None, z: Tensor | None = None,
                    delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   h0: Tensor | None = None, return_last_state: bool = False,
-                   backend: str = "auto") -> Tensor | tuple[Tensor, Tensor]:
+                   h0: Tensor | None = None, return_last_state: bool = False, backend: str = "auto",
+                   ) -> Float[Tensor, "B L D"] | tuple[Float[Tensor, "B L D"], Float[Tensor, "B D N"]]:
     """The scan of a selective state space model (Gu and Dao 2023, algorithm 2).
 
     x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N).
@@ -117,13 +118,14 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     return (y, last) if return_last_state else y
 
 
-def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                   D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,
-                   delta_softplus: bool = False, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def selective_step(h: Float[Tensor, "B D N"], x: Float[Tensor, "B D"], delta: Float[Tensor, "B D"],
+                   A: Float[Tensor, "D N"], B: Float[Tensor, "B N"], C: Float[Tensor, "B N"],
+                   D: Float[Tensor, "D"] | None = None, z: Float[Tensor, "B D"] | None = None,
+                   delta_bias: Float[Tensor, "D"] | None = None, delta_softplus: bool = False,
+                   backend: str = "auto") -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D N"]]:
     """One step of time, for generation: `selective_scan` at L = 1 with the state first.
 
-    h: (B, D, N). x, delta, z: (B, D). A: (D, N). B, C: (B, N). D, delta_bias: (D,).
-    Returns y (B, D) and the new h; the old one is left as it was. No gradients flow through the
+    Returns y and the new h; the old one is left as it was. No gradients flow through the
     `cpu` backend, so `auto` takes it only where none is asked for.
     """
     if backend not in ("auto", "loop", "cpu"):
