@@ -8,7 +8,7 @@ from importlib import import_module
 
 from lib.errors import UserError, cli
 
-SURVEYS = {"tokens": "lib.token_survey"}  # name: the module whose main(argv) measures it
+SURVEYS = {"tokens": "lib.token_survey", "scan": "lib.scan_bench", "generate": "lib.generate_bench"}  # name: the module whose main(argv) measures it
 
 
 def main(argv: list[str] | None = None) -> None:

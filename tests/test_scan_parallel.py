@@ -9,8 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.errors import UserError
 from lib.scan import loop
-from lib.scan_parallel import (CHUNK_ELEMENTS, METHODS, SHORTEST_CHUNK, blelloch, hillis_steele,
-                               linear_recurrence, parallel)
+from lib.scan_parallel import (
+    CHUNK_ELEMENTS,
+    METHODS,
+    SHORTEST_CHUNK,
+    blelloch,
+    hillis_steele,
+    linear_recurrence,
+    parallel,
+)
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 257]
 SCANS = {"hillis_steele": hillis_steele, "blelloch": blelloch}

@@ -1,0 +1,458 @@
+"""Generation on a CPU, ours and other people's, side by side: `python -m lib.bench generate`.
+
+One sequence, token by token, at growing positions; the sampled token is the likeliest. Times are
+taken in one child process where contenders take turns, memory in another. Writes
+data/results/generate_DEVICE.json and draws it into a PNG of the same name.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib import env, mamba, mamba_cpu, plots
+from lib.errors import UserError, os_errors
+from lib.files import whole
+from lib.scan_bench import slug
+from lib.timing import limit_memory, note, peak_bytes, spread, trim, why
+
+POSITIONS = (512, 2048, 8192, 32768)
+SEGMENT = 4096  # a prompt is read in pieces of this length, so that its memory stays small
+WARM = 3  # tokens before a timing begins
+PREFILL = "the model read random tokens up to there"
+COPIED = "the state that ours has reached there is copied into its cache"
+RANDOM = "its cache is filled with random numbers up to there"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to generate. `begin(position)` gives a function token -> logits of the next, (1, V)."""
+
+    name: str
+    label: str  # as the figure calls it
+    timed: str  # what its timing contains
+    reached: str  # how it comes to a position
+    parameters: int
+    begin: Callable[[int], tuple[Callable[[Tensor], Tensor], Callable[[], int]]]  # and one that counts its cache's bytes
+
+
+# ---- the contenders -----------------------------------------------------------------------
+
+
+class Rivals:
+    """The contenders of one comparison; equal weights for the three Mambas, random ones throughout."""
+
+    def __init__(self, config: mamba.MambaConfig, positions: list[int], tokens: int, seed: int = 0):
+        torch.manual_seed(seed)
+        self.model = mamba.MambaLM(config).eval()
+        self.longest = max(positions) + tokens + WARM + 1
+        self.states: dict[int, mamba.State] = {}
+
+    def state(self, position: int) -> mamba.State:
+        """Ours after `position` random tokens."""
+        if position not in self.states:
+            random = torch.Generator().manual_seed(position)
+            tokens = torch.randint(self.model.config.vocab_size, (1, position), generator=random)
+            state = None
+            for segment in tokens.split(SEGMENT, 1):
+                _, state = self.model.prefill(segment, state)
+            self.states[position] = state
+        return self.states[position]
+
+    def get(self, name: str) -> Contender:
+        """Bring a contender, or raise `UserError` saying why it cannot be had."""
+        return {"stepper": self._stepper, "pytorch": self._pytorch, "transformers_mamba": self._their_mamba,
+                "gpt2": self._gpt2, "gpt2_static": lambda: self._gpt2(static=True)}[name]()
+
+    def _stepper(self) -> Contender:
+        fast = mamba_cpu.Stepper(self.model)
+
+        def begin(position):
+            fast.load(self.state(position))
+            return fast.step, fast.state_bytes
+        return Contender("stepper", "ours, C++", "lib.mamba_cpu.Stepper.step", PREFILL, self.model.parameter_count(), begin)
+
+    def _pytorch(self) -> Contender:
+        def begin(position):
+            state = self.state(position)
+
+            def read(token):
+                nonlocal state
+                logits, state = self.model.step(token, state)
+                return logits
+            return read, lambda: _bytes(t for layer in state for t in layer)
+        return Contender("pytorch", "ours, PyTorch", "lib.mamba.MambaLM.step", PREFILL, self.model.parameter_count(), begin)
+
+    def _their_mamba(self) -> Contender:
+        transformers = _transformers()
+        ours = self.model.config
+        config = transformers.MambaConfig(
+            vocab_size=ours.vocab_size, hidden_size=ours.d_model, num_hidden_layers=ours.n_layer, state_size=ours.d_state,
+            conv_kernel=ours.d_conv, expand=ours.expand, time_step_rank=ours.rank, use_bias=ours.bias,
+            use_conv_bias=ours.conv_bias, layer_norm_epsilon=ours.norm_eps, tie_word_embeddings=ours.tied)
+        model = transformers.MambaForCausalLM(config).eval()
+        model.load_state_dict(self.model.state_dict(), strict=False)  # lm_head is the embedding
+
+        def begin(position):
+            cache = transformers.DynamicCache(config=config)
+            for i, (window, h) in enumerate(self.state(position)):
+                window = torch.nn.functional.pad(window.transpose(1, 2), (1, 0))  # it keeps one input more, unread
+                cache.update_conv_state(window, i, conv_kernel_size=ours.d_conv)
+                cache.update_recurrent_state(h, i)
+            layers = cache.layers
+            return (lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
+                    lambda: _bytes(t for layer in layers for t in (layer.conv_states[0], layer.recurrent_states[0])))
+        return Contender("transformers_mamba", "transformers' Mamba", "its MambaForCausalLM with its cache", COPIED,
+                         _count(model), begin)
+
+    def _gpt2(self, static: bool = False) -> Contender:
+        transformers = _transformers()
+        config, model = self._equal_gpt2(transformers)
+        heads, size = config.n_head, config.n_embd // config.n_head
+
+        def begin(position):
+            cache = (transformers.StaticCache(config=config, max_cache_len=self.longest) if static else
+                     transformers.DynamicCache(config=config))
+            random = torch.Generator().manual_seed(position)
+            for i in range(config.n_layer):
+                cache.update(*torch.randn(2, 1, heads, position, size, generator=random), i)
+            layers = cache.layers
+            return (lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
+                    lambda: _bytes(t for layer in layers for t in (layer.keys, layer.values)))
+        if static:
+            return Contender("gpt2_static", "GPT-2, static cache", "transformers' GPT2LMHeadModel with a StaticCache, long "
+                             "enough for the last position", RANDOM, _count(model), begin)
+        return Contender("gpt2", "GPT-2", "transformers' GPT2LMHeadModel with its DynamicCache", RANDOM, _count(model), begin)
+
+    def _equal_gpt2(self, transformers):
+        """A GPT-2 of our width and number of parameters, its table of positions not counted."""
+        ours, wanted = self.model.config, self.model.parameter_count()
+        width = ours.d_model
+        heads = max(1, width // 64)
+        while width % heads:
+            heads -= 1
+        layers = max(1, round((wanted - ours.vocab_size * width) / (12 * width**2)))
+
+        def build(inner):
+            torch.manual_seed(0)
+            config = transformers.GPT2Config(
+                vocab_size=ours.vocab_size, n_positions=self.longest, n_embd=width, n_layer=layers, n_head=heads,
+                n_inner=inner)
+            return config, transformers.GPT2LMHeadModel(config).eval()
+        found = _count(build(4 * width)[1])  # the rest goes into the width of its feed-forward layers
+        return build(max(1, round(4 * width + (wanted - found) / layers / (2 * width + 1))))
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("transformers is not installed: run pip install 'transformers>=5.24,<6'") from error
+    transformers.logging.set_verbosity_error()  # it would advise kernels that a CPU cannot run
+    return transformers
+
+
+def _count(model) -> int:
+    """Parameters, each once, a GPT-2's table of positions not counted."""
+    return sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
+
+
+def _bytes(tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+NAMES = ("stepper", "pytorch", "transformers_mamba", "gpt2", "gpt2_static")
+
+
+# ---- measuring, each part in a process of its own ------------------------------------------
+
+
+def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
+    """The largest difference of a Mamba's logits from those of `MambaLM.forward`, over eight tokens."""
+    tokens = torch.arange(8) % rivals.model.config.vocab_size
+    read, _ = one.begin(position)
+    found = torch.stack([read(token[None]) for token in tokens], 1)
+    return float((rivals.model(tokens[None], rivals.state(position)) - found).abs().max())
+
+
+@torch.inference_mode()
+def generate(read: Callable[[Tensor], Tensor], tokens: int) -> float:
+    """Milliseconds a token, taking the likeliest each time."""
+    token = torch.zeros(1, dtype=torch.long)
+    for _ in range(WARM):
+        token = read(token).argmax(-1)
+    begin = time.perf_counter()
+    for _ in range(tokens):
+        token = read(token).argmax(-1)
+    return 1e3 * (time.perf_counter() - begin) / tokens
+
+
+@torch.inference_mode()
+def measure(contenders: list[Contender], positions: list[int], *, repeats: int, tokens: int, seconds: float, limit: float,
+            say=note) -> tuple[list[dict], list[dict]]:
+    """Times at each position: rows, and what had to be left out with the reason.
+
+    Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four) where a
+    round would take more than `seconds`; each round starts at the position again. A contender stops
+    for good where a token takes more than `limit` seconds.
+    """
+    rows, cut = [], []
+    for position in sorted(positions):
+        counts, times, sizes = {}, {}, {}
+        for one in contenders:
+            if one.name in {stop["contender"] for stop in cut}:
+                continue
+            try:
+                took = generate(one.begin(position)[0], 1)
+                if took > 1e3 * limit:
+                    raise UserError(f"a token took {took / 1e3:.0f} s (limit {limit:g} s)")
+                counts[one.name], times[one.name] = int(min(tokens, max(4, 1e3 * seconds / took))), []
+                say(f"position {position:6}: {one.label} {took:.2f} ms a token")
+            except (RuntimeError, UserError) as error:
+                cut.append({"contender": one.name, "position": position, "why": why(error)})
+        for _ in range(repeats):
+            for one in [one for one in contenders if one.name in counts]:
+                try:
+                    read, size = one.begin(position)
+                    sizes[one.name] = size()
+                    times[one.name].append(generate(read, counts[one.name]))
+                except RuntimeError as error:
+                    cut.append({"contender": one.name, "position": position, "why": why(error)})
+                    del counts[one.name], times[one.name]
+                read = size = None
+                trim()
+        rows += [{"contender": name, "position": position, **spread(found), "tokens": counts[name],
+                  "tokens_per_second": 1e3 / spread(found)["median_ms"], "cache_bytes": sizes[name]}
+                 for name, found in times.items()]
+    return rows, cut
+
+
+@torch.inference_mode()
+def growth(rivals: Rivals, tokens: int) -> dict:
+    """How far the process's memory rises while ours generates so many tokens, in one go."""
+    read, _ = rivals.get("stepper").begin(1)
+    generate(read, 200)  # what the first calls ever set up is not counted
+    found = peak_bytes(lambda: generate(read, tokens), "cpu")
+    return {"tokens": tokens, "growth_mib": None if found is None else found / 2**20}
+
+
+def child(task: dict) -> dict:
+    """What one process measures; see `_run`."""
+    limit_memory()
+    rivals = Rivals(mamba.MambaConfig(**task["config"]), task["positions"], task["tokens"], task["seed"])
+    if task["task"] == "memory":
+        return growth(rivals, task["memory_tokens"])
+    found: dict = {"contenders": {}, "absent": {}, "checks": {}}
+    contenders = []
+    for name in task["names"]:
+        try:
+            one = rivals.get(name)
+            if not name.startswith("gpt2"):
+                with torch.inference_mode():
+                    found["checks"][name] = check(rivals, one)
+                if not found["checks"][name] < 1e-4:  # some hundred float32 roundings
+                    raise UserError(f"its logits differ from ours by {found['checks'][name]:.1e}")
+            contenders.append(one)
+            found["contenders"][name] = {"label": one.label, "timed": one.timed, "reached": one.reached,
+                                         "parameters": one.parameters}
+        except UserError as error:
+            note(f"without {name}: {error}")
+            found["absent"][name] = str(error)
+    rows, cut = measure(contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")})
+    machine = env.provenance("") | {"threads": torch.get_num_threads(),
+                                    "instructions": torch.backends.cpu.get_cpu_capability()}
+    if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
+        machine["versions"]["transformers"] = version("transformers")
+    return found | {"rows": rows, "cut": cut, "machine": machine}
+
+
+def _run(task: dict) -> dict:
+    """`child(task)` in a process of its own, which cannot see a GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        done = subprocess.run([sys.executable, "-m", "lib.generate_bench", json.dumps(task), answer], check=False, cwd=env.ROOT,
+                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f"measuring {task['task']} ended with code {done.returncode}: try fewer contenders with "
+                            "--only or shorter --positions")
+        return json.loads(answer.read_text())
+
+
+# ---- what the times say -------------------------------------------------------------------
+
+
+def ratios(rows: list[dict], ours: str) -> list[dict]:
+    """How many times as long as `ours` each other contender takes for a token, by medians."""
+    base = {row["position"]: row["median_ms"] for row in rows if row["contender"] == ours}
+    return [{"contender": row["contender"], "position": row["position"], "times": row["median_ms"] / base[row["position"]]}
+            for row in rows if row["contender"] != ours and row["position"] in base]
+
+
+def key_row(result: dict) -> dict:
+    """What the comparison comes down to: our speed, and by how much each other one is slower, by position."""
+    found = {"ours": result["ours"], "tokens_per_second": {}, "times_as_long": {}}
+    for row in result["rows"]:
+        if row["contender"] == result["ours"]:
+            found["tokens_per_second"][str(row["position"])] = round(row["tokens_per_second"])
+            found["state_mib"] = round(row["cache_bytes"] / 2**20, 3)
+    for row in result["ratios"]:
+        found["times_as_long"].setdefault(row["contender"], {})[str(row["position"])] = round(row["times"], 2)
+    if "memory" in result:
+        found["growth_mib"] = result["memory"]["growth_mib"]
+    return found
+
+
+LOOKS = {  # ours in ink, others in colours that have no other meaning in this course
+    "stepper": (plots.INK, "-"), "pytorch": (plots.INK, "--"), "transformers_mamba": (plots.OTHER[1], "-"),
+    "gpt2": (plots.OTHER[0], "-"), "gpt2_static": (plots.OTHER[0], "--")}
+
+
+def draw(result: dict, ax=None):
+    """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    if ax is None:
+        _, ax = plots.figure(height=4.6)
+    ends = []
+    for name, about in result["contenders"].items():
+        mine = sorted((row["position"], *(1e3 / row[q] for q in ("median_ms", "q1_ms", "q3_ms")))
+                      for row in result["rows"] if row["contender"] == name)
+        if mine:
+            positions, middle, high, low = zip(*mine, strict=True)
+            colour, dash = LOOKS[name]
+            ax.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(positions, middle, dash, color=colour, marker="o", markersize=3.5)
+            ends.append((np.log(middle[-1]), positions[-1], about["label"], colour))
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ticks = sorted({row["position"] for row in result["rows"]})
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.34 * max(2, len(ticks))))  # room for the names
+    ax.set_xlabel("tokens in the piece so far")
+    ax.set_ylabel("tokens a second")
+    ax.grid(axis="y", visible=True)
+    low, high = np.log(ax.get_ylim())
+    placed = -np.inf
+    for height, position, label, colour in sorted(ends):  # lift a name that would lie on another
+        placed = max(height, placed + 0.06 * (high - low))
+        ax.annotate(label, (position, np.exp(placed)), xytext=(7, 0), textcoords="offset points", va="center",
+                    color=colour, fontsize=10)
+    with matplotlib.rc_context(plots.STYLE):
+        ax.set_title(_title(result))
+    return ax.figure
+
+
+def _title(result: dict) -> str:
+    """The finding: how much slower the rivals are, at the last position that each reached."""
+    last = {row["contender"]: row for row in sorted(result["ratios"], key=lambda row: row["position"])}
+    parts = [f"{row['times']:,.{0 if row['times'] >= 10 else 1}f} times as fast as "
+             f"{result['contenders'][name]['label']} at position {row['position']:,}"
+             for name, row in last.items() if name in ("transformers_mamba", "gpt2")]
+    return f"Ours: {', '.join(parts)}" if parts else "Generation: tokens a second against position"
+
+
+# ---- command line -------------------------------------------------------------------------
+
+
+def load(device: str = "") -> dict:
+    """The measurement on a device such as "cpu_2_cores" (default: this one); empty if there is none."""
+    return env.read_results(f"generate_{device or slug(env.device_name())}")
+
+
+def table(result: dict) -> str:
+    """The rows in Markdown, which also reads well in a terminal."""
+    times = {(row["contender"], row["position"]): row["times"] for row in result["ratios"]}
+    heads = ("contender", "position", "ms a token", "tokens a second", f"times as long as {result['ours']}",
+             "state or cache, MiB")
+    lines = [heads, ["---"] * len(heads)]
+    for row in sorted(result["rows"], key=lambda row: row["position"]):
+        ratio = times.get((row["contender"], row["position"]))
+        lines.append([row["contender"], f"{row['position']:,}", "{median_ms:.3f} ({q1_ms:.3f}–{q3_ms:.3f}, n={count})".format(**row),
+                      f"{row['tokens_per_second']:,.0f}", "" if ratio is None else f"{ratio:.1f}",
+                      f"{row['cache_bytes'] / 2**20:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; `UserError` where it makes no sense."""
+    def listed(text):
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    parser = argparse.ArgumentParser(prog="python -m lib.bench generate", description=main.__doc__)
+    add = parser.add_argument
+    add("--positions", type=listed, default=POSITIONS, help="positions, with commas between (512,2048,8192,32768)")
+    add("--d-model", type=int, default=256, help="width of the residual (%(default)s)")
+    add("--n-layer", type=int, default=8, help="layers of the Mamba (%(default)s)")
+    add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
+    add("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (%(default)s)")
+    add("--repeats", type=int, default=9, help="rounds (%(default)s)")
+    add("--tokens", type=int, default=128, help="tokens a round (%(default)s)")
+    add("--seconds", type=float, default=2, help="a slow contender gets fewer tokens a round, though four, where they "
+        "would take longer than this (%(default)s)")
+    add("--limit", type=float, default=10, help="a contender stops where a token takes longer than so many seconds (%(default)s)")
+    add("--memory-tokens", type=int, default=32768, help="tokens that ours generates while its memory is watched; 0 for "
+        "no watch (%(default)s)")
+    add("--only", type=listed, default=NAMES, help=f"contenders, with commas between ({','.join(NAMES)})")
+    add("--seed", type=int, default=0, help="of weights and tokens (%(default)s)")
+    add("--output", type=Path, help="the JSON file (default data/results/generate_DEVICE.json)")
+    args = parser.parse_args(argv)
+    try:
+        args.positions = sorted({int(position) for position in args.positions})
+    except ValueError as error:
+        raise UserError("--positions takes whole numbers with commas between, such as 512,2048,8192") from error
+    sizes = (args.d_model, args.n_layer, args.d_state, args.vocab_size, args.repeats, args.tokens)
+    if not args.positions or min(*args.positions, *sizes) < 1 or args.memory_tokens < 0:
+        raise UserError("--positions, --d-model, --n-layer, --d-state, --vocab-size, --repeats and --tokens are sizes: "
+                        "give at least 1 of each")
+    if unknown := [name for name in args.only if name not in NAMES]:
+        raise UserError(f"--only does not know {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba, and a GPT-2 of equal size."""
+    args = _options(argv)
+    config = {"vocab_size": args.vocab_size, "d_model": args.d_model, "n_layer": args.n_layer, "d_state": args.d_state}
+    task = {"config": config, **{name: getattr(args, name) for name in (
+        "positions", "repeats", "tokens", "seconds", "limit", "memory_tokens", "seed")}}
+    found = _run(task | {"task": "time", "names": [name for name in NAMES if name in args.only]})
+    if not found["rows"]:
+        raise UserError(f"nothing could be measured: {'; '.join([*found['absent'].values(), *(c['why'] for c in found['cut'])])}")
+    rows = found["rows"]
+    result = found.pop("machine") | {
+        "command": shlex.join(["python", "-m", "lib.bench", "generate", *(sys.argv[2:] if argv is None else argv)]),
+        "seed": args.seed, "config": config, "positions": args.positions,
+        "ours": next(name for name in NAMES if name in found["contenders"]), **found}
+    result["ratios"] = ratios(rows, result["ours"])
+    if args.memory_tokens and "stepper" in found["contenders"]:
+        note(f"memory over {args.memory_tokens:,} tokens")
+        result["memory"] = _run(task | {"task": "memory"})
+    result["key"] = key_row(result)
+    path = args.output or env.RESULTS / f"generate_{slug(result['device'])}.json"
+    with whole(path, path.name) as part:
+        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole(path.with_suffix(".png")) as part:
+        part.write_bytes(plots.png_bytes(draw(result)))
+    print(table(result))
+    print(json.dumps(result["key"], indent=1))
+    print(f"in {path.name} and {path.with_suffix('.png').name}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    with os_errors("write the answer"):
+        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")

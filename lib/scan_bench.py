@@ -1,0 +1,394 @@
+"""Our scan and other people's, side by side: `python -m lib.bench scan`.
+
+Everything is measured in child processes: memory in one for each contender, time in one for each
+allocator and type of number, where contenders take turns (`lib.timing`). Writes
+data/results/scan_DEVICE.json, and draws it into a PNG of the same name.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lib import env, peers, scan, scan_cpu
+from lib.errors import UserError, os_errors
+from lib.files import whole
+from lib.scan_figures import draw, draw_figure3, picture
+from lib.timing import Contender, exponent, limit_memory, measure, memory, note, stopwatch, why
+
+__all__ = ["draw", "draw_figure3", "load", "main"]
+
+KEY = {"cpu": 1024, "cuda": 2048}  # the length that the comparison is summed up at
+FIGURE3 = 16_384  # the longest there
+BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}  # bytes a second: nine tenths of what the box says
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of the largest entry: some hundred roundings each
+DEFAULTS = {  # a GPU's shape is that of a 1.4 B model; a CPU's fits a laptop's memory
+    "cpu": {"lengths": [2**k for k in range(8, 17)], "batch": 4, "d_inner": 256, "dtype": ["float32"]},
+    "cuda": {"lengths": [2**k for k in range(9, 16)], "batch": 8, "d_inner": 1536, "dtype": ["bfloat16", "float32"]}}
+
+
+# ---- what is measured ---------------------------------------------------------------------
+
+
+def arguments(batch, length, d_inner, d_state, dtype=torch.float32, device="cpu", seed=0) -> dict:
+    """A scan's arguments as a fresh Mamba has them: A = -1 … -N, steps from 0.001 to 0.1."""
+    random = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randn, generator=random)
+    steps = torch.exp(torch.empty(d_inner).uniform_(np.log(1e-3), np.log(0.1), generator=random))
+    found = {"x": draw(batch, length, d_inner), "delta": 0.1 * draw(batch, length, d_inner),
+             "A": -torch.arange(1.0, d_state + 1).repeat(d_inner, 1), "B": draw(batch, length, d_state),
+             "C": draw(batch, length, d_state), "D": torch.ones(d_inner), "z": draw(batch, length, d_inner),
+             "delta_bias": steps + torch.log(-torch.expm1(-steps))}  # softplus of it is `steps`
+    return {name: t.to(device, torch.float32 if name in ("A", "D", "delta_bias") else dtype)
+            for name, t in found.items()}  # the parameters stay in float32, as in mixed precision
+
+
+def _lay_out(given: dict, channels_first: bool = False) -> dict:
+    """Fresh leaves; `channels_first` keeps the shape (B, L, D) and puts (B, D, L) in memory."""
+    def leaf(t):
+        if channels_first and t.dim() == 3:
+            return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2).requires_grad_()
+        return t.clone().requires_grad_()
+    return {name: leaf(t) for name, t in given.items()}
+
+
+def _ours(backend: str) -> Contender:
+    if backend not in scan.BACKENDS:
+        raise UserError(f"lib.scan has no backend {backend!r} here")
+    if backend == "cpu" and not scan_cpu.build(say=note):
+        raise UserError("backend 'cpu' needs a C++ compiler: install g++ or clang++")
+    return Contender(backend, f"ours, {backend}", f"lib.scan.selective_scan(backend={backend!r})",
+                     partial(scan.selective_scan, delta_softplus=True, backend=backend), _lay_out)
+
+
+def _peer(name: str) -> Contender:
+    peer, theirs = peers.PEERS[name], peers.load(name)
+    return Contender(name, peer.label, peer.timed, partial(theirs, delta_softplus=True),
+                     partial(_lay_out, channels_first=peer.channels_first))
+
+
+def _convolution() -> Contender:
+    """A fixed (S4-like) SSM as one long convolution, by FFT of twice the length (no wrapping)."""
+    def call(x, kernel):  # (B, D, L), (D, L)
+        length = x.shape[-1]
+        product = torch.fft.rfft(x, 2 * length) * torch.fft.rfft(kernel, 2 * length)
+        return torch.fft.irfft(product, 2 * length)[..., :length]
+
+    def prepare(given):
+        x = given["x"].transpose(1, 2).float().contiguous()  # the FFT knows no bfloat16
+        return {"x": x.requires_grad_(), "kernel": x[0].clone().detach().requires_grad_()}
+
+    return Contender("convolution", "FFT convolution", "transforms of x and of a kernel of length L, product, "
+                     "inverse transform, in float32", call, prepare)
+
+
+def _attention() -> Contender:
+    def prepare(given):
+        def heads(t):  # (B, L, D) to (B, D/64, L, 64)
+            return t.unflatten(2, (max(1, t.shape[2] // 64), -1)).transpose(1, 2).contiguous().requires_grad_()
+        return {"query": heads(given["x"]), "key": heads(given["delta"]), "value": heads(given["z"])}
+
+    return Contender("attention", "attention", "scaled_dot_product_attention, causal, heads of 64, no projections",
+                     partial(F.scaled_dot_product_attention, is_causal=True), prepare)
+
+
+def names(device: str) -> list[str]:
+    """Every contender on this device, ours first; the first is the one that the ratios are of."""
+    ours = ["cpu", "parallel", "loop"] if device == "cpu" else ["triton", "parallel", "loop"]
+    return ours + [name for name, peer in peers.PEERS.items() if device in peer.devices]
+
+
+def contender(name: str) -> Contender:
+    """Bring a contender by its name, or raise `UserError` saying why it cannot be had."""
+    if name in ("convolution", "attention"):
+        return {"convolution": _convolution, "attention": _attention}[name]()
+    return _peer(name) if name in peers.PEERS else _ours(name)
+
+
+def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
+    """The largest error of output and gradients against the float64 loop, and whose it is."""
+    given = arguments(2, 128, 64, d_state, getattr(torch, dtype), device)
+    weight = torch.randn(2, 128, 64, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def results(call, leaves):
+        y = call(**leaves)
+        found = torch.autograd.grad((y.double() * weight).sum(), leaves.values())
+        return {"y": y.detach(), **{f"d{name}": t for name, t in zip(leaves, found, strict=True)}}
+
+    oracle = partial(scan.selective_scan, delta_softplus=True, backend="loop")
+    exact = results(oracle, _lay_out({name: t.double() for name, t in given.items()}))
+    mine = results(one.call, one.prepare(given))
+    errors = {k: float((mine[k].double() - t).abs().max() / t.abs().max()) for k, t in exact.items()}
+    worst = max(errors, key=lambda k: np.nan_to_num(errors[k], nan=np.inf))
+    return {"error": errors[worst], "of": worst, "ok": errors[worst] < TOLERANCE[dtype]}
+
+
+# ---- child processes ----------------------------------------------------------------------
+
+
+def child(task: dict) -> dict:
+    """One task of the parent, in this process: "compile", "memory" or "time"."""
+    if task["task"] == "compile":
+        scan_cpu.CACHE = Path(task["cache"])  # an empty folder, so that there is something to compile
+        seconds = stopwatch("cpu")(lambda: scan_cpu.build(say=note)) / 1e3
+        if not list(Path(task["cache"]).glob("*.so")):
+            raise UserError("the scan's kernel was not compiled where its time is taken")
+        return {"seconds": seconds}
+    device, dtype = task["device"], task["dtype"]
+    if device == "cpu":
+        limit_memory()
+        if task["allocator"] == "tuned":
+            scan_cpu.keep_memory()
+
+    def given_at(length):
+        return arguments(task["batch"], length, task["d_inner"], task["d_state"], getattr(torch, dtype), device)
+
+    if task["task"] == "memory":
+        return {"rows": memory(contender(task["names"][0]), task["lengths"], given_at, device)}
+    ready, absent, checks = [], {}, {}
+    for name in task["names"]:
+        try:
+            one = contender(name)
+            if name in names(device):
+                checks[name] = found = check(one, task["d_state"], dtype, device)
+                if not found["error"] < TOLERANCE[dtype]:
+                    raise UserError(f"{found['of']} differs from the float64 loop by {found['error']:.1e}")
+            ready.append(one)
+        except (RuntimeError, UserError) as error:
+            absent[name] = why(error)
+            note(f"without {name}: {absent[name]}")
+    options = {key: task[key] for key in ("repeats", "seconds", "limit", "device")}
+    rows, cut = measure(ready, task["lengths"], given_at, **options)
+    return {"rows": rows, "cut": cut, "absent": absent, "checks": checks,
+            "contenders": {one.name: {"label": one.label, "timed": one.timed} for one in ready},
+            "machine": env.provenance("") | {"threads": torch.get_num_threads(),
+                                             "instructions": torch.backends.cpu.get_cpu_capability()}}
+
+
+def _run(task: dict) -> dict:
+    """`child(task)` in a process of its own, which cannot see a GPU unless it is to use one."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.get("device", "cpu") == "cpu" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        done = subprocess.run([sys.executable, "-m", "lib.scan_bench", json.dumps(task | {"cache": folder}), answer],
+                              check=False, cwd=env.ROOT, env={**os.environ, **hidden}, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f"measuring {', '.join(task.get('names', [task['task']]))} ended with code "
+                            f"{done.returncode}: try fewer contenders with --only or shorter --lengths")
+        return json.loads(answer.read_text())
+
+
+# ---- what the times say -------------------------------------------------------------------
+
+
+def ratios(rows: list[dict], ours: str) -> list[dict]:
+    """How many times as long as `ours` each other contender takes, by medians, in the same run."""
+    def place(row):
+        return row["dtype"], row["allocator"], row["length"]
+    base = {place(row): row for row in rows if row["contender"] == ours}
+    kinds = ("forward", "forward_backward")
+    return [{key: row[key] for key in ("contender", "dtype", "allocator", "length")}
+            | {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"] for kind in kinds}
+            for row in rows if row["contender"] != ours and place(row) in base]
+
+
+def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=64) -> dict | None:
+    """Milliseconds that no kernel on an H100 or H200 can beat, or None elsewhere.
+
+    Bytes to move over the bandwidth; exponentials at 16, instructions at 128 a clock on each of 132
+    processors at 1.98 GHz. About 16 instructions a state backward; a float32 state kept every `chunk` steps.
+    """
+    bandwidth = next((speed for name, speed in BANDWIDTH.items() if name in device), None)
+    if bandwidth is None:
+        return None
+    size, narrow, wide = (batch * length * n for n in (d_inner, d_state, d_inner * d_state))
+    e, clock = torch.empty(0, dtype=getattr(torch, dtype)).element_size(), 132 * 1.98e9
+    states = 4 * wide / chunk
+    forward = max((4 * e * size + 2 * e * narrow + states) / bandwidth, size * (d_state + 4) / (16 * clock))
+    backward = max((7 * e * size + (2 * e + 8) * narrow + states) / bandwidth, 16 * wide / (128 * clock))
+    return {"forward": 1e3 * forward, "forward_backward": 1e3 * (forward + backward)}
+
+
+def floor_rows(rows: list[dict], ours: str, device: str, shape: dict) -> list[dict]:
+    """The floors at each length and type of number, and how many times them `ours` takes."""
+    found = []
+    for row in rows:
+        if row["contender"] == ours and (low := floors(device, length=row["length"], dtype=row["dtype"], **shape)):
+            times = {f"{kind}_ratio": row[kind]["median_ms"] / low[kind] for kind in low}
+            found.append({"length": row["length"], "dtype": row["dtype"], "floor_ms": low, **times})
+    return found
+
+
+def key_row(result: dict) -> dict:
+    """What the comparison comes down to: ratios at the key length, memory kept, the exponent."""
+    ours, length = result["ours"], result["key_length"]
+    found = {"length": length, "ours": ours}
+    for row in result["ratios"]:
+        if row["length"] == length:
+            place = found.setdefault(f"{row['dtype']}, {row['allocator']} allocator", {})
+            place[row["contender"]] = {kind: round(row[kind], 2) for kind in ("forward", "forward_backward")}
+    kept = [row for row in result["memory"] if (row["contender"], row["length"]) == (ours, length)]
+    found["kept_bytes_per_element"] = kept[0]["kept_bytes_per_element"] if kept else None
+    found["exponent"] = result["exponents"].get(ours)
+    return found
+
+
+# ---- command line -------------------------------------------------------------------------
+
+
+def load(device: str = "") -> dict:
+    """The measurement on a device such as "cpu_2_cores" (default: this one); empty if there is none."""
+    return env.read_results(f"scan_{device or slug(env.device_name())}")
+
+
+def slug(device: str) -> str:
+    """"CPU, 2 cores" as a part of a file's name: cpu_2_cores."""
+    return "_".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
+
+
+def table(result: dict) -> str:
+    """The rows in Markdown, which also reads well in a terminal."""
+    memory_of = {(row["contender"], row["length"], row["dtype"]): row for row in result["memory"]}
+    heads = ("contender", "length", "type, allocator", "forward ms", "forward + backward ms",
+             "kept, bytes a (b, l, d)", "peak MiB")
+    lines = [heads, ["---"] * len(heads)]
+    for row in result["rows"]:
+        times = ("{median_ms:.2f} ({q1_ms:.2f}–{q3_ms:.2f}, n={count})".format(**row[kind])
+                 for kind in ("forward", "forward_backward"))
+        found = memory_of.get((row["contender"], row["length"], row["dtype"]), {})
+        kept, peak = found.get("kept_bytes_per_element"), found.get("peak_bytes")
+        lines.append([row["contender"], str(row["length"]), f"{row['dtype']}, {row['allocator']}", *times,
+                      "" if kept is None else f"{kept:.2f}", "" if peak is None else f"{peak / 2**20:.0f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line with the device's defaults filled in; `UserError` where it makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m lib.bench scan", description=main.__doc__)
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    add("--lengths", type=_listed, help="lengths, with commas between")
+    add("--batch", type=int, help="sequences at once (CPU 4, GPU 8)")
+    add("--d-inner", type=int, help="channels (CPU 256, GPU 1536)")
+    add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
+    add("--dtype", type=_listed, help="types of number, with commas between (CPU float32, GPU bfloat16,float32)")
+    add("--repeats", type=int, default=15, help="rounds (%(default)s)")
+    add("--seconds", type=float, default=10, help="a slow contender gets fewer rounds, though three, where they would "
+        "take longer than this (%(default)s)")
+    add("--limit", type=float, default=90, help="a contender stops where a call takes longer than so many seconds "
+        "(%(default)s)")
+    add("--only", type=_listed, help="names of contenders, with commas between")
+    add("--allocator", choices=("both", "default", "tuned"), default="both", help="on a CPU: glibc as it is; told to "
+        "keep freed memory, as training does; or tuned, and both at one length (%(default)s)")
+    add("--figure3", action=argparse.BooleanOptionalAction, default=True,
+        help="also attention and a long convolution against length")
+    add("--output", type=Path, help="the JSON file (default data/results/scan_DEVICE.json)")
+    args = parser.parse_args(argv)
+    args.device = args.device or env.choose_device()[0]
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found: leave --device out")
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    try:
+        args.lengths = sorted({int(length) for length in args.lengths})
+    except ValueError as error:
+        raise UserError("--lengths takes whole numbers with commas between, such as 256,512,1024") from error
+    if not args.lengths or min(*args.lengths, args.batch, args.d_inner, args.d_state, args.repeats) < 1:
+        raise UserError("--lengths, --batch, --d-inner, --d-state and --repeats are sizes: give at least 1 of each")
+    for option, given, known in (("--only", args.only, names(args.device)), ("--dtype", args.dtype, list(TOLERANCE))):
+        if unknown := [name for name in given or [] if name not in known]:
+            raise UserError(f"{option} does not know {unknown[0]!r} on a {args.device} device: choose from "
+                            f"{', '.join(known)}")
+    return args
+
+
+def _measure_all(args: argparse.Namespace) -> dict:
+    """Every measurement that the options ask for, one child process after another."""
+    wanted = [name for name in names(args.device) if args.only is None or name in args.only]
+    key = min(args.lengths, key=lambda length: abs(np.log(length / KEY[args.device])))
+    shape = {name: getattr(args, name) for name in ("batch", "d_inner", "d_state")}
+    allocators = ["tuned", "default"] if args.allocator == "both" else [args.allocator]
+    if args.device == "cuda":
+        allocators = ["GPU"]
+    options = {name: getattr(args, name) for name in ("device", "lengths", "repeats", "seconds", "limit")}
+    task = shape | options | {"task": "time", "names": wanted}
+    rows, cut, memory_rows, about = [], [], [], {"contenders": {}, "absent": {}, "checks": {}}
+    for dtype in args.dtype:
+        for allocator in allocators:
+            place = {"dtype": dtype, "allocator": allocator}
+            note(f"time, {dtype}, {allocator} allocator")
+            here = {} if allocator == allocators[0] else {"lengths": [key], "names": list(about["contenders"])}
+            found = _run(task | place | here)
+            rows += [row | place for row in found["rows"]]
+            cut += [row | place for row in found["cut"]]
+            about["contenders"] |= found["contenders"]
+            about["absent"] |= found["absent"]
+            about["checks"] |= {f"{name}, {dtype}": error for name, error in found["checks"].items()}
+        for name in found["contenders"]:
+            lengths = sorted({row["length"] for row in rows if (row["contender"], row["dtype"]) == (name, dtype)})
+            note(f"memory, {dtype}, {name}")
+            if lengths:
+                place = {"task": "memory", "dtype": dtype, "allocator": "default", "names": [name], "lengths": lengths}
+                memory_rows += [row | {"dtype": dtype} for row in _run(task | place)["rows"]]
+    if not rows:
+        reasons = [*about["absent"].values(), *(stop["why"] for stop in cut)]
+        raise UserError(f"nothing could be measured: {'; '.join(reasons)}")
+    result = found["machine"] | {
+        "shape": shape, "dtypes": args.dtype, "allocators": allocators, "key_length": key,
+        "ours": next(name for name in wanted if name in about["contenders"]), **about,
+        "rows": rows, "cut": cut, "memory": memory_rows}
+    result["versions"] |= {peers.PEERS[name].package: peers.version_of(name)
+                           for name in about["contenders"] if name in peers.PEERS}
+    if result["ours"] == "cpu":
+        result["compile_seconds"] = _run({"task": "compile"})["seconds"]
+    if args.figure3:
+        note("figure 3")
+        plain = [name for name in ("loop", "parallel") if name in about["contenders"] and name != result["ours"]]
+        found = _run(task | {"names": [result["ours"], *plain, "convolution", "attention"], "dtype": args.dtype[0],
+                             "allocator": allocators[0], "lengths": [n for n in args.lengths if n <= FIGURE3] or [key]})
+        result["figure3"] = {part: found[part] for part in ("contenders", "rows", "cut")}
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Time our scan and its peers over a range of lengths, with the memory they take."""
+    args = _options(argv)
+    command = shlex.join(["python", "-m", "lib.bench", "scan", *(sys.argv[1:] if argv is None else argv)])
+    result = _measure_all(args) | {"command": command}
+    rows, ours, first = result["rows"], result["ours"], (result["dtypes"][0], result["allocators"][0])
+    result["ratios"] = ratios(rows, ours)
+    result["exponents"] = {}
+    for name in result["contenders"]:
+        line = [(row["length"], row["forward_backward"]["median_ms"]) for row in rows
+                if (row["contender"], row["dtype"], row["allocator"]) == (name, *first)]
+        if len(line) > 1:
+            result["exponents"][name] = exponent(*zip(*line, strict=True))
+    result["floors"] = floor_rows(rows, ours, result["device"], result["shape"])
+    result["key"] = key_row(result)
+    path = args.output or env.RESULTS / f"scan_{slug(result['device'])}.json"
+    with whole(path, path.name) as part:
+        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole(path.with_suffix(".png")) as part:
+        part.write_bytes(picture(result))
+    print(table(result))
+    print(json.dumps(result["key"], indent=1))
+    print(f"in {path.name} and {path.with_suffix('.png').name}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    with os_errors("write the answer"):
+        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
