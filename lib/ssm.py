@@ -136,7 +136,7 @@ def kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> Tensor:
         raise UserError(f"a kernel of {length} steps is no kernel: give a length of 0 or more")
     if is_dense(A_bar, B_bar):
         return _orbit(A_bar, B_bar, length) @ C
-    width = math.isqrt(max(length, 1) - 1) + 1
+    width = math.isqrt(length) or 1
     fine = _orbit(A_bar, torch.ones_like(A_bar), width)
     coarse = _orbit(_power(A_bar, width), C * B_bar, -(-length // width))
     return torch.einsum("i...n,j...n->ij...", coarse, fine).flatten(0, 1)[:length]
@@ -168,7 +168,7 @@ def last_state(A_bar: Tensor, B_bar: Tensor, x: Tensor, h0: Tensor) -> Tensor:
     h = A_bar^L h0 + Σ A_bar^(L-1-k) B_bar x[k], the powers split as in `kernel`. x (B, L, D).
     """
     length = x.shape[1]
-    width = math.isqrt(max(length, 1) - 1) + 1
+    width = math.isqrt(length) or 1
     rows = -(-length // width)
     x = F.pad(x, (0, 0, rows * width - length, 0)).unflatten(1, (rows, width))  # zeros in front: no effect
     one = torch.ones_like(A_bar)

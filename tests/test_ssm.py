@@ -89,14 +89,14 @@ def test_zoh_is_exact_at_any_step_and_euler_explodes(method):
 
 
 def test_phi_is_exact_near_zero_and_so_is_its_gradient():
-    for dtype, tolerance in ((torch.float32, 3e-4), (torch.float64, 1e-12)):  # the quotient's gradient loses eps/z
+    for dtype, close in ((torch.float32, 3e-4), (torch.float64, 1e-12)):  # the quotient's gradient loses eps/z
         z = torch.tensor([0, 1e-8, -9e-4, -1.1e-3, -0.5, -30], dtype=dtype, requires_grad=True)
         high = [(math.expm1(v) / v if v else 1.0, (v * math.exp(v) - math.expm1(v)) / v**2 if abs(v) > 1e-2 else
                  0.5 + v / 3 + v * v / 8 + v**3 / 30) for v in z.tolist()]
         y = ssm.phi(z)
         y.sum().backward()
         torch.testing.assert_close(y, torch.tensor([h[0] for h in high], dtype=dtype))
-        torch.testing.assert_close(z.grad, torch.tensor([h[1] for h in high], dtype=dtype), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(z.grad, torch.tensor([h[1] for h in high], dtype=dtype), rtol=close, atol=close)
     z = torch.tensor([0, 1e-4 + 1e-4j, 9e-4j, 2e-3j, -0.3 + 5j], dtype=torch.complex128, requires_grad=True)
     assert torch.autograd.gradcheck(ssm.phi, z)
 
@@ -213,6 +213,26 @@ def test_hippo_is_a_normal_matrix_and_a_rank_one():
 # S4D
 
 
+def test_s4d_is_its_definition():
+    """Both halves of every conjugate pair, B = 1, in a loop; then D, GELU and the gate."""
+    model, u = layer(), draw(2, 65, 5)
+    A = torch.complex(-model.A_log.exp(), model.A_imag)
+    A, C = (torch.cat([half, half.conj()], -1) for half in (A, torch.view_as_complex(model.C)))
+    system = ssm.discretize(A, torch.ones_like(A), model.log_delta.exp()[:, None])
+    y, _ = ssm.recurrence(*system, C, u)
+    assert A.shape == (5, 6) and y.imag.abs().max() < 1e-12
+    value, gate = model.out_proj(torch.nn.functional.gelu(y.real + model.D * u)).chunk(2, -1)
+    torch.testing.assert_close(model(u), value * torch.sigmoid(gate), **CLOSE)
+
+
+def test_s4d_starts_as_published():
+    model = layer(500, 8)
+    delta = model.log_delta.detach().exp()
+    assert 0.001 <= delta.min() < 0.0011 and 0.09 < delta.max() <= 0.1 and 0.008 < delta.median() < 0.0125
+    torch.testing.assert_close(model.A_imag[3].detach(), math.pi * torch.arange(4, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert model.C.square().sum(-1).mean().item() == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_step_matches_forward(length):
     model, u = layer(), draw(2, length, 5)
@@ -301,7 +321,7 @@ def test_s4d_under_autocast_keeps_its_systems_in_float32():
     model, u = layer(dtype=torch.float32), draw(1, 64, 5, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y, state = model(u, return_state=True)
-        half = model.bfloat16()(u.bfloat16())
+    half = model.bfloat16()(u.bfloat16())
     assert y.dtype == torch.bfloat16 and state.dtype == torch.complex64
     torch.testing.assert_close(y.float(), layer(dtype=torch.float32)(u), rtol=0, atol=0.02)  # bfloat16 has 8 bits
     assert half.dtype == torch.bfloat16 and torch.isfinite(half).all()
