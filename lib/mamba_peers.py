@@ -6,12 +6,7 @@ Nothing is installed, and nothing is put among Python's modules.
 """
 
 import ast
-import hashlib
 import math
-import tarfile
-import tempfile
-import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import peers
-from lib.download import Unreachable, only_one
 from lib.errors import os_errors
-from lib.files import whole
 
 FILE = "mamba_ssm/modules/mamba_simple.py"
 SHA256 = "a17e4c51b582dc0d4d690a649eba521cd0c1ee3dc8f0473a0967cdc9ec0874e3"  # of that file
@@ -68,29 +61,5 @@ def block() -> type[nn.Module]:
 
 
 def block_file(folder: Path | None = None, say=print) -> Path:
-    """The file with the block: of the installed package, else out of its archive, kept in data/cache."""
-    installed = find_spec("mamba_ssm")
-    if installed is not None and installed.origin:
-        return Path(installed.origin).parents[1] / FILE
-    folder = folder or peers.CACHE
-    target = folder / f"{peers.SDIST.replace('==', '-')}-{Path(FILE).name}"
-    with only_one(folder / "mamba-ssm.lock", say), os_errors(f"write into {folder}"):
-        if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != SHA256:
-            say("fetching mamba-ssm's block from its source distribution (0.2 MB, once)")
-            with tempfile.TemporaryDirectory(dir=folder) as work, whole(target) as part:
-                peers._pip_download(Path(work))
-                part.write_bytes(_member(Path(work)))
-    return target
-
-
-def _member(work: Path) -> bytes:
-    """The one file out of the archive in `work`, its bytes proved."""
-    inside = f"{peers.SDIST.replace('-', '_').replace('==', '-')}/{FILE}"
-    try:
-        with tarfile.open(next(work.glob("mamba_ssm-*.tar.gz"))) as tar:
-            content = tar.extractfile(inside).read(1_000_000)
-    except (tarfile.TarError, EOFError, KeyError, AttributeError, StopIteration, zlib.error) as error:
-        raise Unreachable("mamba-ssm's source distribution is damaged or has no block") from error
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise Unreachable("the block in mamba-ssm's source distribution has a wrong checksum")
-    return content
+    """The file with the block; see `lib.peers.archive_file`."""
+    return peers.archive_file(FILE, SHA256, "block", folder, say)

@@ -130,7 +130,7 @@ def kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> Tensor:
     """K[k] = C A_bar^k B_bar, what an impulse leaves k steps later: (L,), or (L, D) for D systems.
 
     For a diagonal system the exponent is split, k = i·width + j, so that the powers in memory are
-    2·√L, not L: the sum over the N states is then one matrix product (S4D, section 3.3, has all L).
+    2·√L, not L: the sum over the N states is then one matrix product.
     """
     if length < 0:
         raise UserError(f"a kernel of {length} steps is no kernel: give a length of 0 or more")
@@ -210,7 +210,7 @@ class S4D(nn.Module):
                             f"not {dt_min} and {dt_max}")
         n = d_state // 2
         self.d_model = d_model
-        # A = -1/2 + iπn (Gu, Gupta et al. 2022, equation 9); the logarithm keeps its real part negative
+        # S4D-Lin: A = -1/2 + iπn; the logarithm keeps its real part negative
         self.A_log = nn.Parameter(torch.full((d_model, n), math.log(0.5)))
         self.A_imag = nn.Parameter(math.pi * torch.arange(n).float().repeat(d_model, 1))
         self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5)  # real and imaginary part

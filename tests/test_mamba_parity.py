@@ -227,7 +227,7 @@ def archive(content, name=f"mamba_ssm-2.3.2.post1/{mamba_peers.FILE}"):
 @pytest.mark.parametrize("bring, words", [(archive(b"other code"), "wrong checksum"), (lambda work: None, "damaged"),
                                           (archive(b"", "elsewhere.py"), "damaged")])
 def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(mamba_peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     monkeypatch.setattr(peers, "_pip_download", bring)
     with pytest.raises(peers.Unreachable, match=words):
         mamba_peers.block_file(tmp_path, say=str)
