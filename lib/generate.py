@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import mamba
+from lib import mamba, mamba_cpu
 from lib.data import DATA
 from lib.errors import UserError
 from lib.notes import Music, read_midi, write_midi
@@ -158,6 +158,7 @@ def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, un
     random = torch.Generator().manual_seed(seed)
     ids = torch.tensor([[int(t) for t in prompt] + bars], device=model.device)
     logits, state = model.prefill(ids)
+    read = mamba_cpu.reader(model, state)
     for _ in range(int(300 * until) + 1000):  # far more tokens than any music has
         p = sampling.probabilities(grammar.mask(logits[0].float().cpu()))
         token = int(torch.multinomial(p, 1, generator=random))
@@ -165,7 +166,7 @@ def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, un
         if grammar.seconds >= until:
             return
         yield token, grammar.seconds
-        logits, state = model.step(torch.tensor([token], device=model.device), state)
+        logits = read(torch.tensor([token], device=model.device))
 
 
 def check_seconds(value: float, name: str) -> None:
