@@ -22,7 +22,7 @@ import numpy as np
 
 from lib.errors import UserError, os_errors
 
-FORMAT = 1  # raise it when the files change their meaning: old caches are then rebuilt
+FORMAT = 2  # raise it when the files change their meaning: old caches are then rebuilt
 TOKENS, INDEX = "tokens.npy", "index.json"
 
 
@@ -121,33 +121,38 @@ def _encode(job, config, augmentation):
     return out
 
 
-def fingerprint(performances, config, augmentation) -> dict:
+def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
     """All that the streams depend on, as JSON; `id` is its hash."""
     files = sorted((p.path.name, p.path.stat().st_size, p.split) for p in performances)
     settings = {"format": FORMAT, "tokens": asdict(config), "augmentation": asdict(augmentation),
                 "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}
+    if tokenizer is not None:
+        settings["merges"] = hashlib.sha256(json.dumps(tokenizer.pieces).encode()).hexdigest()[:16]
     settings["id"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings
 
 
-def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None,
+def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None, tokenizer=None,
           workers: int | None = None, progress: bool = True, say=print):
     """Encode performances into streams, or open the cache of an earlier run.
 
     The cache is a folder named by a hash of every setting and file, beside `folder`'s others
     (data/cache by default). It appears whole or not at all. Byte-pair merges are learnt on
-    copy 0 of the train split only. Returns (Streams, Tokenizer).
+    copy 0 of the train split only, or are those of `tokenizer`, so that a model which knows its
+    tokens can go on learning. Returns (Streams, Tokenizer).
     """
     from tqdm import tqdm
 
     from lib.data import DATA
     from lib.tokens import TokenConfig, Tokenizer
 
-    config = config or TokenConfig()
+    if tokenizer is not None and config is not None and config != tokenizer.config:
+        raise UserError(f"the tokenizer was made with {tokenizer.config}: use those settings, or give none")
+    config = tokenizer.config if tokenizer is not None else config or TokenConfig()
     performances = list(performances)
     if not any(p.split == "train" for p in performances):
         raise UserError("there is no training piece in this list: give pieces of the train split")
-    settings = fingerprint(performances, config, augmentation)
+    settings = fingerprint(performances, config, augmentation, tokenizer)
     cache = Path(folder or DATA / "cache")
     target = cache / f"tokens-{settings['id']}"
     if target.is_dir():
@@ -172,8 +177,8 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
     if not any(p.split == "train" for p, _ in results):
         raise UserError("no training piece could be read: check the files")
 
-    tokenizer = Tokenizer(config)
-    if config.vocab_size:
+    known, tokenizer = tokenizer is not None, tokenizer or Tokenizer(config)
+    if config.vocab_size and not known:
         say(f"learning byte-pair merges on the train split, up to {config.vocab_size:,} tokens")
         tokenizer.learn([copies[0][0] for p, copies in results if p.split == "train"])
     pieces, arrays, offset = [], [], 0
@@ -206,7 +211,7 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
 def main(argv: list[str] | None = None) -> None:
     """`python -m lib.tokens`: build the streams of MAESTRO and say what they are."""
     from lib.data import performances
-    from lib.tokens import TokenConfig
+    from lib.tokens import TokenConfig, Tokenizer
 
     default = TokenConfig()
     parser = argparse.ArgumentParser(prog="python -m lib.tokens", description=main.__doc__)
@@ -216,11 +221,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pedal", choices=["extend", "tokens", "drop"], default=default.pedal)
     parser.add_argument("--vocab-size", type=int, default=default.vocab_size, help="0: no byte-pair encoding")
     parser.add_argument("--copies", type=int, default=Augmentation.copies, help="augmented copies of each train piece")
+    parser.add_argument("--seed", type=int, default=Augmentation.seed, help="of the copies")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer (data/model): its settings and merges, none learnt")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
-    config = TokenConfig(args.grid_ms, args.pedal, args.vocab_size or None)
+    known = Tokenizer.load(args.tokenizer) if args.tokenizer else None
+    config = None if known else TokenConfig(args.grid_ms, args.pedal, args.vocab_size or None)
     found = performances(args.folder, quick=args.quick)
-    streams, tokenizer = build(found, config, Augmentation(copies=max(0, args.copies)), workers=args.workers)
+    augmentation = Augmentation(copies=max(0, args.copies), seed=args.seed)
+    streams, tokenizer = build(found, config, augmentation, tokenizer=known, workers=args.workers)
     print(tokenizer)
     for split in ("train", "validation", "test"):
         mine = streams.select(split)

@@ -115,6 +115,19 @@ def test_merges_come_from_train_pieces_only(found, tmp_path):
     assert make(found, tmp_path, MERGED)[1].pieces != before.pieces
 
 
+def test_a_given_tokenizer_is_used_as_it_is(found, tmp_path):
+    _, known = make(found[:3], tmp_path, MERGED)
+    learnt, _ = make(found, tmp_path, MERGED)
+    reused, tokenizer = build(found, None, ONE, folder=tmp_path / "cache", tokenizer=known, progress=False, workers=1,
+                              say=quiet)
+    assert tokenizer.pieces == known.pieces == Tokenizer.load(reused.folder).pieces
+    piece = reused.select("test")[0]
+    assert reused.stream(piece).tolist() == known.encode(read_midi(found[3].path), end=True).tolist()
+    assert reused.folder != learnt.folder and reused.vocab_size == known.vocab_size
+    with pytest.raises(UserError, match="use those settings, or give none"):
+        build(found, BASE, ONE, folder=tmp_path / "cache", tokenizer=known, say=quiet)
+
+
 def test_several_workers_give_the_same_streams(found, tmp_path):
     many = [Performance(p.path, p.composer, f"{p.title} {i}", p.year, p.split, p.seconds)
             for i in range(5) for p in found]  # more than 20, or one process does it all
