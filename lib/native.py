@@ -1,8 +1,9 @@
 """C++ kernels: compile a source once, keep the library, load it through ctypes.
 
 The libraries are plain C to the outside: they compile in seconds and need no header of torch.
-They are kept in data/cache under a name made of the source, the compiler and the processor's
-features, so that a cache carried to another machine is never loaded there.
+They are kept in data/cache under a name made of the source, the compiler, torch's version (both
+share one OpenMP in a process) and the processor's features, so that a cache carried to another
+machine is never loaded there.
 """
 
 import ctypes
@@ -12,6 +13,8 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+
+import torch
 
 from lib.errors import UserError
 from lib.files import whole
@@ -48,7 +51,7 @@ class Kernel:
     def target(self) -> Path:
         """Where this machine's library is kept."""
         texts = [path.read_text(encoding="utf-8") for path in (self.source, *sorted(LIB.glob("*.h")))]
-        key = "\n".join([*texts, str(compiler()), " ".join(FLAGS), processor(), platform.platform()])
+        key = "\n".join([*texts, str(compiler()), " ".join(FLAGS), torch.__version__, processor(), platform.platform()])
         return CACHE / f"{self.source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.so"
 
     def ready(self) -> bool:

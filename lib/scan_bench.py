@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib import env, peers, scan, scan_cpu
+from lib import env, native, peers, scan, scan_cpu
 from lib.errors import UserError, os_errors
 from lib.files import whole
 from lib.scan_figures import draw, draw_figure3, picture
@@ -138,7 +138,7 @@ def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
 def child(task: dict) -> dict:
     """One task of the parent, in this process: "compile", "memory" or "time"."""
     if task["task"] == "compile":
-        scan_cpu.CACHE = Path(task["cache"])  # an empty folder, so that there is something to compile
+        native.CACHE = Path(task["cache"])  # an empty folder, so that there is something to compile
         seconds = stopwatch("cpu")(lambda: scan_cpu.build(say=note)) / 1e3
         if not list(Path(task["cache"]).glob("*.so")):
             raise UserError("the scan's kernel was not compiled where its time is taken")
@@ -201,7 +201,7 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
             for row in rows if row["contender"] != ours and place(row) in base]
 
 
-def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -> dict | None:
+def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=64) -> dict | None:
     """Milliseconds that no kernel on an H100 or H200 can beat, or None elsewhere.
 
     Bytes to move over the bandwidth; exponentials at 16, instructions at 128 a clock on each of 132
@@ -288,8 +288,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=15, help="rounds (%(default)s)")
     add("--seconds", type=float, default=10, help="a slow contender gets fewer rounds, though three, where they would "
         "take longer than this (%(default)s)")
-    add("--limit", type=float, default=90, help="a contender stops where a call takes longer than so many seconds "
-        "(%(default)s)")
+    add("--limit", type=float, default=20, help="a contender stops where a call takes longer than so many seconds, "
+        "with a second allocator five times as many (%(default)s)")
     add("--only", type=_listed, help="names of contenders, with commas between")
     add("--allocator", choices=("both", "default", "tuned"), default="both", help="on a CPU: glibc as it is; told to "
         "keep freed memory, as training does; or tuned, and both at one length (%(default)s)")
@@ -331,7 +331,8 @@ def _measure_all(args: argparse.Namespace) -> dict:
         for allocator in allocators:
             place = {"dtype": dtype, "allocator": allocator}
             note(f"time, {dtype}, {allocator} allocator")
-            here = {} if allocator == allocators[0] else {"lengths": [key], "names": list(about["contenders"])}
+            here = {} if allocator == allocators[0] else {  # page faults make a call up to five times as long
+                "lengths": [key], "names": list(about["contenders"]), "limit": 5 * args.limit}
             found = _run(task | place | here)
             rows += [row | place for row in found["rows"]]
             cut += [row | place for row in found["cut"]]

@@ -1,63 +1,12 @@
 // The fused selective scan on a CPU: softplus, discretisation, recurrence, C h, D x and gate in
 // one pass. Sixteen channels ride in one vector W. The forward pass keeps one state every CHUNK
 // steps; the backward pass recomputes the states in between. Shapes are those of lib/scan.py.
-#include <cmath>
-#include <cstring>
+#include "simd.h"
 #include <vector>
 
 namespace {
-constexpr int W = 16;      // channels a vector
 constexpr int CHUNK = 32;  // steps between two kept states
 constexpr int SLAB = 128;  // channels of one thread's share of the backward pass
-typedef float vec __attribute__((vector_size(4 * W)));
-typedef int ivec __attribute__((vector_size(4 * W)));
-
-inline vec splat(float a) { return vec{} + a; }  // one broadcast; a loop over lanes is sixteen
-inline vec load(const float* p, int n) {
-  vec v = {};
-  if (n >= W) std::memcpy(&v, p, sizeof v); else for (int i = 0; i < n; i++) v[i] = p[i];
-  return v;
-}
-inline void store(float* p, vec v, int n) {
-  if (n >= W) std::memcpy(p, &v, sizeof v); else for (int i = 0; i < n; i++) p[i] = v[i];
-}
-inline vec clamp(vec v, float low, float high) {
-  vec a = splat(low), b = splat(high);
-  v = v < a ? a : v;
-  return v > b ? b : v;
-}
-// 2^v: the whole part goes into the exponent, the rest (|r| <= 1/2) into a polynomial.
-inline vec exp2v(vec v) {
-  v = clamp(v, -126.f, 126.f);
-  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  vec shifted = v + magic;
-  vec r = v - (shifted - magic);
-  ivec whole; std::memcpy(&whole, &shifted, sizeof whole);
-  vec p = splat(1.5403530e-4f);
-  p = p * r + splat(1.3333558e-3f); p = p * r + splat(9.6181291e-3f);
-  p = p * r + splat(5.5504109e-2f); p = p * r + splat(2.4022651e-1f);
-  p = p * r + splat(6.9314718e-1f); p = p * r + splat(1.f);
-  ivec bits; std::memcpy(&bits, &p, sizeof bits);
-  bits += (whole << 23);
-  std::memcpy(&p, &bits, sizeof p);
-  return p;
-}
-constexpr float LOG2E = 1.44269504f;
-inline vec expv(vec v) { return exp2v(v * splat(LOG2E)); }
-inline vec sigmoid(vec v) { return splat(1.f) / (splat(1.f) + expv(-v)); }
-// log(1 + e^v) = max(v, 0) + log1p(u) with u = e^-|v|, and log1p(u) = 2 atanh(u / (2 + u)).
-inline vec softplus(vec v) {
-  vec zero = {}, positive = v > zero ? v : zero;
-  vec u = expv(v > zero ? -v : v), q = u / (splat(2.f) + u), q2 = q * q;
-  vec p = splat(2.f / 13);
-  for (int k = 11; k > 0; k -= 2) p = p * q2 + splat(2.f / k);
-  return positive + p * q;
-}
-inline float total(vec v) {
-  float s[W]; std::memcpy(s, &v, sizeof s);
-  for (int half = W / 2; half; half /= 2) for (int i = 0; i < half; i++) s[i] += s[i + half];
-  return s[0];
-}
 
 struct Sizes { long batch, length, channels, states; };
 inline long chunks(const Sizes& s) { return (s.length + CHUNK - 1) / CHUNK; }

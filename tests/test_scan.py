@@ -3,18 +3,17 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib import scan_cpu
+from lib import native
 from lib.errors import UserError
 from lib.scan import BACKENDS, choose, selective_scan, selective_step
 
 LENGTHS = (1, 2, 63, 64, 65, 257)
-HAVE_COMPILER = scan_cpu._compiler() is not None
+HAVE_COMPILER = native.compiler() is not None
 needs_compiler = pytest.mark.skipif(not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built")
 on_the_cpu = pytest.mark.parametrize("backend", ["parallel", pytest.param("cpu", marks=needs_compiler)])
 ORDER = ("x", "delta", "A", "B", "C", "D", "z", "delta_bias", "h0")
@@ -275,7 +274,7 @@ def test_step_and_cpu_refuse_what_they_cannot_do():
 
 def in_a_fresh_process(code, cache, **environment):
     """Run `code` where the compiled kernels are kept in `cache`; returns what it printed."""
-    start = f"import pathlib, torch\nfrom lib import scan, scan_cpu\nscan_cpu.CACHE = pathlib.Path({str(cache)!r})\n"
+    start = f"import pathlib, torch\nfrom lib import native, scan\nnative.CACHE = pathlib.Path({str(cache)!r})\n"
     return subprocess.run([sys.executable, "-c", start + code], check=True, capture_output=True, text=True,
                           env=os.environ | environment).stdout
 
@@ -289,7 +288,7 @@ torch.testing.assert_close(y, scan.selective_scan(one, one, A, B, B, backend="lo
 
 def test_without_a_compiler_one_sentence_and_plain_pytorch(tmp_path):
     """`auto` works and says so once; `cpu` says what to do."""
-    printed = in_a_fresh_process("scan_cpu._compiler = lambda: None" + USE + USE + """
+    printed = in_a_fresh_process("native.compiler = lambda: None" + USE + USE + """
 from lib.errors import UserError
 try: scan.selective_scan(one, one, A, B, B, backend="cpu")
 except UserError as e: assert "compiler" in str(e)
@@ -305,55 +304,3 @@ def test_a_compiler_that_fails_is_one_sentence_and_plain_pytorch(tmp_path):
     printed = in_a_fresh_process(USE + USE, tmp_path / "cache", CXX=str(broken))
     assert printed.count("could not compile") == 1
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-@needs_compiler
-def test_the_first_use_compiles_once_and_says_so(tmp_path):
-    assert in_a_fresh_process(USE, tmp_path).count("compiling the fused CPU scan") == 1
-    assert in_a_fresh_process(USE, tmp_path) == ""
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@needs_compiler
-def test_a_build_that_was_killed_never_blocks_the_next(tmp_path):
-    """A compiler that hangs is killed half way, with its caller; the next use builds as if nothing had been."""
-    slow, started = tmp_path / "slow", tmp_path / "started"
-    slow.write_text(f"#!/bin/sh\nfor a; do last=$a; done\necho half > \"$last\"\ntouch {started}\nexec sleep 60\n")
-    slow.chmod(0o755)
-    cache = tmp_path / "cache"
-    code = f"import pathlib\nfrom lib import scan_cpu\nscan_cpu.CACHE = pathlib.Path({str(cache)!r})\nscan_cpu.build()"
-    build = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"CXX": str(slow)}, start_new_session=True,
-                             stdout=subprocess.DEVNULL)
-    try:
-        while not started.exists():
-            assert build.poll() is None
-            time.sleep(0.01)
-    finally:
-        os.killpg(build.pid, 9)
-        build.wait()
-    assert "compiling" in in_a_fresh_process(USE, cache)
-
-
-@needs_compiler
-def test_the_cache_is_keyed_by_source_compiler_and_processor(tmp_path, monkeypatch):
-    """A library that was built for another machine is another file: it is never loaded here."""
-    names = {scan_cpu._target().name}
-    monkeypatch.setattr(scan_cpu, "_compiler", lambda: "another")
-    names.add(scan_cpu._target().name)
-    monkeypatch.setattr(scan_cpu, "_processor", lambda: "another")
-    names.add(scan_cpu._target().name)
-    changed = tmp_path / "scan_cpu.cpp"
-    changed.write_text(scan_cpu.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(scan_cpu, "SOURCE", changed)
-    names.add(scan_cpu._target().name)
-    assert len(names) == 4
-
-
-@needs_compiler
-def test_a_damaged_library_is_built_again(tmp_path):
-    """A cached library that does not load must not stop anybody."""
-    in_a_fresh_process("""
-scan_cpu._target().write_bytes(b"half a library")
-assert scan_cpu.build(lambda text: None) and scan_cpu.ready()
-assert [p.name for p in scan_cpu.CACHE.iterdir()] == [scan_cpu._target().name]
-""", tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import bench, env, scan_bench, scan_cpu, timing
+from lib import bench, env, native, scan_bench, scan_cpu, timing
 from lib.errors import UserError
 from lib.timing import Contender
 
@@ -266,7 +266,7 @@ def test_a_contender_that_is_wrong_is_not_timed(same_process, monkeypatch):
     assert found["absent"] == {"loop": "dA differs from the float64 loop by 5.0e-01"} and not found["rows"]
 
 
-@pytest.mark.skipif(scan_cpu._compiler() is None, reason="no C++ compiler here: nothing to time")
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler here: nothing to time")
 def test_child_process_compiles_into_an_empty_folder_and_answers():
     """A task the way the command runs it, in a process of its own; it complains where nothing was compiled."""
     assert scan_bench._run({"task": "compile"})["seconds"] > 0.1
