@@ -201,7 +201,7 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
             for row in rows if row["contender"] != ours and place(row) in base]
 
 
-def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=64) -> dict | None:
+def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -> dict | None:
     """Milliseconds that no kernel on an H100 or H200 can beat, or None elsewhere.
 
     Bytes to move over the bandwidth; exponentials at 16, instructions at 128 a clock on each of 132

@@ -148,7 +148,7 @@ def test_ratios_are_of_medians_of_the_same_length_type_and_allocator():
 
 @pytest.mark.parametrize("dtype, forward, backward", [("bfloat16", 120, 193), ("float32", 143, 245)])
 def test_floors_of_an_h100_are_those_worked_out_on_paper(dtype, forward, backward):
-    low = scan_bench.floors("NVIDIA H100 80GB HBM3", 8, 2048, 1536, 16, dtype)
+    low = scan_bench.floors("NVIDIA H100 80GB HBM3", 8, 2048, 1536, 16, dtype, chunk=64)
     assert 1e3 * low["forward"] == pytest.approx(forward, rel=0.01)
     assert 1e3 * low["forward_backward"] == pytest.approx(forward + backward, rel=0.01)
     assert scan_bench.floors("CPU, 2 cores", 8, 2048, 1536, 16, dtype) is None
