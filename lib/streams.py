@@ -190,7 +190,8 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
             arrays.append(ids.astype(np.uint16))
             offset += len(ids)
     index = {"settings": settings, "vocab_size": tokenizer.vocab_size, "bos": int(tokenizer.bos),
-             "pieces": [asdict(p) for p in pieces]}
+             "pieces": [asdict(p) for p in pieces],
+             "names": [" ".join(names) for names in tokenizer.pieces]}  # so that a machine without MidiTok knows them
     with os_errors(f"write token streams to {cache}"):
         cache.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache))

@@ -1,41 +1,23 @@
 """Claims about lib.train and lib.evaluate: it learns, it resumes exactly, its numbers are right."""
 
 import copy
-import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from made_up import TINY, make_streams, quiet, store
 from torch.nn import functional as F
 
 from lib import mamba
 from lib.errors import UserError
 from lib.evaluate import bits_per_note, counting_baselines, piece_bits
 from lib.mamba import MambaConfig, MambaLM
-from lib.streams import Piece, Streams
-from lib.train import (Crops, TrainConfig, Trainer, choose_precision, learning_rate, parameter_groups,
+from lib.recipe import recompute
+from lib.rehearsal import plan, rehearse
+from lib.train import (PRESETS, Crops, Trainer, choose_precision, learning_rate, main, parameter_groups,
                        validation_pieces)
-
-TINY = TrainConfig(d_model=16, n_layer=1, d_state=4, batch=3, length=20, steps=12, minutes=100, lr=1e-2,
-                   eval_every=6, eval_tokens=200, save_every=4)
-
-
-def make_streams(vocab=11, lengths=(70, 41, 20, 90), splits=("train", "train", "validation", "test")):
-    """Made-up streams: token 1 begins a piece, 2 ends it, the rest counts upwards and around."""
-    pieces, arrays, offset = [], [], 0
-    for i, (length, split) in enumerate(zip(lengths, splits)):
-        body = 3 + (np.arange(length - 2) + 5 * i) % (vocab - 3)
-        arrays.append(np.concatenate([[1], body, [2]]).astype(np.uint16))
-        pieces.append(Piece(f"piece{i}", "composer", f"title{i}", split, 0, offset, length, length // 3, 10.0))
-        offset += length
-    return Streams(np.concatenate(arrays), pieces, vocab, 1, {"id": "made-up"})
-
-
-def quiet(*args, **kwargs):
-    pass
-
 
 def test_training_learns_a_sequence_that_can_be_learnt(tmp_path):
     streams = make_streams()
@@ -65,44 +47,14 @@ def test_resuming_is_as_if_it_had_never_stopped(tmp_path):
 
 def test_a_run_leaves_a_log_a_best_checkpoint_and_no_rubbish(tmp_path):
     log = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet).run(progress=False)
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["best", "last.safetensors", "log.csv"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".lock", "best", "last.safetensors", "log.csv", "previous.safetensors"]
     best = mamba.load(tmp_path / "run" / "best")
     streams = make_streams()
     bits = bits_per_note(best, streams, validation_pieces(streams, TINY.eval_tokens))
     assert bits == pytest.approx(min(row["validation_bits_per_note"] for row in log), abs=1e-3)
     lines = (tmp_path / "run" / "log.csv").read_text().splitlines()
     assert len(lines) == 1 + len(log) and lines[0].startswith("step,tokens,minutes")
-
-
-@pytest.mark.parametrize("change, words", [("exists", "--resume"), ("damaged", "damaged"), ("data", "token streams"),
-                                           ("size", "d_model")])
-def test_a_run_that_cannot_go_on_is_one_sentence(tmp_path, change, words):
-    folder, streams, config = tmp_path / "run", make_streams(), TINY
-    Trainer(streams, TINY, folder, device="cpu", say=quiet)._save()
-    before = (folder / "last.safetensors").read_bytes()
-    if change == "damaged":
-        before = before[:500]
-        (folder / "last.safetensors").write_bytes(before)
-    elif change == "data":
-        streams = replace(streams, settings={"id": "other"})
-    elif change == "size":
-        config = replace(TINY, d_model=18)
-    with pytest.raises(UserError, match=words) as error:
-        Trainer(streams, config, folder, device="cpu", resume=change != "exists", say=quiet)
-    assert "\n" not in str(error.value)
-    assert (folder / "last.safetensors").read_bytes() == before  # nothing lost
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
-    trainer = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet)
-    trainer.train_step()
-    trainer._save()
-    before = (tmp_path / "run" / "last.safetensors").read_bytes()
-    with torch.no_grad():
-        trainer.model.backbone.embeddings.weight.fill_(math.nan)
-    with pytest.raises(UserError, match="no longer a number"):
-        trainer.run(progress=False)
-    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 
 def test_crops_read_on_in_a_piece_and_never_cross_its_end():
@@ -205,10 +157,110 @@ def test_bits_of_no_piece_is_one_sentence():
         bits_per_note(None, make_streams(), [])
 
 
-def test_the_checkpoint_of_a_run_is_plain_data(tmp_path):
-    """No pickle: the file opens with safetensors, its facts are JSON."""
-    from safetensors import safe_open
+@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"recompute": True}, {"accumulate": 3, "recompute": True}])
+def test_less_memory_gives_the_same_run(tmp_path, changes):
+    """A batch read in parts, blocks computed again: the same losses, to the rounding of sums in another order."""
+    streams = make_streams()
+    plain, thrifty = (Trainer(streams, replace(TINY, **c), tmp_path / str(bool(c)), device="cpu", say=quiet)
+                      for c in ({}, changes))
+    for _ in range(8):
+        assert thrifty.train_step() == pytest.approx(plain.train_step(), abs=1e-5)
+    assert thrifty.tokens == plain.tokens and len(thrifty.state[0][0]) == TINY.batch
 
-    Trainer(make_streams(), TINY, tmp_path, device="cpu", say=quiet)._save()
-    with safe_open(tmp_path / "last.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["run"])["step"] == 0
+
+def test_recomputing_keeps_less_between_forward_and_backward():
+    def kept(recomputed):
+        model = MambaLM(MambaConfig(11, 32, 2))
+        if recomputed:
+            recompute(model)
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t, lambda t: t):
+            model(torch.zeros(2, 200, dtype=torch.long))
+        return sum(sizes.values())
+    assert kept(True) < 0.6 * kept(False)
+
+
+def test_resuming_brings_back_dropout_and_the_log(tmp_path):
+    """The same rows of the log, the mean training loss included, from a stop between two validations."""
+    streams, config = make_streams(), replace(TINY, dropout=0.3)
+    straight = Trainer(streams, config, tmp_path / "a", device="cpu", say=quiet).run(progress=False)
+    broken = Trainer(streams, config, tmp_path / "b", device="cpu", say=quiet)
+    broken.run(progress=False, watch=lambda run: setattr(run, "stop_asked", run.step == 4))
+    assert broken.step == 5 and not broken.finished, "it was asked to stop, and saved"
+    torch.manual_seed(99)
+    again = Trainer(streams, config, tmp_path / "b", device="cpu", resume=True, say=quiet).run(progress=False)
+    timeless = lambda log: [{k: v for k, v in row.items() if k != "minutes"} for row in log]  # noqa: E731
+    assert timeless(again) == timeless(straight)
+
+
+def test_a_rehearsal_tells_the_cost_and_leaves_no_trace(tmp_path):
+    streams, config = make_streams(), replace(TINY, dropout=0.3)
+    plain = Trainer(streams, config, tmp_path / "a", device="cpu", say=quiet)
+    losses = [plain.train_step() for _ in range(6)]
+    rehearsed = Trainer(streams, config, tmp_path / "b", device="cpu", say=quiet)
+    for at in range(6):
+        if at in (0, 3):
+            found = rehearse(rehearsed)
+            assert found["tokens_per_second"] > 0 and found["bytes"] > 0 and found["steps"] <= config.steps
+        assert rehearsed.train_step() == losses[at]
+    assert rehearsed.tokens == plain.tokens
+
+
+def test_everything_is_said_before_the_start(tmp_path):
+    trainer = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet)
+    text = plan(trainer)
+    for name, value in asdict(TINY).items():
+        assert f"{name}={value}" in text
+    for word in (f"{trainer.model.parameter_count():,} parameters", "training tokens", "minutes", "GiB"):
+        assert word in text
+
+
+def test_training_stops_early_when_validation_no_longer_falls(tmp_path):
+    trainer = Trainer(make_streams(), replace(TINY, steps=100, eval_every=1, patience=3), tmp_path / "run", device="cpu",
+                      say=quiet)
+    bits = iter([9.0, 8.0, 8.5, 8.1, 8.0, 7.0])
+    trainer.validate = lambda: next(bits)
+    assert [row["validation_bits_per_note"] for row in trainer.run(progress=False)] == [9.0, 8.0, 8.5, 8.1, 8.0]
+    assert trainer.finished and trainer.progress < 1
+
+
+@pytest.mark.parametrize("changes, words", [({"batch": 0}, "batch=0"), ({"dropout": 1.0}, "dropout"), ({"lr": math.nan}, "lr"),
+                                            ({"transpose": -1}, "transpose"), ({"accumulate": 2}, "equal parts")])
+def test_a_choice_that_makes_no_sense_is_one_sentence(changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        replace(TINY, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_every_preset_can_be_built_and_the_large_one_is_large():
+    sizes = {name: MambaLM(MambaConfig(1024, p.d_model, p.n_layer, p.d_state)).parameter_count() for name, p in PRESETS.items()}
+    assert set(sizes) == {"quick", "laptop", "colab", "h100"} and 10e6 < sizes["h100"] < 30e6
+    large = PRESETS["h100"]
+    assert large.batch * large.length * large.steps == pytest.approx(600e6, rel=0.02)
+
+
+def test_the_command_line_overrides_any_field_resumes_and_starts_from_weights(tmp_path, capsys):
+    streams = make_streams()
+    store(streams, tmp_path / "streams")
+    line = ["--preset", "quick", "--device", "cpu", "--streams", str(tmp_path / "streams"), "--steps", "4", "--d-model", "16",
+            "--n-layer", "1", "--length", "16", "--minutes", "5", "--copies", "no", "--eval-every", "2"]
+    main([*line, "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "d_model=16" in said and "copies=False" in said and "expected:" in said and "best validation" in said
+    main([*line, "--out", str(tmp_path / "run"), "--resume", "--steps", "6"])
+    assert "resuming at step 4" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--resume"):
+        main([*line, "--out", str(tmp_path / "run")])
+    main([*line[:8], "--minutes", "5", "--length", "16", "--out", str(tmp_path / "next"), "--init", str(tmp_path / "run" / "best")])
+    said = capsys.readouterr().out
+    assert "d_model=16" in said and '"steps"' in said, "the checkpoint's sizes, and what it had learnt"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_sixteen_bits_train_too(tmp_path, dtype):
+    trainer = Trainer(make_streams(), replace(TINY, precision=dtype, steps=80), tmp_path / "run", device="cpu", say=quiet)
+    first = trainer.train_step()
+    trainer.run(progress=False)
+    assert trainer.losses[-1] < first / 2 and trainer.model.backbone.embeddings.weight.dtype == torch.float32
+    assert trainer.scaler.is_enabled() == (dtype == "fp16")
