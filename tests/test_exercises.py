@@ -1,0 +1,66 @@
+"""Claims about the exercises: the stub fails its check, the folded solution passes it, both in a moment.
+
+An exercise is a Markdown cell with stars, minutes, two folded hints and a folded solution, and right after it a code cell
+with its imports, the stub and the check. That cell stands alone, so nothing else of the notebook has to run.
+"""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from lib.exercises import attempt
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+SOLUTION = re.compile(r"<details><summary>Solution</summary>\s*```python\n(.*?)```\s*</details>", re.DOTALL)
+STUB = re.compile(r"^(?:@triton\.jit\n)?def .*\n(?:    .*\n)*?    \.\.\.\n", re.MULTILINE)
+
+
+def exercises():
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell, after in zip(cells, cells[1:], strict=False):
+            text, code = "".join(cell["source"]), "".join(after["source"])
+            if cell["cell_type"] == "markdown" and SOLUTION.search(text):
+                yield pytest.param(text, code, id=f"{path.stem}-{cell['id']}")
+
+
+ALL = list(exercises())
+
+
+def outcome(code, tmp_path, capsys):
+    """What the cell prints, run alone (as a file, because Triton reads the source of its kernels)."""
+    path = tmp_path / "exercise.py"
+    path.write_text(code, encoding="utf-8")
+    capsys.readouterr()
+    runpy.run_path(str(path))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text, code", ALL)
+def test_stub_fails_and_solution_passes(text, code, tmp_path, capsys):
+    if "triton" in code:
+        pytest.importorskip("triton", reason="no Triton for this system")
+    solution = SOLUTION.search(text)[1]
+    solved, stubs = STUB.subn(lambda _: solution, code)
+    assert stubs == 1, "one stub, whose body is a docstring and '...'"
+    assert outcome(code, tmp_path, capsys).startswith("not yet: ")
+    assert outcome(solved, tmp_path, capsys) == "solved\n"
+
+
+@pytest.mark.parametrize("text, code", ALL)
+def test_exercise_says_what_it_is(text, code):
+    assert re.search(r"\*\*\d · [^*]+\*\* ★{1,3} · \d+ minutes\.", text)
+    assert len(re.findall(r"<details><summary>Hint \d</summary>.+?</details>", text, re.DOTALL)) == 2
+    assert "attempt(check_" in code and '"""' in code
+
+
+def test_attempt_says_what_is_missing(capsys):
+    def wrong():
+        assert False, "two is not three"
+
+    assert attempt(lambda: None) and not attempt(wrong) and not attempt(lambda: [][1])
+    assert capsys.readouterr().out.splitlines() == [
+        "solved", "not yet: AssertionError: two is not three", "not yet: IndexError: list index out of range"]
