@@ -28,7 +28,7 @@ from lib.timing import Contender, exponent, limit_memory, measure, memory, note,
 __all__ = ["draw", "draw_figure3", "load", "main"]
 
 KEY = {"cpu": 1024, "cuda": 2048}  # the length that the comparison is summed up at
-FIGURE3 = 16_384  # the longest there
+FIGURE3 = 16_384  # the longest there, and where memory is measured
 BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}  # bytes a second: nine tenths of what the box says
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of the largest entry: some hundred roundings each
 DEFAULTS = {  # a GPU's shape is that of a 1.4 B model; a CPU's fits a laptop's memory
@@ -340,7 +340,8 @@ def _measure_all(args: argparse.Namespace) -> dict:
             about["absent"] |= found["absent"]
             about["checks"] |= {f"{name}, {dtype}": error for name, error in found["checks"].items()}
         for name in found["contenders"]:
-            lengths = sorted({row["length"] for row in rows if (row["contender"], row["dtype"]) == (name, dtype)})
+            lengths = sorted({row["length"] for row in rows if (row["contender"], row["dtype"]) == (name, dtype)
+                              and row["length"] <= max(key, FIGURE3)})  # bytes a step are the same from there on
             note(f"memory, {dtype}, {name}")
             if lengths:
                 place = {"task": "memory", "dtype": dtype, "allocator": "default", "names": [name], "lengths": lengths}
