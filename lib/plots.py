@@ -191,17 +191,24 @@ def png_bytes(fig) -> bytes:
     return small.getvalue()
 
 
-def show(fig, alt: str) -> None:
-    """Show a figure in a notebook as an image with alternative text, and close it."""
-    import sys
-
-    from IPython.display import HTML, display
+def image(fig, alt: str):
+    """A figure as an image with alternative text, for display in a notebook."""
+    from IPython.display import HTML
 
     if not alt.strip():
         raise ValueError("a figure needs alt text: say what it shows in a sentence")
     source = base64.b64encode(png_bytes(fig)).decode()
     width = round(fig.get_figwidth() * 72)
-    display(HTML(f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%" '
-                 f'src="data:image/png;base64,{source}">'))
+    return HTML(f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%" '
+                f'src="data:image/png;base64,{source}">')
+
+
+def show(fig, alt: str) -> None:
+    """Show a figure in a notebook as an image with alternative text, and close it."""
+    import sys
+
+    from IPython.display import display
+
+    display(image(fig, alt))
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
