@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import mamba
+from lib import checkpoints, mamba
 from lib.data import DATA, leaking_titles
 from lib.env import provenance
 from lib.errors import UserError
@@ -34,7 +34,7 @@ piece or starts one from nothing.
 |---|---|
 | architecture | Mamba (Gu and Dao 2023): {n_layer} layers, d_model {d_model}, d_state {d_state}, tied embeddings |
 | files | `config.json` and `model.safetensors` in float16, as transformers' `MambaForCausalLM` reads them; `tokenizer.json` (MidiTok), `tokens.json` |
-| trained on | {device}, {precision} matrix products, {hours:.2f} hours, {steps:,} steps, {tokens_seen:,} tokens |
+| trained on | {device}, {precision} matrix products, {hours:.2f} hours, {steps:,} steps, {tokens_seen:,} tokens{before} |
 | validation, whole pieces | {validation_bits_per_note:.2f} bits per note |
 | test, whole pieces | {test_bits_per_note:.2f} bits per note (95 % interval over pieces {low:.2f} to {high:.2f}) |
 | test without the titles that cross splits | {test_bits_per_note_without_leaks:.2f} bits per note |
@@ -68,6 +68,15 @@ from it and carry the same terms: name the source, no commercial use, share alik
 """
 
 
+def earlier(init: dict | None) -> str:
+    """What the card says of the weights that a run started from, and how much training was behind them."""
+    if not init:
+        return ""
+    known = (f"{init['hours']:.2f} hours, {init['steps']:,} steps, {init['tokens']:,} tokens" if "steps" in init
+             else "training that is not known")
+    return f"; started from the weights in {init['folder']}, which had had {known}"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Store a run's best checkpoint as the shipped model, and measure it."""
     parser = argparse.ArgumentParser(prog="python -m lib.release", description=main.__doc__)
@@ -76,13 +85,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=DATA / "model", help="folder of the model (default: data/model)")
     parser.add_argument("--data", required=True, help="one honest sentence on where the MIDI files come from")
     args = parser.parse_args(argv)
-    from safetensors import safe_open
-
     streams = Streams.load(args.streams)
     if not (args.run / LAST).is_file():
         raise UserError(f"{args.run} is no folder of a run: it needs {LAST}")
-    with safe_open(args.run / LAST, "pt") as file:
-        run = json.loads(file.metadata()["run"])
+    run = checkpoints.read(args.run)[1]
+    init = run.get("init")
+    if init is None and run["config"].get("init"):  # some earlier runs name a folder in their configuration
+        init = checkpoints.history(Path(run["config"]["init"]))  # asked now: it may be the folder that is replaced
     if run["settings"] != streams.settings:
         raise UserError(f"{args.streams} are not the token streams that {args.run} was trained on")
     mamba.save(mamba.load(args.run / "best"), args.out, dtype=torch.float16)
@@ -107,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         "steps": best["step"], "hours": best["minutes"] / 60, "tokens_seen": best["tokens"],
         "train_notes_seen": round(best["tokens"] * sum(p.notes for p in streams.select("train"))
                                   / sum(p.length for p in streams.select("train"))),
-        "precision": run["config"]["precision"], "training": run["config"],
+        "precision": run["config"]["precision"], "training": run["config"], "init": init,
         "validation_bits_per_note": float(validation_bits.sum() / sum(p.notes for p in validation)),
         "validation_pieces": len(validation),
         "test_bits_per_note": float(bits.sum() / notes.sum()), "test_pieces": len(test),
@@ -122,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         part.write_text(json.dumps(result, indent=1) + "\n")
     shutil.copyfile(args.run / LOG, DATA / "results" / "training_log.csv")
     with whole(args.out / "README.md") as part:
-        part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), **baselines, **result))
+        part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), before=earlier(init), **baselines, **result))
     music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays
     save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
     print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "

@@ -69,6 +69,13 @@ def test_the_best_checkpoint_of_a_run_plays(road):
     assert load_model(home / "run" / "best")[1].vocab_size == streams.vocab_size
 
 
+def test_the_card_says_what_the_run_started_from():
+    assert release.earlier(None) == ""
+    known = {"folder": "data/model", "steps": 7000, "tokens": 29_000_000, "hours": 1.5}
+    assert "data/model, which had had 1.50 hours, 7,000 steps, 29,000,000 tokens" in release.earlier(known)
+    assert "not known" in release.earlier({"folder": "elsewhere"})
+
+
 def test_streams_of_another_run_are_refused(road, tmp_path, monkeypatch):
     home, streams = road
     other = replace(streams, settings={"id": "other"}, folder=home)
