@@ -22,7 +22,7 @@ from lib.language_model import LanguageModel
 from lib.lstm import LSTMLM, LSTMConfig
 from lib.mamba import CONFIG, WEIGHTS, MambaConfig, MambaLM
 from lib.s4d_lm import S4DLM, S4DConfig
-from lib.transformer import TransformerConfig, TransformerLM
+from lib.transformer import Attention, TransformerConfig, TransformerLM
 
 LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
           "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "hybrid": "Mamba + attention"}
@@ -148,13 +148,13 @@ def carries(model: nn.Module) -> bool:
     return getattr(model, "carries", True)
 
 
-def state_bytes(state: list, read: int) -> int:
+def state_bytes(model: nn.Module, state: list, read: int) -> int:
     """Bytes of a state (batch 1) that are in use after `read` tokens: all of it, of a ring only the slots filled."""
-    total = 0
-    for first, second in state:
-        # a ring (B, window, 2 M) comes with a counter (B, 1, 1)
-        used = min(read, first.shape[1]) / first.shape[1] if tuple(second.shape[1:]) == (1, 1) else 1
-        total += round(first.numel() * used) * first.element_size() + second.numel() * second.element_size()
+    total = sum(t.numel() * t.element_size() for memory in state for t in memory)
+    for layer, (ring, _) in zip(model.backbone.layers, state):
+        if isinstance(layer.mixer, Attention):
+            free = max(0, layer.mixer.window - read)
+            total -= free * 2 * layer.mixer.width * ring.element_size()
     return total
 
 

@@ -51,8 +51,9 @@ class SwiGLU(nn.Module):
 class Attention(nn.Module):
     """Causal attention over a window: (B, L, M) to (B, L, M).
 
-    Its memory: the ring of keys and values (B, window, 2 M), and how many positions have been read,
-    (B, 1, 1), a float that is exact up to 16 million. Rows may have read different numbers of them.
+    Its memory: the ring of keys and values, (B, 2 · heads · window, size), each head's slots side by side as
+    attention reads them; and how many positions have been read, (B, 1, 1), a float that is exact up to 16
+    million. Rows may have read different numbers of them.
     """
 
     def __init__(self, width: int, n_head: int, window: int, n_layer: int, rope_base: float = 10_000.0):
@@ -71,23 +72,24 @@ class Attention(nn.Module):
 
     def new_memory(self, batch: int = 1) -> Memory:
         zeros = self.out_proj.weight.new_zeros
-        return zeros(batch, self.window, 2 * self.width), zeros(batch, 1, 1)
+        return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(batch, 1, 1)
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
-        """x (B, L, M) with each head's pairs of numbers turned by the positions `at` (B, L)."""
-        angle = at.double()[..., None, None] * self.frequencies  # in float64: far positions stay exact
+        """x (B, heads, L, size) with its pairs of numbers turned by the positions `at` (B, L)."""
+        angle = at.double()[:, None, :, None] * self.frequencies  # in float64: far positions stay exact
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        a, b = x.unflatten(2, (self.n_head, -1)).chunk(2, -1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(2)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(B, L, M) to (B, heads, L, size)."""
-        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
     def project(self, u: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, L, M), and keys and values side by side (B, L, 2 M), of u (B, L, M) at positions (B, L)."""
-        q, k, v = self.in_proj(u).chunk(3, -1)
-        return self.rotate(q, at), torch.cat([self.rotate(k, at), v], -1)
+        """Queries (B, heads, L, size), and keys and values (B, 2 · heads, L, size), of u (B, L, M) at positions (B, L)."""
+        q, k, v = self.in_proj(u).unflatten(2, (3 * self.n_head, -1)).transpose(1, 2).chunk(3, 1)
+        return self.rotate(q, at), torch.cat([self.rotate(k, at), v], 1)
+
+    def slots(self, ring: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """The ring as (B, 2 · heads, window, size), and the index of positions `at` (B, L) in it."""
+        ring = ring.unflatten(1, (2 * self.n_head, self.window))
+        return ring, (at % self.window)[:, None, :, None].expand(-1, ring.shape[1], -1, ring.shape[3])
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         ring, position = memory
@@ -98,53 +100,53 @@ class Attention(nn.Module):
         both, exists = new, None
         if before:
             past = start - before + torch.arange(before, device=u.device)
-            slots = (past % self.window)[..., None].expand(-1, -1, ring.shape[2])
-            both = torch.cat([ring.gather(1, slots).to(new.dtype), new], 1)
+            view, index = self.slots(ring, past)
+            both = torch.cat([view.gather(2, index).to(new.dtype), new], 2)
             if int(start.min()) < before:  # some rows have read less
                 exists = F.pad(past >= 0, (0, length), value=True)
-        y = self.out_proj(self.attend(q, both, exists))
+        y = self.out_proj(self.attend(q, both, exists).transpose(1, 2).flatten(2))
         kept = min(length, self.window)
-        slots = (at[:, length - kept :] % self.window)[..., None].expand(-1, -1, ring.shape[2])
+        view, index = self.slots(ring, at[:, length - kept :])
         # no gradient into an earlier segment, as in Transformer-XL (Dai et al. 2019)
-        ring = ring.scatter(1, slots, new[:, length - kept :].detach().to(ring.dtype))
-        return y, (ring, position + length)
+        view = view.scatter(2, index, new[:, :, length - kept :].detach().to(ring.dtype))
+        return y, (view.flatten(1, 2), position + length)
 
     def attend(self, q: Tensor, both: Tensor, exists: Tensor | None) -> Tensor:
-        """Queries (B, L, M) over keys and values (B, S, 2 M) of which the last L are their own positions.
+        """Queries (B, heads, L, size) over keys and values (B, 2 · heads, S, size), of which the last L are their own.
 
         `exists` (B, S) is False where a row has no such position. Queries go in blocks of the window's
         length, so that no mask is longer than two windows.
         """
-        length, total = q.shape[1], both.shape[1]
-        parts = [q[:, :0]]
+        length, total = q.shape[2], both.shape[2]
+        parts = [q[:, :, :0]]
         for begin in range(0, length, self.window):
             end = min(length, begin + self.window)
             row = torch.arange(total - length + begin, total - length + end, device=q.device)[:, None]
             first = max(0, total - length + begin - self.window + 1)
             column = torch.arange(first, total - length + end, device=q.device)
-            k, v = (self.heads(t) for t in both[:, first : total - length + end].chunk(2, -1))
+            k, v = both[:, :, first : total - length + end].chunk(2, 1)
             if total - length + begin == 0:  # nothing before: the plain triangle, for which there are fast kernels
-                y = F.scaled_dot_product_attention(self.heads(q[:, begin:end]), k, v, is_causal=True)
-            else:
-                mask = (column <= row) & (column > row - self.window)
-                if exists is not None:
-                    mask = mask & exists[:, None, None, first : total - length + end]
-                y = F.scaled_dot_product_attention(self.heads(q[:, begin:end]), k, v, attn_mask=mask)
-            parts.append(y.transpose(1, 2).flatten(2))
-        return torch.cat(parts, 1)
+                parts.append(F.scaled_dot_product_attention(q[:, :, begin:end], k, v, is_causal=True))
+                continue
+            mask = (column <= row) & (column > row - self.window)
+            if exists is not None:
+                mask = mask & exists[:, None, None, first : total - length + end]
+            parts.append(F.scaled_dot_product_attention(q[:, :, begin:end], k, v, attn_mask=mask))
+        return torch.cat(parts, 2)
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """One position: its key and value are written into the ring that is given, nothing is copied."""
         ring, position = memory
         at = position[:, 0].long()
         q, new = self.project(u[:, None], at)
-        ring.scatter_(1, (at % self.window)[..., None].expand(-1, -1, ring.shape[2]), new)
+        view, index = self.slots(ring, at)
+        view.scatter_(2, index, new)
         low, high = int(at.min()), int(at.max())
         used = min(high + 1, self.window)
         mask = None if low == high or low >= used else (torch.arange(used, device=u.device) <= at)[:, None, None]
-        k, v = (self.heads(t) for t in ring[:, :used].chunk(2, -1))
-        y = F.scaled_dot_product_attention(self.heads(q), k, v, attn_mask=mask)
-        return self.out_proj(y.transpose(1, 2).flatten(1)), (ring, position + 1)
+        k, v = view[:, :, :used].chunk(2, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(y.flatten(1)), (ring, position + 1)
 
 
 class TransformerLM(LanguageModel):

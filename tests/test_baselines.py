@@ -179,6 +179,15 @@ def test_what_cannot_be_built_is_one_sentence():
         make("lstm")(tokens(1, 3), make("mamba").new_state() * 3)
 
 
+def test_the_fixed_system_is_known_again_after_every_change_of_its_parameters():
+    model, ids = make("s4d"), tokens(1, 10)
+    for change in (lambda: None, lambda: model.backbone.layers[0].mixer.ssm.log_delta.add_(0.5),
+                   lambda: model.load_state_dict(make("s4d", seed=7).state_dict())):
+        with torch.no_grad():
+            change()
+        same(by_steps(model, ids)[0], model(ids).detach())
+
+
 def attention_by_hand(layer, u):
     """Attention over the window, position by position, rotation as a complex product."""
     q, k, v = layer.in_proj(u).double().chunk(3, -1)
@@ -206,9 +215,9 @@ def test_attention_depends_on_distances_alone():
     _, state = model(ids, return_state=True)
     far = []
     for layer, (ring, at) in zip(model.backbone.layers, copy_state(state)):
-        keys, values = ring.chunk(2, -1)
+        keys, values = ring.unflatten(1, (-1, 9)).chunk(2, 1)
         keys = layer.mixer.rotate(keys, torch.full((1, 9), 900_000))  # 900,000 is a multiple of 9: the same slots
-        far.append((torch.cat([keys, values], -1).detach(), at + 900_000))
+        far.append((torch.cat([keys, values], 1).flatten(1, 2).detach(), at + 900_000))
     same(by_steps(model, ids[:, :12], far)[0], by_steps(model, ids[:, :12], copy_state(state))[0])
 
 
@@ -223,10 +232,11 @@ def test_the_cache_is_allocated_once_and_a_step_writes_into_it():
 
 def test_bytes_of_a_state_grow_with_the_cache_up_to_its_window_and_not_at_all_elsewhere():
     for arch in ARCHS:
-        state = make(arch).new_state()
-        sizes = [baselines.state_bytes(state, n) for n in (1, 5, 9, 100)]
+        model = make(arch)
+        state = model.new_state()
+        sizes = [baselines.state_bytes(model, state, n) for n in (1, 5, 9, 100)]
         if arch in ("transformer", "transformer_xl"):
-            per_token = 2 * 4 * 2 * make(arch).config.d_model  # layers, bytes, keys and values
+            per_token = 2 * 4 * 2 * model.config.d_model  # layers, bytes, keys and values
             assert np.diff(sizes).tolist() == [4 * per_token, 4 * per_token, 0]
         elif arch == "hybrid":
             assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
