@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         add(f"--{name}", type=int, default=value, help="%(default)s")
     add("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=[256, KEY_LENGTH], help="with commas between")
     add("--seconds", type=float, default=12, help="a slow contender gets fewer rounds, though three (%(default)s)")
-    add("--limit", type=float, default=45, help="seconds a step may take (%(default)s)")
+    add("--limit", type=float, default=20, help="seconds a step may take (%(default)s)")
     add("--only", type=lambda text: text.split(","), default=list(NAMES), help=f"of {', '.join(NAMES)}")
     add("--allocator", choices=("both", "default", "tuned"), default="both")
     add("--output", type=Path, default=env.RESULTS / "train_cpu.json")
