@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import conv_cpu
 from lib.errors import UserError
 from lib.files import whole
 from lib.scan import selective_scan, selective_step
@@ -106,14 +107,18 @@ class MambaMixer(nn.Module):
 
         Returns the result and the last K-1 inputs, for whoever goes on from here.
         """
-        padded = torch.cat([before.to(x.dtype), x], 1)
-        taps, length = self.conv1d.weight[:, 0].to(x.dtype), x.shape[1]
-        after = padded[:, length:]
+        before, length = before.to(x.dtype), x.shape[1]
+        taps = self.conv1d.weight[:, 0].to(x.dtype)  # (D, K)
         bias = self.conv1d.bias.to(x.dtype) if self.config.conv_bias else None
-        fast = fast_convolution() if x.is_cuda and length and 2 <= self.config.d_conv <= 4 else None
-        if fast is not None:  # (B, D, L) by views: their kernel reads channels that lie side by side
-            y = fast(x.transpose(1, 2), taps, bias, initial_states=before.to(x.dtype).transpose(1, 2), activation="silu")
+        window = self.config.d_conv - 1
+        after = torch.cat([before, x[:, max(0, length - window) :]], 1)[:, -window:]  # a copy: x need not live on
+        if x.is_cuda and length and 1 <= window <= 3 and (fast := fast_convolution()) is not None:
+            # (B, D, L) by views: their kernel reads channels that lie side by side
+            y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2), activation="silu")
             return y.transpose(1, 2), after
+        if x.device.type == "cpu" and x.dtype == torch.float32 and conv_cpu.available():
+            return conv_cpu.convolve_silu(x, taps, bias, before), after
+        padded = torch.cat([before, x], 1)
         y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias
         for k in range(self.config.d_conv):
             y = torch.addcmul(y, padded[:, k : k + length], taps[:, k])
