@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--kills and --writes are numbers of times: give at least 1 of them")
     with tempfile.TemporaryDirectory() as work:
         result = torture(args.kills, args.writes, Path(work), seed=args.seed)
-    result |= env.provenance(f"python -m lib.bench interruptions --kills {args.kills} --writes {args.writes} --seed {args.seed}", seed=args.seed)
+    command = f"python -m lib.bench interruptions --kills {args.kills} --writes {args.writes} --seed {args.seed}"
+    result |= env.provenance(command, seed=args.seed)
     with whole(args.output) as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['kills']} kills, {result['while_writing']} of them while a file was being written: at most "

@@ -47,20 +47,25 @@ def plan(trainer, steps: int = 4) -> str:
     """Everything about the run, to be read before it starts."""
     found, train = rehearse(trainer, steps), trainer.crops.pieces
     total = sum(p.length for p in train)
-    plural = "process" if trainer.world.size == 1 else "processes"
     return "\n".join([
         ", ".join(f"{k}={v}" for k, v in asdict(trainer.config).items()),
         f"{trainer.model.parameter_count():,} parameters" + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
-        f"{total:,} training tokens in {len(train):,} streams, validation on {len(trainer.held_out)} whole pieces",
-        f"on {trainer.device} in {trainer.precision or torch.float32}, {trainer.world.size} {plural}",
+        (f"{total:,} training tokens in {_count(len(train), 'stream', 'streams')}, "
+         f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"),
+        (f"on {trainer.device} in {trainer.precision or torch.float32}, "
+         f"{_count(trainer.world.size, 'process', 'processes')}"),
         (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, {found['tokens_per_second']:,.0f} tokens/s, "
          f"{found['bytes'] / 2**30:.2f} GiB of memory at most"),
         (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, {found['tokens'] / 1e6:,.1f} million "
          f"tokens, {found['tokens'] / total:.2f} passes over the data")])
 
 
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held so far: PyTorch's on a GPU, the system's count elsewhere; 0 if unknown."""
+    """The most bytes that this process has held so far, PyTorch's on a GPU, else the system's; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -91,7 +91,8 @@ class Trainer:
         """A fresh model, or one with the weights in the folder `init` and what is known of them."""
         sizes = {name: getattr(self.config, name) for name in ("d_model", "n_layer", "d_state")}
         if init is None:
-            return MambaLM(MambaConfig(self.streams.vocab_size, dropout=self.config.dropout, **sizes)).to(self.device), None
+            fresh = MambaLM(MambaConfig(self.streams.vocab_size, dropout=self.config.dropout, **sizes))
+            return fresh.to(self.device), None
         model = mamba.load(init)
         for name, size in {"vocab_size": self.streams.vocab_size, **sizes}.items():
             if getattr(model.config, name) != size:
@@ -227,7 +228,7 @@ class Trainer:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             logits, state = self.forward(tokens[:, :-1].clamp(min=0), state, return_state=True)
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1, reduction="sum")
-        return loss * (self.world.size / count), state  # times the size, for gradients are averaged
+        return loss / (count / self.world.size), state  # times the size, for gradients are averaged
 
     def validate(self) -> float:
         """Bits per note of the fixed validation pieces; a new best is kept as a checkpoint."""

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,9 +13,11 @@ from made_up import TINY, make_streams, quiet, store
 from torch.nn import functional as F
 
 from lib import mamba
+from lib.env import ROOT
 from lib.errors import UserError
 from lib.evaluate import bits_per_note, counting_baselines, piece_bits
 from lib.mamba import MambaConfig, MambaLM
+from lib.native import compiler
 from lib.recipe import recompute
 from lib.rehearsal import plan, rehearse
 from lib.train import (PRESETS, Crops, Trainer, choose_precision, learning_rate, main, parameter_groups,
@@ -264,3 +268,24 @@ def test_sixteen_bits_train_too(tmp_path, dtype):
     trainer.run(progress=False)
     assert trainer.losses[-1] < first / 2 and trainer.model.backbone.embeddings.weight.dtype == torch.float32
     assert trainer.scaler.is_enabled() == (dtype == "fp16")
+
+
+def test_compiled_it_is_the_same_run(tmp_path):
+    """In a process of its own, for the shape checks of the tests cannot be compiled; equal to rounding."""
+    if compiler() is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    code = """if True:
+        import sys
+        from dataclasses import replace
+        sys.path[:0] = sys.argv[2:]
+        from made_up import TINY, make_streams, quiet
+        from lib.train import Trainer
+        for yes in (False, True):
+            run = Trainer(make_streams(), replace(TINY, compile=yes), f"{sys.argv[1]}/{yes}", device="cpu", say=quiet)
+            print(*(run.train_step() for _ in range(3)))
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT), str(ROOT / "tests")], capture_output=True,
+                          text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    plain, compiled = ([float(v) for v in line.split()] for line in done.stdout.splitlines()[-2:])
+    assert len(plain) == 3 and compiled == pytest.approx(plain, abs=1e-4)
