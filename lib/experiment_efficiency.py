@@ -84,7 +84,6 @@ class Bench:
         model, tokens = self.model(arch, length).eval(), self.tokens(length)
         return lambda: model.prefill(tokens)
 
-    @torch.inference_mode()
     def generation(self, arch: str, position: int, tokens: int) -> tuple[Callable, int]:
         """(a call that generates so many tokens from a position, bytes of the state there)."""
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()

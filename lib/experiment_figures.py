@@ -115,8 +115,9 @@ def _ends(rows: list[dict], quantity: str, less: bool = False) -> str:
         return env.UNKNOWN
     ratio = found["mamba", max(both)] / found["transformer", max(both)]
     ratio = 1 / ratio if less else ratio
-    faster = f"Mamba {ratio:.1f} times as fast" if ratio >= 1 else f"the Transformer {1 / ratio:.1f} times as fast"
-    return f"at {max(both):,}, {faster}"
+    if ratio >= 1:
+        return f"at {max(both):,} Mamba has {ratio:.1f} × the Transformer's speed"
+    return f"at {max(both):,} the Transformer has {1 / ratio:.1f} × Mamba's speed"
 
 
 def figure3(scaling: dict):

@@ -98,10 +98,10 @@ def given(args) -> dict:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW's two groups: matrices decay; A_log, D, norms, biases and the convolution do not."""
+    """AdamW's two groups: matrices decay; A, D, norms, biases and the convolution do not."""
     decay, rest = [], []
     for name, parameter in model.named_parameters():
-        plain = parameter.dim() < 2 or name.endswith("A_log") or "conv1d" in name
+        plain = parameter.dim() < 2 or name.endswith(("A_log", "A_imag")) or "conv1d" in name
         (rest if plain else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 

@@ -15,6 +15,7 @@ from lib.baselines import ARCHS, Size, build
 from lib.errors import UserError
 from lib.hybrid import HybridConfig
 from lib.language_model import copy_state
+from lib.recipe import parameter_groups
 from lib.streams import Piece, Streams
 from lib.transformer import Attention, TransformerConfig, TransformerLM
 
@@ -186,6 +187,19 @@ def test_the_fixed_system_is_known_again_after_every_change_of_its_parameters():
         with torch.no_grad():
             change()
         same(by_steps(model, ids)[0], model(ids).detach())
+    with torch.inference_mode():  # such parameters do not count their changes
+        model = make("s4d")
+        same(by_steps(model, ids)[0], model(ids))
+
+
+def test_weight_decay_spares_the_systems_rates():
+    model = make("s4d")
+    spared = {id(p) for p in parameter_groups(model, 0.1)[1]["params"]}
+    for name, parameter in model.named_parameters():
+        if name.endswith(("A_log", "A_imag", "log_delta", "D")):
+            assert id(parameter) in spared, name
+        elif name.endswith(("proj.weight", "ssm.C")):
+            assert id(parameter) not in spared, name
 
 
 def attention_by_hand(layer, u):

@@ -290,6 +290,16 @@ def test_an_exponent_is_found_with_its_error():
     assert efficiency.slope([1], [2])["exponent"] is None and efficiency.slope([1, 2], [2, 4])["standard_error"] is None
 
 
+@pytest.mark.parametrize("arch", ["lstm", "s4d", "hybrid", efficiency.STEPPER])
+def test_generation_starts_at_its_position_in_every_round(arch):
+    if arch == efficiency.STEPPER and not efficiency.mamba_cpu.KERNEL.available():
+        pytest.skip("no C++ compiler")
+    work, size = efficiency.Bench(SIZE, 20, "cpu").generation(arch, 9, 3)
+    work()
+    work()
+    assert size > 0
+
+
 def test_a_state_at_a_position_is_that_of_the_model():
     bench = efficiency.Bench(SIZE, 20, "cpu")
     model = bench.model("mamba", 16)
