@@ -140,11 +140,11 @@ def context(result: dict):
                 for row in result.get("position", []) if row["bits_per_note"] is not None]
     _curve(axes[0], position, "middle", "bits_per_note", "bits a note", bars=True, logarithmic=False)
     axes[0].set_xlabel("position in the piece, tokens")
-    _title(axes[0], "The further into a piece, the more is known")
+    _title(axes[0], "Bits a note against the position in the piece")
     reach = [row for row in result.get("reach", []) if row["bits_per_note"] is not None]
     _curve(axes[1], reach, "tokens", "bits_per_note", "bits a note", bars=True, logarithmic=False)
     axes[1].set_xlabel("tokens in reach")
-    _title(axes[1], "What a longer memory is worth")
+    _title(axes[1], "Bits a note against the tokens in reach")
     return fig
 
 
