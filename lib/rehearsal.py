@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 import time
 from dataclasses import asdict
 
@@ -48,7 +49,7 @@ def plan(trainer, steps: int = 4) -> str:
     found, train = rehearse(trainer, steps), trainer.crops.pieces
     total = sum(p.length for p in train)
     return "\n".join([
-        ", ".join(f"{k}={v}" for k, v in asdict(trainer.config).items()),
+        textwrap.fill(", ".join(f"{k}={v}" for k, v in asdict(trainer.config).items()), 110, break_on_hyphens=False),
         f"{trainer.model.parameter_count():,} parameters" + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
         (f"{total:,} training tokens in {_count(len(train), 'stream', 'streams')}, "
          f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"),
