@@ -8,6 +8,7 @@ from torch import Tensor
 from lib.native import Kernel, address
 
 ROWS = 64  # steps of a share of work, as in conv_cpu.cpp
+ONE_THREAD = 32_768  # fewer numbers than this are done sooner than a second thread wakes up
 
 KERNEL = Kernel("conv_cpu.cpp", "the causal convolution", "the convolution runs in plain PyTorch")
 available = KERNEL.available
@@ -18,7 +19,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, taps, bias, before):
         batch, length, channels = x.shape
         y = torch.empty_like(x)
-        ctx.fixed = (ctypes.c_int(torch.get_num_threads()),
+        threads = torch.get_num_threads() if x.numel() > ONE_THREAD else 1
+        ctx.fixed = (ctypes.c_int(threads),
                      *(ctypes.c_long(n) for n in (batch, length, channels, len(taps))))
         KERNEL.library.conv_forward(*map(address, (x, taps, bias, before)), *ctx.fixed, address(y))
         ctx.save_for_backward(x, taps, bias, before)

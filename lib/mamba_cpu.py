@@ -6,7 +6,8 @@ largest) from weights that were laid out once in the order in which they are rea
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def _by_slab(matrix: Tensor, channels: int) -> Tensor:
     """(outputs, D) as the slabs read it: slab after slab, of each all tiles of outputs over its channels."""
     tiles, groups = _tiles(matrix, channels * LANES), channels
     cuts = [slab * groups // SLABS * LANES for slab in range(SLABS + 1)]
-    return torch.cat([tiles[:, a:b].flatten() for a, b in zip(cuts, cuts[1:])])
+    return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
 
 
 def pack(model: MambaLM) -> Tensor:
@@ -69,7 +70,7 @@ class Stepper:
     """A model that reads one token a row at a time, from a state that it holds and writes over.
 
     The weights are those of the moment when it is made. It needs a model on a CPU and a C++
-    compiler; ask `stepper` or `reader` for what this machine can do.
+    compiler; `stepper` says what this machine can do.
     """
 
     def __init__(self, model: MambaLM, batch: int = 1):
@@ -147,20 +148,3 @@ class Stepper:
 def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
     """A `Stepper`, or None where the model is not on a CPU or there is no compiler (said once a process)."""
     return Stepper(model, batch) if model.device.type == "cpu" and KERNEL.available() else None
-
-
-def reader(model: MambaLM, state: State) -> Callable[[Tensor], Tensor]:
-    """A function that reads the next token of each row (B,) and gives logits (B, V), from `state` on.
-
-    By a `Stepper` where there can be one, else by `MambaLM.step`.
-    """
-    fast = stepper(model, len(state[0][0]))
-    if fast is not None:
-        fast.load(state)
-        return fast.step
-
-    def read(tokens: Tensor) -> Tensor:
-        nonlocal state
-        logits, state = model.step(tokens, state)
-        return logits
-    return read
