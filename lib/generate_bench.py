@@ -342,7 +342,7 @@ def draw(result: dict, ax=None):
     ax.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted({row["position"] for row in result["rows"]})
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.34 * max(2, len(ticks))))  # room for the names
+    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * max(4, ticks[-1] / ticks[0]) ** 0.32)  # room for the names
     ax.set_xlabel("tokens in the piece so far")
     ax.set_ylabel("tokens a second")
     ax.grid(axis="y", visible=True)
@@ -400,9 +400,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--n-layer", type=int, default=8, help="layers of the Mamba (%(default)s)")
     add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
     add("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (%(default)s)")
-    add("--repeats", type=int, default=9, help="rounds (%(default)s)")
+    add("--repeats", type=int, default=15, help="rounds (%(default)s)")
     add("--tokens", type=int, default=128, help="tokens a round (%(default)s)")
-    add("--seconds", type=float, default=2, help="a slow contender gets fewer tokens a round, though four, where they "
+    add("--seconds", type=float, default=1, help="a slow contender gets fewer tokens a round, though four, where they "
         "would take longer than this (%(default)s)")
     add("--limit", type=float, default=10, help="a contender stops where a token takes longer than so many seconds (%(default)s)")
     add("--memory-tokens", type=int, default=32768, help="tokens that ours generates while its memory is watched; 0 for "
