@@ -173,14 +173,21 @@ def test_table_has_a_line_a_row_and_ratios_only_for_others():
 def test_figure_draws_the_medians_and_says_what_was_found():
     fig = generate_bench.draw(made_up())
     ax = fig.axes[0]
-    assert ax.get_title("left") == ("Ours: 24 times as fast as transformers' Mamba at position 8,192, "
-                                    "60 times as fast as GPT-2 at position 8,192")
+    assert ax.get_title("left") == ("At position 8,192, ours is 24 times as fast as transformers' Mamba, "
+                                    "60 times as fast as GPT-2")
     np.testing.assert_allclose([line.get_ydata()[-1] for line in ax.lines], [4000, 1e3 / 6, 1e3 / 15])
     fig.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     outside = ax.get_window_extent()
     assert all(box.x1 <= outside.x1 for box in boxes)
+
+
+def test_title_speaks_of_the_faster_gpt2_at_the_last_position_that_anyone_reached():
+    result = made_up()
+    result["ratios"] += [{"contender": "gpt2_static", "position": 8192, "times": 9.96}]
+    assert generate_bench._title(result).endswith("24 times as fast as transformers' Mamba, 10.0 times as fast as GPT-2")
+    assert generate_bench._title({"ratios": []}) == "Tokens a second against position"
 
 
 # ---- the command --------------------------------------------------------------------------
