@@ -19,9 +19,11 @@ from lib.grammar import Grammar
 from lib.tokens import Tokenizer
 
 MOST = 3.0  # either way
-OCTAVE = 12  # semitones: register 1 makes a key an octave higher e times likelier
-LOUDER = 16  # of MIDI's 127: loudness 1 makes a touch that much harder e times likelier
-MOMENT = 0.05  # seconds: density 1 makes a step of t seconds 1 + t / 0.05 times unlikelier
+# What one unit does, chosen so that 1 is plain to see in the figures and 3 is extreme:
+KEYS = 48  # semitones by which a key must be higher to become e times likelier
+TOUCH = 64  # the same in MIDI velocity
+CROWD = 0.4  # the exponent of the next line
+MOMENT = 0.05  # seconds: a step of t seconds becomes (1 + t / 0.05) to the power of 0.4 times unlikelier
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Steering:
     def __init__(self, controls: Controls, tokenizer: Tokenizer):
         self.density = controls.density
         self._tilts = [(torch.from_numpy(group), torch.from_numpy(strength * values[group] / unit))
-                       for strength, kind, unit in ((controls.register, "Pitch", OCTAVE),
-                                                    (controls.loudness, "Velocity", LOUDER))
+                       for strength, kind, unit in ((controls.register, "Pitch", KEYS),
+                                                    (controls.loudness, "Velocity", TOUCH))
                        if strength for values, group in [_means(tokenizer, kind)]]
 
     def __bool__(self) -> bool:
@@ -68,7 +70,7 @@ class Steering:
             logits[:, group] = tilted + shift.nan_to_num(0)  # no such token is allowed: nothing to shift
         if self.density:
             steps = torch.from_numpy(np.stack([grammar.elapsed() for grammar in grammars]))
-            logits = logits - self.density * torch.log1p(steps / MOMENT)
+            logits = logits - CROWD * self.density * torch.log1p(steps / MOMENT)
         return logits
 
 

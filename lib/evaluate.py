@@ -1,16 +1,21 @@
-"""How well a model predicts held-out music: bits per note over whole pieces.
+"""How good is it? Bits per note of held-out pieces, and `python -m lib.evaluate DIR` for pieces that were played.
 
-Bits per note can be compared between tokenizers of the same time grid; loss per token cannot.
+Bits per note can be compared between tokenizers of the same time grid; loss per token cannot. What
+was played is set beside real music and beside noise (`lib.anchors`).
 """
 
+import argparse
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from lib.errors import UserError
+from lib.files import whole
 from lib.streams import Piece, Streams
 
 
@@ -101,3 +106,102 @@ def interval(bits: np.ndarray, notes: np.ndarray, *, draws: int = 2000, seed: in
     rows = np.random.default_rng(seed).integers(len(bits), size=(draws, len(bits)))
     means = bits[rows].sum(1) / notes[rows].sum(1)
     return tuple(float(v) for v in np.percentile(means, (2.5, 97.5)))
+
+
+def held_out(tokenizer, performances: Sequence, *, progress: bool = False) -> Streams:
+    """Token streams, in memory, of performances that need no cache: each whole, BOS to EOS."""
+    from tqdm import tqdm
+
+    from lib.notes import read_midi
+
+    pieces, arrays, offset = [], [], 0
+    for p in tqdm(performances, desc="encoding", unit="piece", disable=not progress):
+        music = read_midi(p.path)
+        ids = tokenizer.encode(music, end=True)
+        pieces.append(Piece(p.path.name, p.composer, p.title, p.split, 0, offset, len(ids), len(music.notes), p.seconds))
+        arrays.append(ids)
+        offset += len(ids)
+    return Streams(np.concatenate(arrays) if arrays else np.zeros(0, np.uint16), pieces, tokenizer.vocab_size,
+                   tokenizer.bos)
+
+
+def dequantisation_bits(tokenizer, ids: np.ndarray, *, grid_ms: float = 10.0) -> float:
+    """Bits that would say, for every note of these tokens, where within its cell of time it lies, to `grid_ms`.
+
+    A density that is flat within a cell of w ms costs log2(w / grid_ms) bits, for the onset and for the
+    duration; long durations have wider cells. Added to the model's own bits this makes the likelihoods
+    of tokenizers with different grids comparable. Negative for a grid finer than `grid_ms`.
+    """
+    grid = tokenizer.config.grid_ms
+    onset = np.array([sum(name.startswith("Pitch_") for name in names) for names in tokenizer.pieces])
+    # a duration is beats.parts.parts a beat, of half a second
+    width = np.array([sum(math.log2(500 / int(name.split(".")[2]) / grid_ms) for name in names
+                          if name.startswith("Duration_")) for names in tokenizer.pieces])
+    return float(onset[ids].sum() * math.log2(grid / grid_ms) + width[ids].sum())
+
+
+def likelihood(model, tokenizer, performances: Sequence, *, progress: bool = False, **options) -> dict:
+    """Bits per note of whole performances, on the tokens' own grid and at 10 ms, with 95 % intervals over pieces."""
+    streams = held_out(tokenizer, performances, progress=progress)
+    if not streams.pieces:
+        raise UserError("there is no piece to evaluate: choose another split")
+    bits = piece_bits(model, streams, streams.pieces, progress=progress, **options)
+    notes = np.array([p.notes for p in streams.pieces])
+    fine = bits + [dequantisation_bits(tokenizer, streams.stream(p)) for p in streams.pieces]
+    return {"pieces": len(notes), "notes": int(notes.sum()), "grid_ms": tokenizer.config.grid_ms,
+            **{name: {"bits_per_note": float(b.sum() / notes.sum()), "interval_95": interval(b, notes)}
+               for name, b in (("native", bits), ("dequantised_10_ms", fine))}}
+
+
+def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarray], float]:
+    """The openings of all MIDI files of a folder, and their length: at most a minute, at most the median piece."""
+    from lib.corpus import opening
+    from lib.notes import read_midi, sustain
+
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".mid", ".midi"))
+    if len(paths) < 2:
+        raise UserError(f"{folder} holds {len(paths)} MIDI files: play two or more into it with python -m lib.generate")
+    pieces = {path.name: sustain(read_midi(path)).notes for path in paths}
+    if seconds is None:
+        seconds = min(60.0, float(np.floor(np.median([notes["end"].max() for notes in pieces.values()]))))
+    if not seconds >= 10:
+        raise UserError(f"pieces of {seconds:g} seconds are too short to compare: play ten seconds or more")
+    return {name: opening(notes, seconds) for name, notes in pieces.items()}, seconds
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Set the MIDI files of a folder beside real test pieces and beside noise; or analyse listeners' ratings."""
+    from lib import anchors, listening_page, plots
+    from lib.data import performances
+    from lib.generate import MODEL
+    from lib.tokens import Tokenizer
+
+    parser = argparse.ArgumentParser(prog="python -m lib.evaluate", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="folder of MIDI files")
+    parser.add_argument("--seconds", type=float, help="of each piece (default: the median piece, at most 60)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="whose tokenizer the anchors pass through")
+    parser.add_argument("--quick", action="store_true", help="compare with the ten sample pieces only")
+    parser.add_argument("--ratings", nargs="+", type=Path, help="files that the listening page exported")
+    args = parser.parse_args(argv)
+    if args.ratings:
+        print(listening_page.report(listening_page.analyse([listening_page.read_ratings(p) for p in args.ratings])))
+        return
+    if args.folder is None:
+        parser.error("give a folder of MIDI files, or --ratings")
+    if not args.folder.is_dir():
+        raise UserError(f"there is no folder {args.folder}: check the name")
+    pieces, seconds = read_folder(args.folder, args.seconds)
+    anchor = anchors.anchors(performances(quick=args.quick), Tokenizer.load(args.model), seconds)
+    result = anchors.compare(anchor, {args.folder.name: list(pieces.values())})
+    with whole(args.folder / "evaluation.json") as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
+    with whole(args.folder / "evaluation.png") as part:
+        part.write_bytes(plots.png_bytes(anchors.plot(result)))
+    print(anchors.table(result))
+    print(f"\n{args.folder}: evaluation.json, evaluation.png")
+
+
+if __name__ == "__main__":
+    from lib.errors import cli
+
+    cli(main)

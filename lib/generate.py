@@ -72,13 +72,13 @@ class Player:
     def step(self) -> list[int]:
         """Draw one token a row, read it, and return them."""
         allowed = torch.from_numpy(np.stack([grammar.may_follow() for grammar in self.grammars]))
-        logits = self.logits.float().cpu().masked_fill(~allowed, -torch.inf)
+        logits = self.logits.double().cpu().masked_fill(~allowed, -torch.inf)
         if self.steering:
             logits = self.steering.apply(logits, self.grammars)
         if self.sampling.repetition > 1:
             logits = self.sampling.discourage(logits, self._lately())
-        numbers = torch.tensor([dice.random() for dice in self.dice], dtype=torch.float64)
-        tokens = draw(self.sampling.probabilities(logits), numbers)
+        numbers = np.array([dice.random() for dice in self.dice])
+        tokens = draw(self.sampling.probabilities(logits), torch.from_numpy(numbers))
         if self._fast:
             self.logits = self._fast.step(tokens)
         else:

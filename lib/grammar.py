@@ -33,7 +33,7 @@ class Rules:
         self.grid = BEAT / tokenizer.config.steps
         self.ends, self.moves, begins = [], [], []
         self.first_position = np.full(size, 1_000_000)
-        self.strikes = np.zeros((size, 128), bool)  # keys struck where the clock stands
+        self.spares = np.ones((128, size), bool)  # whether a token leaves a key alone where the clock stands
         self.bars, self.last_position = np.zeros(size, int), np.full(size, -1)
         for i, names in enumerate(tokenizer.pieces):
             kinds = [n.split("_")[0] for n in names]
@@ -49,7 +49,7 @@ class Rules:
                     position, struck = int(name.split("_")[1]), set()
                 elif kind == "Pitch":
                     struck.add(int(name.split("_")[1]))
-                    self.strikes[i, int(name.split("_")[1])] |= position is None
+                    self.spares[int(name.split("_")[1]), i] &= position is not None
             self.moves.append((bars, position, struck))
             self.bars[i], self.last_position[i] = bars, -1 if position is None else position
         self.allowed = {end: np.array([b in kinds for b in begins]) for end, kinds in FOLLOWS.items()}
@@ -112,8 +112,8 @@ class Grammar:
         """Which tokens may come next, bool of shape (V,)."""
         rules = self.rules
         good = rules.allowed[self.end] & (rules.first_position > self.position)
-        if self.struck:
-            good &= ~rules.strikes[:, list(self.struck)].any(1)
+        for key in self.struck:
+            good &= rules.spares[key]
         if len(self.struck) >= FINGERS:
             good &= ~rules.allowed["Position"]  # nothing that begins with another key
         return good
