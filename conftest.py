@@ -26,3 +26,14 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests with thousands of tiny products: on a busy machine, waiting for a second thread costs twenty times as much."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from lib import conv_cpu, mamba
 from lib.mamba import MambaConfig, MambaMixer
 
-pytestmark = pytest.mark.skipif(not conv_cpu.available(), reason="no C++ compiler here")
+pytestmark = [pytest.mark.skipif(not conv_cpu.available(), reason="no C++ compiler here"),
+              pytest.mark.usefixtures("one_thread")]
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 67, 129, 257]  # around its shares of 64 steps
 

@@ -11,6 +11,8 @@ from lib import bench, env, generate_bench, mamba, mamba_cpu
 from lib.errors import UserError
 from lib.generate_bench import Contender, Rivals
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = ["--positions", "5,9", "--d-model", "24", "--n-layer", "2", "--d-state", "4", "--vocab-size", "40",
         "--repeats", "3", "--tokens", "4", "--memory-tokens", "64"]
 CONFIG = mamba.MambaConfig(40, 24, 2, 4)
@@ -80,6 +82,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now, self.turns = 0.0, []
         monkeypatch.setattr(generate_bench.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(generate_bench, "trim", lambda: None)
 
     def rival(self, name, milliseconds):
         def begin(position):

@@ -11,6 +11,8 @@ from lib import mamba
 from lib.errors import UserError
 from lib.mamba import MambaConfig, MambaLM
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIGS = [MambaConfig(50, 24, 2, 4), MambaConfig(17, 33, 3, 5, d_conv=2, expand=1, dt_rank=7),
            MambaConfig(9, 16, 1, 1, d_conv=1, expand=3)]
 

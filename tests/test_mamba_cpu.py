@@ -11,6 +11,8 @@ from lib.errors import UserError
 from lib.mamba import MambaConfig
 from lib.mamba_cpu import Stepper, stepper
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 needs_compiler = pytest.mark.skipif(not mamba_cpu.KERNEL.available(), reason="no C++ compiler here")
 
 # float32: a logit near 1 is a sum of some hundreds of products, in their order and in ours

@@ -19,6 +19,8 @@ from lib.scan import BACKENDS
 from lib.train import parameter_groups
 from lib.triton_lab import fast_interpreter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "model"
 
 # float32: a logit near 1 is a sum of some hundreds of products, in their order and in ours
