@@ -62,9 +62,13 @@ def _cut(notes: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def quantiles(pieces: Sequence[np.ndarray], seconds: float) -> dict[str, list[float]]:
-    """10 %, 50 % and 90 % of each fact over pieces."""
-    rows = [facts(notes, seconds) for notes in pieces]
-    return {name: np.nanquantile([row[name] for row in rows], [0.1, 0.5, 0.9]).tolist() for name in rows[0]}
+    """10 %, 50 % and 90 % of each fact over the pieces where it is defined."""
+    rows, out = [facts(notes, seconds) for notes in pieces], {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if not np.isnan(row[name])]
+        if values:  # a lag longer than the pieces has none
+            out[name] = np.quantile(values, [0.1, 0.5, 0.9]).tolist()
+    return out
 
 
 def overlaps(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict:
@@ -173,7 +177,7 @@ def table(result: dict) -> str:
     names = ["real", *(n for n in result["pieces"] if n not in ("real", "noise")), "noise"]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}",
              _row("pieces", [str(result["pieces"][n]) for n in names])]
-    for fact in result["facts"]["real"]:
+    for fact in [f for f in result["facts"]["real"] if all(f in result["facts"][n] for n in names)]:
         lines.append(_row(fact, ["{1:.3g} ({0:.3g} to {2:.3g})".format(*result["facts"][n][fact]) for n in names]))
     overlap = result["overlap"]
     lines += [_row("mean overlap area with real, 1 is best", [f"{overlap[n]['mean_overlap_area']:.3f}" for n in names]),

@@ -55,7 +55,7 @@ class Player:
         self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
         self.recent = [deque(start.recent, KEPT) for start in starts]
         self.logits = torch.cat([start.logits for start in starts])
-        self._strikes = torch.from_numpy(tokenizer.notes_of > 0)
+        self._keys = [[int(n.split("_")[1]) for n in names if n.startswith("Pitch_")] for names in tokenizer.pieces]
         self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in zip(*(s.state for s in starts))])
 
     def _set(self, state: mamba.State) -> None:
@@ -91,12 +91,12 @@ class Player:
         return tokens
 
     def _lately(self) -> torch.Tensor:
-        """Tokens that strike a key and were read lately, bool (B, V): the others have to come again and again."""
-        lately = torch.zeros(len(self.rows), len(self._strikes), dtype=torch.bool)
+        """Tokens that strike a key which was struck lately, bool (B, V), however hard it is struck."""
+        lately = np.zeros((len(self.rows), len(self._keys)), bool)
         for row, recent in enumerate(self.recent):
-            last = list(recent)[-self.sampling.window :]
-            lately[row, last] = True
-        return lately & self._strikes
+            struck = {key for token in list(recent)[-self.sampling.window :] for key in self._keys[token]}
+            lately[row] = [not struck.isdisjoint(keys) for keys in self._keys]
+        return torch.from_numpy(lately)
 
     def keep(self, places: list[int]) -> None:
         """Go on with these places of `rows` only."""

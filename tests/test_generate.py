@@ -13,10 +13,13 @@ import symusic
 import torch
 
 from lib.errors import UserError
-from lib.generate import FOLLOWS, MODEL, Grammar, Sampling, generate, load_model, main, sample
+from lib.generate import (FOLLOWS, MODEL, Grammar, Player, Sampling, continuations, generate, hear, load_model, main, sample,
+                          variations)
 from lib.listen import check
+from lib.moment import dice
 from lib.notes import Music, make_notes, read_midi, write_midi
-from lib.tokens import first_seconds
+from lib.sampling import draw
+from lib.tokens import TokenConfig, Tokenizer, first_seconds
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +77,13 @@ def test_sampling_from_the_recurrent_state_is_sampling_from_the_whole_prefix(shi
     model, tokenizer = shipped
     ids = [tokenizer.bos]
     tokens = [t for t, _ in sample(model, tokenizer, np.array(ids, np.uint16), until=3, seed=4)]
-    grammar, random = Grammar(tokenizer), torch.Generator().manual_seed(4)
+    grammar, random = Grammar(tokenizer), dice(4)
     grammar.read(ids[0])
     for token in tokens[:40]:
         with torch.inference_mode():
             logits = model(torch.tensor([ids]))[0, -1]
         p = Sampling().probabilities(grammar.mask(logits))
-        assert int(torch.multinomial(p, 1, generator=random)) == token
+        assert int(draw(p[None], torch.tensor([random.random()]))) == token
         grammar.read(token)
         ids.append(token)
 
@@ -107,6 +110,67 @@ def test_every_token_sequence_decodes_without_an_error(shipped):
                 step = int(name.split("_")[1])
                 assert step > position
                 position = step
+
+
+def test_the_mask_holds_inside_long_merges():
+    """A tokenizer with so many merges that tokens hold whole chords and bars, and logits that know nothing."""
+    from miditok import TokSequence
+
+    rng, tokenizer = np.random.default_rng(0), Tokenizer(TokenConfig(grid_ms=125, vocab_size=900, velocities=2))
+    bar = [(0.0, 48), (0.0, 64), (0.5, 67), (1.0, 60), (1.0, 64), (1.0, 72)]
+    start, pitch = np.array([(2 * i + t, p + rng.integers(0, 3)) for i in range(200) for t, p in bar]).T
+    tokenizer.learn([tokenizer.encode_base(Music(make_notes(start, start + 0.25, pitch, np.full(len(start), 70))))])
+    assert max(map(len, tokenizer.pieces)) > 8  # several notes in one token
+    random, grammar, ids = dice(1), Grammar(tokenizer), []
+    grammar.read(tokenizer.bos)
+    for _ in range(3000):
+        p = torch.softmax(grammar.mask(torch.from_numpy(random.normal(0, 2, tokenizer.vocab_size))), 0)
+        ids.append(int(draw(p[None], torch.tensor([random.random()]))))
+        grammar.read(ids[-1])
+    assert sum(len(tokenizer.pieces[i]) > 3 for i in ids) > 100
+    names = [n for token in tokenizer.names(ids) for n in token]
+    sequence = TokSequence(tokens=names, ids=[tokenizer.base.vocab[n] for n in names])
+    assert tokenizer.base.tokens_errors(sequence) == 0
+    struck = [(round(n["start"], 3), n["pitch"]) for n in tokenizer.decode(ids).notes]
+    assert len(set(struck)) == len(struck)  # nor is a key struck twice at one instant
+
+
+def test_rows_side_by_side_play_what_each_plays_alone(shipped, opening):
+    """Other seeds and prompts beside it change nothing, nor does the end of a neighbour."""
+    model, tokenizer = shipped
+    ids = first_seconds(tokenizer, opening, 3)
+    starts = [hear(model, tokenizer, [tokenizer.bos]), hear(model, tokenizer, ids, begin=3.0)] * 3
+    _, together = continuations(model, tokenizer, starts, list(range(6)), until=7)
+    for seed, (start, tokens) in enumerate(zip(starts, together)):
+        assert continuations(model, tokenizer, [start], [seed], until=7)[1] == [tokens]
+    assert len({tuple(tokens) for tokens in together}) == 6
+    assert len({len(tokens) for tokens in together}) > 1
+
+
+def test_variations_are_the_pieces_of_their_seeds(shipped, opening):
+    many = variations(*shipped, opening, seeds=[5, 3], seconds=4, prompt_seconds=3)
+    for seed, music in zip([5, 3], many):
+        assert same(music, generate(*shipped, opening, seed=seed, seconds=4, prompt_seconds=3))
+
+
+def test_playing_without_a_compiler_is_the_same_music(shipped, monkeypatch):
+    """The model's own step in PyTorch takes over where there is no whole-model step."""
+    fast = generate(*shipped, seconds=4, seed=6)
+    monkeypatch.setattr("lib.mamba_cpu.stepper", lambda model, batch=1: None)
+    slow = generate(*shipped, seconds=4, seed=6)
+    assert same(fast, slow)
+    player = Player(*shipped, [hear(*shipped, [shipped[1].bos])] * 3, [1, 2, 3])
+    player.step()
+    player.keep([2, 0])
+    assert len(player.step()) == 2 and player.seeds == [3, 1] and player.state[0][1].shape[0] == 2
+
+
+def test_a_repeated_key_is_discouraged(shipped):
+    """A heavy penalty, over the last 64 tokens, leaves fewer keys struck again soon."""
+    def again(repetition):
+        pieces = [generate(*shipped, seconds=8, seed=s, repetition=repetition).notes["pitch"] for s in range(4)]
+        return np.mean([p[i] in p[max(0, i - 8):i] for p in pieces for i in range(8, len(p))])
+    assert again(50.0) < 0.7 * again(1.0)
 
 
 def test_at_one_instant_ten_keys_are_enough(shipped):
@@ -157,24 +221,6 @@ def test_the_mask_never_forbids_real_music(shipped):
             grammar.read(int(token))
 
 
-@pytest.mark.parametrize("settings, kept", [
-    ({"top_p": 1.0}, [0, 1, 2, 3]), ({"top_k": 2, "top_p": 1.0}, [0, 1]), ({"top_p": 0.7}, [0, 1]),
-    ({"top_p": 0.1}, [0]), ({"min_p": 0.3, "top_p": 1.0}, [0, 1]), ({"temperature": 0.0}, [0])])
-def test_filters_keep_what_they_should(settings, kept):
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.12, 0.08]))
-    p = Sampling(**settings).probabilities(logits)
-    assert torch.nonzero(p).flatten().tolist() == kept
-    assert p.sum().item() == pytest.approx(1)
-    if settings.get("temperature") != 0.0:  # what is kept keeps its proportions
-        torch.testing.assert_close(p[kept] / p[0], torch.exp(logits[kept].double()) / 0.5)
-
-
-def test_temperature_flattens_and_sharpens():
-    logits = torch.log(torch.tensor([0.6, 0.4]))
-    cold, warm = (Sampling(temperature=t, top_p=1.0).probabilities(logits)[0] for t in (0.5, 2.0))
-    assert cold == pytest.approx(0.36 / 0.52) and warm == pytest.approx(0.6**0.5 / (0.6**0.5 + 0.4**0.5))
-
-
 def test_the_command_writes_midi_sound_and_picture(tmp_path, capsys):
     import soundfile
 
@@ -191,6 +237,27 @@ def test_the_command_writes_midi_sound_and_picture(tmp_path, capsys):
     facts = check(audio, rate)
     assert not facts["silent"] and facts["clipped"] == 0 and facts["peak"] > 0.3 and facts["seconds"] > 5
     assert (out / "new-seed1.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command_goes_on_from_a_state(tmp_path):
+    """A second of the same seed after four is the fifth of five, moved to the file's beginning."""
+    main(["--seconds", "4", "--seed", "3", "--keep-state", "--out", str(tmp_path / "a")])
+    main(["--state", str(tmp_path / "a" / "new-seed3.safetensors"), "--seed", "3", "--seconds", "4",
+          "--out", str(tmp_path / "b")])
+    main(["--seconds", "9", "--seed", "3", "--out", str(tmp_path / "c")])
+    later, straight = read_midi(tmp_path / "b" / "new-seed3-seed3.mid").notes, read_midi(tmp_path / "c" / "new-seed3.mid").notes
+    rest = straight[straight["start"] >= 4]
+    count = min(len(later), len(rest))
+    assert count > 5 and (later["pitch"][:count] == rest["pitch"][:count]).all()
+    assert np.ptp(rest["start"][:count] - later["start"][:count]) < 0.003
+
+
+def test_the_command_streams_into_one_file(tmp_path, capsys):
+    main(["--stream", "--seconds", "6", "--seed", "2", "--out", str(tmp_path)])
+    notes = read_midi(tmp_path / "new-seed2-stream.mid").notes
+    assert 3 < notes["start"].max() < 6 and "notes" in capsys.readouterr().out
+    main(["--seconds", "6", "--seed", "2", "--out", str(tmp_path)])
+    assert (read_midi(tmp_path / "new-seed2.mid").notes["pitch"] == notes["pitch"]).all()
 
 
 def shell(*arguments, cwd):
@@ -233,7 +300,10 @@ def test_a_users_mistake_shows_no_traceback(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--temperature", "-1"], ["--top-p", "0"], ["--top-k", "-3"], ["--min-p", "1"],
                                        ["--seconds", "0"], ["--seconds", "nan"], ["--variations", "0"],
-                                       ["--seed", "-1"], ["--model", "nowhere"]])
+                                       ["--seed", "-1"], ["--model", "nowhere"], ["--repetition", "0.9"],
+                                       ["--density", "9"], ["--tempo", "0"], ["--state", "nowhere"],
+                                       ["--stream", "--tempo", "2"], ["--stream", "--variations", "2"],
+                                       ["--stream", "--seconds", "-1"], ["--prompt", "a.mid", "--state", "b"]])
 def test_a_bad_setting_is_one_sentence(tmp_path, arguments):
     with pytest.raises(UserError) as error:
         main([*arguments, "--out", str(tmp_path / "out")])
