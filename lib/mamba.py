@@ -112,8 +112,9 @@ class MambaMixer(nn.Module):
         bias = self.conv1d.bias.to(x.dtype) if self.config.conv_bias else None
         window = self.config.d_conv - 1
         after = torch.cat([before, x[:, max(0, length - window) :]], 1)[:, -window:]  # a copy: x need not live on
-        if x.is_cuda and length and 1 <= window <= 3 and (fast := fast_convolution()) is not None:
-            # (B, D, L) by views: their kernel reads channels that lie side by side
+        # their kernel wants 2 to 4 taps, and channels side by side, in eights: (B, D, L) by views
+        suits = x.is_cuda and length and 1 <= window <= 3 and x.shape[2] % 8 == 0
+        if suits and (fast := fast_convolution()) is not None:
             y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2), activation="silu")
             return y.transpose(1, 2), after
         if x.device.type == "cpu" and x.dtype == torch.float32 and conv_cpu.available():

@@ -154,3 +154,42 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
 def test_tokens_of_a_wrong_shape_are_one_sentence():
     with pytest.raises(UserError, match=r"shape \(B, L\)"):
         make()(torch.zeros(5, dtype=torch.long))
+
+
+class OnAGPU(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def official_convolution(calls):
+    """A stand-in for `causal_conv1d_fn` that checks what the kernel behind it asks for."""
+    def convolve(x, weight, bias=None, initial_states=None, activation=None):
+        calls.append(x.shape)
+        batch, dim, length = x.shape
+        assert x.stride(1) == 1 and x.stride(2) > 1 and x.stride(2) % 8 == x.stride(0) % 8 == dim % 8 == 0
+        assert weight.shape == (dim, weight.shape[1]) and 2 <= weight.shape[1] <= 4 and activation == "silu"
+        assert initial_states.shape == (batch, dim, weight.shape[1] - 1) and initial_states.stride(1) == 1
+        assert weight.dtype == x.dtype == initial_states.dtype and (bias is None or bias.dtype == x.dtype)
+        return F.silu(F.conv1d(torch.cat([initial_states, x], 2), weight[:, None], bias, groups=dim))
+    return convolve
+
+
+@pytest.mark.parametrize("config, used", [
+    (MambaConfig(9, 12, 1, 4), True), (MambaConfig(9, 12, 1, 4, d_conv=2, conv_bias=False), True),
+    (MambaConfig(9, 33, 1, 4, expand=1), False), (MambaConfig(9, 12, 1, 4, d_conv=5), False),
+    (MambaConfig(9, 12, 1, 4, d_conv=1), False)])
+@pytest.mark.parametrize("length", [1, 2, 20])
+def test_official_convolution_is_used_on_a_gpu_where_it_can_be(config, used, length, monkeypatch):
+    """On half of in_proj's output, as it comes; where channels or taps do not suit it, ours goes on."""
+    mixer, calls = mamba.MambaMixer(config), []
+    torch.manual_seed(0)
+    x = torch.randn(2, length, 2 * config.d_inner).chunk(2, -1)[0]
+    before = torch.randn(2, config.d_conv - 1, config.d_inner)
+    monkeypatch.setattr(mamba, "fast_convolution", lambda: official_convolution(calls))
+    expected = mixer.convolve(x, before)
+    assert not calls
+    found = mixer.convolve(x.as_subclass(OnAGPU), before)
+    assert len(calls) == used
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs, rtol=1e-5, atol=1e-6)
