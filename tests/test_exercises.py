@@ -1,7 +1,8 @@
 """Claims about the exercises: the stub fails its check, the folded solution passes it, both in a moment.
 
-An exercise is a Markdown cell with stars, minutes, two folded hints and a folded solution, and right after it a code cell
-with its imports, the stub and the check. That cell stands alone, so nothing else of the notebook has to run.
+An exercise is a Markdown cell with stars, minutes, two folded hints and a folded solution, and right
+after it a code cell with its imports, the stub and the check. That cell stands alone, so nothing else
+of the notebook has to run.
 """
 
 import json

@@ -25,7 +25,8 @@ def test_answers_are_the_notes_in_their_order(task):
 
 
 def test_gaps_are_fixed_or_random():
-    places = [(task.batch(200, dice())[0] < 8).nonzero()[:, 1].view(200, -1) for task in (Task(fixed_gaps=True), Task())]
+    places = [(task.batch(200, dice())[0] < 8).nonzero()[:, 1].view(200, -1)
+              for task in (Task(fixed_gaps=True), Task())]
     assert torch.equal(places[0], torch.arange(6).expand(200, -1))
     assert len(places[1].unique(dim=0)) > 190
     counts = torch.bincount(places[1].flatten(), minlength=58)
