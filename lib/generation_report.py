@@ -210,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in args.parts:
         begin = time.perf_counter()
         result[part] = globals()[part](model, tokenizer, found, args)
+        result.setdefault("measured_by", {})[part] = line
         note(f"{part}: {time.perf_counter() - begin:.0f} s")
         with whole(args.result) as file:  # after each part, so that an interruption loses little
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
