@@ -117,8 +117,9 @@ class MambaMixer(nn.Module):
         if suits and (fast := fast_convolution()) is not None:
             y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2), activation="silu")
             return y.transpose(1, 2), after
-        if x.device.type == "cpu" and x.dtype == torch.float32 and conv_cpu.available():
-            return conv_cpu.convolve_silu(x, taps, bias, before), after
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and conv_cpu.available():
+            wide = (t if t is None else t.float() for t in (x, taps, bias, before))
+            return conv_cpu.convolve_silu(*wide).to(x.dtype), after
         padded = torch.cat([before, x], 1)
         y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias
         for k in range(self.config.d_conv):
