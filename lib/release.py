@@ -5,8 +5,8 @@ there, and measures what was stored: bits per note of whole validation and test 
 """
 
 import argparse
+import csv
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from lib.generate import generate
 from lib.plots import save_roll
 from lib.streams import Streams
 from lib.tokens import Tokenizer
-from lib.train import LAST, LOG
+from lib.train import LAST, LOG_FIELDS
 
 CARD = """# Model card: a small Mamba that plays the piano
 
@@ -74,7 +74,22 @@ def earlier(init: dict | None) -> str:
         return ""
     known = (f"{init['hours']:.2f} hours, {init['steps']:,} steps, {init['tokens']:,} tokens" if "steps" in init
              else "training that is not known")
-    return f"; started from the weights in {init['folder']}, which had had {known}"
+    return f"; part of it by the weights in {init['folder']} from which it started: {known}"
+
+
+def whole_log(run: list[dict], log: Path, init: dict | None) -> list[dict]:
+    """The rows of a run's log, after those in `log` of the weights it started from, if that is their log.
+
+    Steps, tokens and minutes count on. The earlier training must be known, and its last row agree with it.
+    """
+    if not init or "steps" not in init or not log.is_file():
+        return run
+    with open(log, newline="") as file:
+        before = list(csv.DictReader(file))
+    if not before or int(before[-1]["step"]) != init["steps"]:
+        return run
+    return before + [row | {"step": row["step"] + init["steps"], "tokens": row["tokens"] + init["tokens"],
+                            "minutes": round(row["minutes"] + 60 * init["hours"], 3)} for row in run]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,12 +124,15 @@ def main(argv: list[str] | None = None) -> None:
     baselines = counting_baselines(streams, test)
     low, high = interval(bits, notes)
     best = min(run["log"], key=lambda row: row["validation_bits_per_note"])
+    before = {"steps": 0, "hours": 0, "tokens": 0} | (init or {})  # what is not known is not counted, and the card says so
+    tokens_seen = best["tokens"] + before["tokens"]
     config, settings = model.config, streams.settings
     result = {
         "params": model.parameter_count(), "d_model": config.d_model, "n_layer": config.n_layer,
         "d_state": config.d_state, "vocab": config.vocab_size, "grid": tokenizer.config.grid_ms,
-        "steps": best["step"], "hours": best["minutes"] / 60, "tokens_seen": best["tokens"],
-        "train_notes_seen": round(best["tokens"] * sum(p.notes for p in streams.select("train"))
+        "steps": best["step"] + before["steps"], "hours": best["minutes"] / 60 + before["hours"],
+        "tokens_seen": tokens_seen,
+        "train_notes_seen": round(tokens_seen * sum(p.notes for p in streams.select("train"))
                                   / sum(p.length for p in streams.select("train"))),
         "precision": run["config"]["precision"], "training": run["config"], "init": init,
         "validation_bits_per_note": float(validation_bits.sum() / sum(p.notes for p in validation)),
@@ -127,9 +145,14 @@ def main(argv: list[str] | None = None) -> None:
         "data": args.data, "pieces": len(streams.select("train")), **settings["augmentation"],
         **provenance(f"python -m lib.release {args.run} --streams {args.streams}", seed=run["config"]["seed"]),
     }
+    log = DATA / "results" / "training_log.csv"
+    rows = whole_log(run["log"], log, init)
     with whole(DATA / "results" / "model.json") as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
-    shutil.copyfile(args.run / LOG, DATA / "results" / "training_log.csv")
+    with whole(log) as part, open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, LOG_FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
     with whole(args.out / "README.md") as part:
         part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), before=earlier(init), **baselines, **result))
     music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays

@@ -1,5 +1,6 @@
 """Claims about lib.release: what is shipped is what was measured."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -72,7 +73,7 @@ def test_the_best_checkpoint_of_a_run_plays(road):
 def test_the_card_says_what_the_run_started_from():
     assert release.earlier(None) == ""
     known = {"folder": "data/model", "steps": 7000, "tokens": 29_000_000, "hours": 1.5}
-    assert "data/model, which had had 1.50 hours, 7,000 steps, 29,000,000 tokens" in release.earlier(known)
+    assert "data/model from which it started: 1.50 hours, 7,000 steps, 29,000,000 tokens" in release.earlier(known)
     assert "not known" in release.earlier({"folder": "elsewhere"})
 
 
@@ -96,3 +97,17 @@ def test_the_shipped_card_agrees_with_the_results():
     for key in ("validation_bits_per_note", "test_bits_per_note", "test_bits_per_note_without_leaks"):
         assert f"{figures[key]:.2f}" in card
     assert f"{figures['params']:,}" in card and figures["params"] == load_model()[0].parameter_count()
+
+
+def test_the_log_counts_on_from_the_weights_it_started_from(tmp_path):
+    row = {"step": 5, "tokens": 50, "minutes": 3.0, "lr": 0.1, "train_bits_per_token": 4.0, "validation_bits_per_note": 16.0}
+    log = tmp_path / "training_log.csv"
+    with open(log, "w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    known = {"folder": "data/model", "steps": 5, "tokens": 50, "hours": 0.05}
+    first, second = release.whole_log([row], log, known)
+    assert int(first["step"]) == 5 and (second["step"], second["tokens"], second["minutes"]) == (10, 100, 6.0)
+    for init in (None, {"folder": "elsewhere"}, known | {"steps": 4}):  # none, not known, another model's log
+        assert release.whole_log([row], log, init) == [row]
