@@ -85,6 +85,18 @@ def _inspect(folder: Path) -> dict:
     return {"was_writing": bool(_parts(folder)), "damaged": damaged}
 
 
+def _freeze_in_a_write(process: subprocess.Popen, folder: Path) -> None:
+    """Stop the process while a half-written file is there; return at once if it ends before that."""
+    while process.poll() is None:
+        if _parts(folder):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.02)
+            if _parts(folder):  # else it was finished just before the signal came
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.0002)
+
+
 def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> dict:
     """Kill a run so many times, then let it end; what was lost each time, and whether it ended the same.
 
@@ -94,7 +106,7 @@ def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> 
     """
     rng, rows = random.Random(seed), []
     aims = rng.sample([False] * kills + [True] * writes, kills + writes)
-    steps = len(aims) * STEPS_A_KILL
+    steps = (len(aims) + 1) * STEPS_A_KILL  # some to spare, should a write be missed
     streams = work / "streams"
     store(random_streams(), streams)
     done = subprocess.run([sys.executable, "-m", "lib.interruptions", str(streams), str(work / "never"), str(steps)],
@@ -117,8 +129,7 @@ def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> 
         while at < goal and (line := process.stdout.readline()):
             at = int(line)
         if aims[number]:
-            while not _parts(work / "killed") and process.poll() is None:
-                time.sleep(0.0002)
+            _freeze_in_a_write(process, work / "killed")
         else:
             time.sleep(rng.random() * 0.06)
         process.send_signal(signal.SIGKILL)
