@@ -118,8 +118,9 @@ def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> 
         process = _start(streams, work / "killed", steps)
         resumed = int(process.stdout.readline() or -1)
         if number:
-            rows[-1] |= {"resumed_at": resumed, "lost": before - resumed}
-            say(f"kill {number}: at step {before}, lost {before - resumed} steps"
+            # a step can be saved and its number not yet be printed: then nothing was lost
+            rows[-1] |= {"resumed_at": resumed, "lost": max(0, before - resumed)}
+            say(f"kill {number}: at step {before}, lost {rows[-1]['lost']} steps"
                 + (", while a file was being written" if rows[-1]["was_writing"] else ""))
         if number == len(aims):
             break
