@@ -19,18 +19,26 @@ from lib.windows import token_nats, window_nats
 def run(lab) -> dict:
     """For each architecture of part (a) both curves; kept one by one."""
     chosen, likelihood = lab.protocol.context, lab.protocol.likelihood
-    streams, rates = lab.base, lab.read("likelihood").get("rates", {})
-    pieces = validation_pieces(streams, chosen.tokens)
-    result = {"pieces": len(pieces), "position": [], "reach": []}
-    for arch in likelihood.archs:
-        one = spec(lab, arch, lr=rates.get(arch, likelihood.rates[0]), seed=likelihood.seeds[0], budget="tokens")
-        kept = lab.once(f"context-{arch}", lambda one=one: measure(
-            best_model(lab.place(one.name), lab.device), streams, pieces, chosen))
-        lab.say(f"context: {arch} measured")
+    rates = lab.read("likelihood").get("rates", {})
+    result = {"pieces": len(validation_pieces(lab.base, chosen.tokens)), "position": [], "reach": []}
+    items = [(arch, rates.get(arch, likelihood.rates[0])) for arch in likelihood.archs]
+    for (arch, _), kept in zip(items, lab.all(curves, items), strict=True):
         for kind in ("position", "reach"):
             result[kind] += [{"arch": arch, **row} for row in kept[kind]]
-        lab.write("context", result)
+    lab.write("context", result)
     return result
+
+
+def curves(lab, item: tuple[str, float]) -> dict:
+    """Both curves of an architecture trained at this rate; kept."""
+    (arch, lr), chosen = item, lab.protocol.context
+    one = spec(lab, arch, lr=lr, seed=lab.protocol.likelihood.seeds[0], budget="tokens")
+
+    def work():
+        lab.say(f"context: {arch}")
+        pieces = validation_pieces(lab.base, chosen.tokens)
+        return measure(best_model(lab.place(one.name), lab.device), lab.base, pieces, chosen)
+    return lab.once(f"context-{arch}", work)
 
 
 def measure(model, streams, pieces, chosen) -> dict:

@@ -1,31 +1,59 @@
 """Part (a): which architecture predicts held-out music best, at equal tokens and at equal time.
 
 A grid of learning rates for each, at a part of the budget; then both budgets at each one's best rate;
-then, once, when all of these have ended, the test split.
+then, once, when all of these have ended, the test split. Equal time is that which the first of the
+headline pair takes for its tokens, at speeds that are measured side by side before the runs.
 """
 
+import time
 from dataclasses import replace
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 from lib.baselines import LABELS
 from lib.evaluate import counting_baselines, interval
-from lib.experiment_runs import Spec, best_model
+from lib.experiment_runs import Run, Spec, best_model
 from lib.windows import model_bits
 
 BUDGETS = ("tokens", "minutes")
 
 
-def spec(lab, arch: str, *, lr: float, seed: int, budget: str) -> Spec:
-    """One run: `budget` is "grid", "tokens" or "minutes"."""
+def spec(lab, arch: str, *, lr: float, seed: int, budget: str, speeds: dict | None = None) -> Spec:
+    """One run: `budget` is "grid", "tokens" or "minutes", which needs the tokens a second of all.
+
+    Runs of the same number of steps are one run.
+    """
     protocol, chosen = lab.protocol, lab.protocol.likelihood
-    config = replace(protocol.config, lr=lr, seed=seed, dropout=protocol.size.dropout)
+    tokens = chosen.grid_tokens if budget == "grid" else chosen.tokens
     if budget == "minutes":
-        config = replace(config, minutes=chosen.minutes)
-    else:
-        tokens = chosen.grid_tokens if budget == "grid" else chosen.tokens
-        config = replace(config, steps=max(1, tokens // (config.batch * config.length)))
-    return Spec(f"likelihood/{budget}/{arch}-lr{lr:g}-seed{seed}", arch, protocol.size, config)
+        tokens = tokens * speeds[arch] / speeds[chosen.headline[0]]
+    steps = max(1, int(tokens // (protocol.config.batch * protocol.config.length)))
+    config = replace(protocol.config, lr=lr, seed=seed, dropout=protocol.size.dropout, steps=steps)
+    return Spec(f"likelihood/{arch}-lr{lr:g}-seed{seed}-steps{steps}", arch, protocol.size, config)
+
+
+def speeds(lab) -> dict[str, float]:
+    """Tokens a second of each architecture's training steps: medians of rounds in which all take turns.
+
+    On as many threads as a run has.
+    """
+    chosen, config, threads = lab.protocol.likelihood, lab.protocol.config, torch.get_num_threads()
+    torch.set_num_threads(lab.threads)
+    with TemporaryDirectory() as folder:
+        runs = {arch: Run(spec(lab, arch, lr=chosen.rates[0], seed=0, budget="grid"), lab.base, folder, device=lab.device,
+                          say=lambda text: None) for arch in chosen.archs}
+        seconds: dict[str, list[float]] = {arch: [] for arch in runs}
+        for number in range(chosen.rounds + 1):
+            for arch, one in runs.items():
+                begin = time.perf_counter()
+                one.train_step()  # asks for the loss: waits for a GPU
+                if number:  # the first round warms up
+                    seconds[arch].append(time.perf_counter() - begin)
+    torch.set_num_threads(threads)
+    return {arch: config.batch * config.length / median(values) for arch, values in seconds.items()}
 
 
 def seeds(chosen, arch: str) -> tuple[int, ...]:
@@ -36,23 +64,22 @@ def seeds(chosen, arch: str) -> tuple[int, ...]:
 def run(lab) -> dict:
     """Everything, as far as the minutes go; the result is written after every run."""
     chosen, streams = lab.protocol.likelihood, lab.base
-    result = lab.read("likelihood") or {"grid": [], "rates": {}, "runs": [], "test": []}
+    result = lab.read("likelihood") or {"speeds": {}, "grid": [], "rates": {}, "runs": [], "test": []}
     if result.get("summary"):
         return result
-    result |= {"grid": [], "runs": []}  # filled again from the outcomes
+    result["speeds"] = lab.once("speeds", lambda: speeds(lab))
+    result["minutes"] = chosen.tokens / result["speeds"][chosen.headline[0]] / 60
+    grid = [("grid", spec(lab, arch, lr=lr, seed=chosen.seeds[0], budget="grid")) for arch in chosen.archs for lr in chosen.rates]
+    result["grid"] = trained(lab, grid, result["speeds"])
     for arch in chosen.archs:
-        for lr in chosen.rates:
-            one = spec(lab, arch, lr=lr, seed=chosen.seeds[0], budget="grid")
-            result["grid"].append(_row(arch, "grid", one, lab.train(one, streams)))
-            lab.write("likelihood", result)
         mine = [row for row in result["grid"] if row["arch"] == arch]
         result["rates"][arch] = min(mine, key=lambda row: row["validation_bits_per_note"])["lr"]
-    for budget in BUDGETS:
-        for arch in sorted(chosen.archs, key=lambda arch: arch not in chosen.headline):
-            for seed in seeds(chosen, arch):
-                one = spec(lab, arch, lr=result["rates"][arch], seed=seed, budget=budget)
-                result["runs"].append(_row(arch, budget, one, lab.train(one, streams)))
-                lab.write("likelihood", result)
+    lab.write("likelihood", result)
+    result["runs"] = trained(lab, [
+        (budget, spec(lab, arch, lr=result["rates"][arch], seed=seed, budget=budget, speeds=result["speeds"]))
+        for budget in BUDGETS for arch in sorted(chosen.archs, key=lambda arch: arch not in chosen.headline)
+        for seed in seeds(chosen, arch)], result["speeds"])
+    lab.write("likelihood", result)
     result["test"] = open_test(lab, result["runs"])
     result["pieces"], result["counting"] = _pieces(lab), counting_baselines(streams, streams.select("test"))
     result["summary"] = summarise(result, chosen.headline)
@@ -60,11 +87,18 @@ def run(lab) -> dict:
     return result
 
 
-def _row(arch: str, budget: str, one: Spec, outcome: dict) -> dict:
-    config = one.config
-    return {"arch": arch, "budget": budget, "lr": config.lr, "seed": config.seed, "name": one.name,
-            **{k: outcome[k] for k in ("body_parameters", "parameters", "steps", "tokens", "training_seconds",
-                                       "tokens_per_second", "validation_bits_per_note", "best_step")}}
+def train_one(lab, one: Spec) -> dict:
+    """A run on the base streams."""
+    return lab.train(one, lab.base)
+
+
+def trained(lab, runs: list[tuple[str, Spec]], speeds: dict[str, float]) -> list[dict]:
+    """A row each; those with the same name are trained once, the longest first."""
+    specs = sorted({one.name: one for _, one in runs}.values(), key=lambda one: -one.config.steps / speeds[one.arch])
+    outcomes = dict(zip((one.name for one in specs), lab.all(train_one, specs), strict=True))
+    return [{"arch": one.arch, "budget": budget, "lr": one.config.lr, "seed": one.config.seed, "name": one.name,
+             **{k: outcomes[one.name][k] for k in ("body_parameters", "parameters", "steps", "tokens",
+                                                   "validation_bits_per_note", "best_step")}} for budget, one in runs]
 
 
 def _pieces(lab) -> dict:
@@ -76,15 +110,18 @@ def _pieces(lab) -> dict:
 
 def open_test(lab, runs: list[dict]) -> list[dict]:
     """Bits of every test piece for every run; each is computed once and kept."""
-    test, found = lab.base.select("test"), []
-    for row in runs:
-        def work(name=row["name"]):
-            lab.say(f"{name}: test")
-            model = best_model(lab.place(name), lab.device)
-            return [round(float(bits), 3) for bits in model_bits(model, lab.base, test)]
-        found.append({k: row[k] for k in ("arch", "budget", "seed", "name")} | {
-            "bits": lab.once(row["name"].replace("/", "-") + "-test", work)})
-    return found
+    names = list(dict.fromkeys(row["name"] for row in runs))
+    bits = dict(zip(names, lab.all(test_bits, names), strict=True))
+    return [{k: row[k] for k in ("arch", "budget", "seed", "name")} | {"bits": bits[row["name"]]} for row in runs]
+
+
+def test_bits(lab, name: str) -> list[float]:
+    """Bits of every test piece for a run that has ended; kept."""
+    def work():
+        lab.say(f"{name}: test")
+        model = best_model(lab.place(name), lab.device)
+        return [round(float(bits), 3) for bits in model_bits(model, lab.base, lab.base.select("test"))]
+    return lab.once(name.replace("/", "-") + "-test", work)
 
 
 def summarise(result: dict, headline: tuple[str, str]) -> dict:

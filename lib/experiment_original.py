@@ -43,27 +43,45 @@ ARMS = {"original": Recipe(), **{name: Recipe(**{name: True}) for name in REPAIR
 def run(lab) -> dict:
     """One row an arm, written as they come."""
     result = {"arms": []}
-    for name, recipe in ARMS.items():
+    for recipe in ARMS.values():  # build the streams one by one: arms share some
         lab.left()
-        twin = replace(recipe, penalty=False)  # the penalty changes no training
-        trained = next(key for key, other in ARMS.items() if replace(other, penalty=False) == twin)
+        data(lab, recipe)
+    lab.all(trained, dict.fromkeys(map(twin, ARMS)))
+    for (name, recipe), (outcome, kept) in zip(ARMS.items(), lab.all(measured_arm, ARMS), strict=True):
         streams, measured = data(lab, recipe)
-        one = spec(lab, trained, recipe, streams)
-        outcome = lab.train(one, streams)
-        kept = bits_of(lab, name, one, recipe, streams, measured)
         notes = np.array([p.notes for p in measured])
         bits = np.array(kept["bits"])
         result["arms"].append({
             "arm": name, "vocabulary": streams.vocab_size, "parameters": outcome["parameters"], "tokens": outcome["tokens"],
-            "training_seconds": outcome["training_seconds"], "best_step": outcome["best_step"], "steps": outcome["steps"],
+            "best_step": outcome["best_step"], "steps": outcome["steps"],
             "own_validation": outcome["validation_bits_per_note"], "pieces": len(notes), "bits": kept["bits"],
             "bits_per_note": float(bits.sum() / notes.sum()), "interval_95": interval(bits, notes),
             "without_penalty": float(sum(kept["plain"]) / notes.sum())})
         first = np.array(result["arms"][0]["bits"])
         gain = first - bits
         result["arms"][-1]["gain"] = {"bits_per_note": float(gain.sum() / notes.sum()), "interval_95": interval(gain, notes)}
-        lab.write("original", result)
+    lab.write("original", result)
     return result
+
+
+def twin(name: str) -> str:
+    """The arm whose training an arm shares: the penalty changes none."""
+    recipe = replace(ARMS[name], penalty=False)
+    return next(key for key, other in ARMS.items() if replace(other, penalty=False) == recipe)
+
+
+def trained(lab, name: str) -> dict:
+    """The outcome of an arm's training."""
+    streams, _ = data(lab, ARMS[name])
+    return lab.train(spec(lab, name, ARMS[name], streams), streams)
+
+
+def measured_arm(lab, name: str) -> tuple[dict, dict]:
+    """(outcome, bits of the measured pieces) of an arm whose training has ended."""
+    recipe = ARMS[name]
+    streams, measured = data(lab, recipe)
+    one = spec(lab, twin(name), recipe, streams)
+    return lab.train(one, streams), bits_of(lab, name, one, recipe, streams, measured)
 
 
 def spec(lab, name: str, recipe: Recipe, streams: Streams) -> Spec:

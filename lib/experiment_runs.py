@@ -42,8 +42,7 @@ class Spec:
 class Run(Trainer):
     """A `Trainer` for any architecture of `lib.baselines`.
 
-    A model that does not carry its state begins each crop afresh, and is validated on windows. The
-    clock of equal time runs in training steps alone: validating costs one model more than another.
+    A model that does not carry its state begins each crop afresh, and is validated on windows.
     """
 
     def __init__(self, spec: Spec, streams: Streams, folder: Path, **options):
@@ -56,10 +55,6 @@ class Run(Trainer):
     def _cut(self, optimizer, args, kwargs) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.config.lr * 0.1 ** (self.step // self.spec.cut_every)
-
-    @property
-    def progress(self) -> float:
-        return max(self.step / self.config.steps, self.training_seconds / 60 / self.config.minutes)
 
     def train_step(self) -> float:
         begin = time.monotonic()

@@ -13,11 +13,15 @@ where the last one stopped. Results are data/results/experiments_PART_SCALE.json
 import argparse
 import json
 import math
+import os
 import shutil
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -38,8 +42,8 @@ class Lab:
     """Where a part finds its protocol, its data and what was done before, and leaves its result."""
 
     def __init__(self, protocol: Protocol, folder: Path, *, minutes: float = math.inf, device: str | None = None,
-                 results: Path | None = None, cache: Path | None = None, found: list | None = None, say=print):
-        self.protocol, self.folder, self.say = protocol, Path(folder), say
+                 jobs: int = 1, results: Path | None = None, cache: Path | None = None, found: list | None = None, say=print):
+        self.protocol, self.folder, self.say, self.jobs = protocol, Path(folder), say, jobs
         self.deadline = time.monotonic() + 60 * minutes
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.results = results or (self.folder / "results" if protocol.scale == "quick" else env.RESULTS)
@@ -89,6 +93,29 @@ class Lab:
         """The outcome of a run, trained where it is not there yet."""
         return train(spec, streams, self.place(spec.name), deadline=self.deadline, device=self.device, say=self.say)
 
+    @property
+    def threads(self) -> int:
+        """Threads of one of the processes side by side."""
+        return max(1, torch.get_num_threads() // self.jobs)
+
+    def __getstate__(self) -> dict:
+        """What another process needs; it opens the streams itself."""
+        return {k: v for k, v in self.__dict__.items() if k != "base"}
+
+    def all(self, work: Callable, items: Iterable) -> list:
+        """`work(lab, item)` for every item, in order; `jobs` processes side by side, each on its share of the cores.
+
+        `work` is a function of a module, and keeps what it has done: an error of one lets the others end.
+        """
+        items = list(items)
+        if self.jobs == 1 or len(items) < 2:
+            return [work(self, item) for item in items]
+        self.left()
+        self.base  # noqa: B018  built once, before all look for it
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), _begin, (self, self.threads)) as pool:
+            futures = [pool.submit(_work, work, item) for item in items]
+            return [future.result() for future in futures]
+
     def once(self, name: str, work) -> dict:
         """What `work()` gives, as JSON, from the file of an earlier call where there is one."""
         path = self.folder / "kept" / f"{name}.json"
@@ -127,6 +154,18 @@ class Lab:
         return json.loads(json.dumps(chosen))
 
 
+_LAB: list[Lab] = []  # of a process beside others
+
+
+def _begin(lab: Lab, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _LAB[:] = [lab]
+
+
+def _work(work: Callable, item):
+    return work(_LAB[0], item)
+
+
 def shorten(found: list, seconds: float, folder: Path) -> list:
     """The same performances, of each the opening alone, as files in `folder`."""
     from lib.notes import crop, read_midi, write_midi
@@ -149,11 +188,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, help="how large (default: gpu where there is one, else cpu)")
     parser.add_argument("--folder", type=Path, help="where the runs live (default: data/runs/experiments/SCALE)")
     parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on its share of the cores (default 1)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--restart", action="store_true", help="throw the runs and results of a quick run away first")
     args = parser.parse_args(argv)
     if not args.budget_minutes > 0:
         raise UserError("--budget-minutes must be above 0: give the minutes that there are")
+    if not 1 <= args.jobs <= (os.cpu_count() or 1):
+        raise UserError(f"--jobs {args.jobs} makes no sense here: give 1 to {os.cpu_count()}")
     scale = "quick" if args.quick else args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
     folder = args.folder or RUNS / scale
     if args.restart:
@@ -162,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if scale == "quick":
         torch.set_num_threads(1)  # models this small only wait for one another's threads
-    lab = Lab(SCALES[scale], folder, minutes=args.budget_minutes, device=args.device, results=args.results)
+    lab = Lab(SCALES[scale], folder, minutes=args.budget_minutes, device=args.device, jobs=args.jobs, results=args.results)
     for part in args.only or PARTS:
         module = import_module(PARTS[part])
         try:
