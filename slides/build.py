@@ -1,0 +1,278 @@
+"""Build the decks: `python -m slides.build [NAME …]`; see whether they are stale: `--check`.
+
+A deck's source is Markdown for Marp. The build puts in what the deck quotes (slides/quotes.py), draws its
+figures and renders its sounds (slides/pictures.py), and lets Marp make a page and a PDF. Everything then lies
+inside the page. What went in is noted in slides/built.json, so that `--check` and the tests see without Marp when
+a number, an excerpt, a figure or the source is no longer what was built.
+"""
+
+import argparse
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lib.env import write_text
+from lib.errors import UserError, cli, os_errors
+from slides import deck
+from slides.pictures import FIGURE, SOUND, file_hash, made_of, make
+from slides.quotes import CODE, NUMBER, ROOT
+
+HERE = ROOT / "slides"
+WORK = HERE / ".build"
+BUILT = HERE / "built.json"
+MARP = HERE / "node_modules" / "@marp-team" / "marp-cli" / "marp-cli.js"
+LARGEST = {"html": 4_000_000, "pdf": 2_000_000}  # bytes
+KINDS = {"svg": "image/svg+xml", "png": "image/png", "mp3": "audio/mpeg"}
+FONTS = (("Course", 400, "DejaVuSans"), ("Course", 700, "DejaVuSans-Bold"), ("Course Mono", 400, "DejaVuSansMono"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+LOOK = ("slides/theme.css", "slides/marp.json", "slides/package.json")
+
+
+# what a page is made of ------------------------------------------------------------------------
+
+
+def sha(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:16]
+
+
+def inputs(name: str) -> dict:
+    """All that a deck is made of as of now, but for the files that its figures read while drawn."""
+    quoted, named = deck.quotes(name), deck.names(name)
+    return {
+        "source": sha(deck.read(name)),
+        "look": sha("".join(file_hash(path) for path in LOOK)),
+        "numbers": quoted["numbers"],
+        "excerpts": {what: sha(code) for what, code in quoted["excerpts"].items()},
+        "figures": {what: {"made_of": made_of("figure", what)} for what in named["figures"]},
+        "sounds": {what: {"made_of": made_of("sound", what)} for what in named["sounds"]},
+    }
+
+
+def built() -> dict:
+    """slides/built.json: what each deck was made of when it was built."""
+    return json.loads(BUILT.read_text(encoding="utf-8")) if BUILT.is_file() else {}
+
+
+def stale(name: str) -> list[str]:
+    """Why the built deck is not what would be built now, a sentence each; empty if it is."""
+    before, now = built().get(name), inputs(name)
+    if before is None:
+        return [f"{name} was never built"]
+    why = []
+    if before["source"] != now["source"]:
+        why.append(f"{name}.md has changed")
+    if before["look"] != now["look"]:
+        why.append(f"{name}: {', '.join(LOOK)} have changed")
+    for what, text in now["numbers"].items():
+        if before["numbers"].get(what) != text:
+            why.append(f"{name}: {what} is {text} now, and was {before['numbers'].get(what, 'not there')}")
+    for what, code in now["excerpts"].items():
+        if before["excerpts"].get(what) != code:
+            why.append(f"{name}: the code of {what} has changed")
+    for kind in ("figures", "sounds"):
+        for what, made in now[kind].items():
+            old = before[kind].get(what, {"made_of": "", "reads": {}})
+            if old["made_of"] != made["made_of"]:
+                why.append(f"{name}: the code behind {kind[:-1]} {what} has changed")
+            why += [f"{name}: {kind[:-1]} {what} was made from {path}, which has changed"
+                    for path, was in old["reads"].items() if file_hash(path) != was]
+    for ending in ("html", "pdf"):
+        if file_hash(f"slides/{name}.{ending}") != before[ending]:
+            why.append(f"slides/{name}.{ending} is not the file that was built")
+    return why
+
+
+# building --------------------------------------------------------------------------------------
+
+
+def expand(name: str, media: dict[str, str]) -> str:
+    """The deck's Markdown with numbers, code, and the files of figures and sounds put in."""
+    quoted = deck.quotes(name)
+    text = CODE.sub(lambda found: f"```python\n{quoted['excerpts'][found[1]]}\n```", deck.read(name))
+    text = NUMBER.sub(lambda found: quoted["numbers"][f"{found[1]}:{found[2]}"], text)
+    text = FIGURE.sub(lambda found: f"{found[1]}{media['figure:' + found[2]]}{found[3]}", text)
+    return SOUND.sub(lambda found: _player(media["sound:" + found[1]], found[2] or ""), text)
+
+
+def _player(file: str, caption: str) -> str:
+    caption = html.escape(caption)
+    words = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure class="sound">{words}<audio controls preload="auto" aria-label="{caption}" src="{file}"></audio></figure>'
+
+
+def build(name: str, images: bool = False) -> None:
+    """Make slides/NAME.html and slides/NAME.pdf and note what went in; `images`: also a picture of each slide."""
+    made = inputs(name)
+    page_title = deck.slides(name)[0].title
+    media = {}
+    for kind in ("figure", "sound"):
+        for what, about in made[f"{kind}s"].items():
+            ending, data, about["reads"] = make(kind, what)
+            file = WORK / "media" / f"{re.sub(r'[^A-Za-z0-9]+', '-', what)}-{sha(data)}.{ending}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            media[f"{kind}:{what}"] = file.relative_to(WORK).as_posix()
+    source = WORK / f"{name}.md"
+    source.write_text(expand(name, media), encoding="utf-8")
+    marp(source, "--output", WORK / f"{name}.html", "--title", page_title)
+    marp(source, "--pdf", "--pdf-outlines", "--output", WORK / f"{name}.pdf", "--title", page_title)
+    if images:
+        folder = WORK / "images" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        marp(source, "--images", "png", "--output", folder / "slide.png")
+    if over := overflowing(name):
+        raise UserError(f"slides/{name}.md: too much on slide {', '.join(map(str, over))}")
+    page = inside((WORK / f"{name}.html").read_text(encoding="utf-8"))
+    write_text(HERE / f"{name}.html", page)
+    shutil.copyfile(WORK / f"{name}.pdf", HERE / f"{name}.pdf")
+    for ending in ("html", "pdf"):
+        made[ending] = file_hash(f"slides/{name}.{ending}")
+        if (size := (HERE / f"{name}.{ending}").stat().st_size) > LARGEST[ending]:
+            raise UserError(f"slides/{name}.{ending} has {size:,} bytes: {LARGEST[ending]:,} are allowed")
+    notes = built() | {name: made | {"slides": len(deck.slides(name)), "minutes": deck.minutes(name)}}
+    write_text(BUILT, json.dumps(dict(sorted(notes.items())), indent=1, ensure_ascii=False) + "\n")
+    write_table()
+
+
+def inside(page: str) -> str:
+    """The page with the files that it names (figures, sounds) put into it."""
+    def uri(found: re.Match) -> str:
+        file = WORK / found[0]
+        return f"data:{KINDS[file.suffix[1:]]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+    return re.sub(r"media/[\w-]+\.(?:svg|png|mp3)", uri, page)
+
+
+def marp(source: Path, *options) -> None:
+    """Run Marp on a file; its complaints become one sentence. Fetched from npm the first time."""
+    node = shutil.which("node")
+    if node is None or shutil.which("npm") is None:
+        raise UserError("the slides are built by Marp, which needs Node.js 20 or newer with npm: install it, "
+                        "or use the built pages in slides/")
+    if not MARP.is_file():
+        print("  fetching Marp from npm, once")
+        run(["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"], HERE, "fetch Marp from npm")
+    theme = WORK / "theme.css"
+    write_text(theme, theme_with_fonts())
+    run([node, MARP, source, "--config-file", HERE / "marp.json", "--theme-set", theme, "--no-stdin", *options], WORK,
+        f"build {source.name} with Marp (a PDF needs Chrome or Chromium)")
+
+
+OVERFLOW = """<script>addEventListener("load", () => document.fonts.ready.then(() => setTimeout(() => {
+document.body.dataset.over = [...document.querySelectorAll("section")].map((s, i) => [i + 1, s])
+.filter(([, s]) => s.scrollHeight > s.clientHeight + 1 || s.scrollWidth > s.clientWidth + 1).map(([i]) => i)
+.join(" ")}, 500)))</script>"""
+
+
+def overflowing(name: str) -> list[int]:
+    """The slides whose content is larger than the slide, as a browser lays them out."""
+    page = WORK / f"{name}-bare.html"
+    marp(WORK / f"{name}.md", "--template", "bare", "--output", page)
+    page.write_text(page.read_text(encoding="utf-8") + OVERFLOW, encoding="utf-8")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise UserError("a PDF needs Chrome or Chromium, and neither was found: install one")
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                               "--disable-background-networking", f"--user-data-dir={profile}",
+                               "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
+                              check=False, capture_output=True, text=True, timeout=120)
+    found = re.search(r'data-over="([\d ]*)"', done.stdout)
+    if not found:
+        raise UserError(f"{name}: the browser did not lay out the slides: {done.stderr.strip()[-200:]}")
+    return [int(place) for place in found[1].split()]
+
+
+def run(command: list, folder: Path, what: str) -> None:
+    with os_errors(what):
+        done = subprocess.run(list(map(str, command)), check=False, cwd=folder, capture_output=True, text=True)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "WARN" in line or "ERROR" in line]
+    if done.returncode or any("ERROR" in line or "missing" in line for line in said):
+        raise UserError(f"could not {what}: {' '.join(said) or done.stderr.strip()[-300:]}")
+
+
+def theme_with_fonts() -> str:
+    """slides/theme.css with DejaVu, which Matplotlib brings, put in as WOFF2 or TrueType.
+
+    Only letters that Latin text, Greek formulas in words, arrows and simple signs need.
+    """
+    from fontTools import subset
+    from fontTools.ttLib import TTFont
+    from matplotlib import get_data_path
+
+    faces = []
+    for family, weight, name in FONTS:
+        kept = WORK / f"{name}.woff"
+        if not kept.is_file():
+            font = TTFont(Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
+            cut = subset.Subsetter(subset.Options(drop_tables=["FFTM"], layout_features=["kern", "liga"]))
+            cut.populate(unicodes=[*range(0x20, 0x180), *range(0x370, 0x400), *range(0x1D00, 0x1DC0), 0x304, 0x305,
+                                   *range(0x2000, 0x2070), *range(0x2070, 0x20A0), *range(0x2190, 0x2200),
+                                   *range(0x2200, 0x2300), *range(0x25A0, 0x2600), *range(0x2660, 0x2670),
+                                   0x2713, 0x2717, 0x27F6])
+            cut.subset(font)
+            font.flavor = "woff"
+            font.save(kept)
+        data = base64.b64encode(kept.read_bytes()).decode()
+        faces.append(f'@font-face{{font-family:"{family}";font-weight:{weight};'
+                     f'src:url(data:font/woff;base64,{data}) format("woff")}}')
+    return (HERE / "theme.css").read_text(encoding="utf-8") + "\n" + "\n".join(faces) + "\n"
+
+
+# the table in slides/README.md -----------------------------------------------------------------
+
+ABOUT = {"1_data": ("data", "00–02"), "2_state_spaces": ("state spaces", "03–04"), "3_scans": ("scans", "05–06"),
+         "4_mamba": ("Mamba", "07"), "5_training_and_playing": ("training and playing", "08–09"),
+         "6_results": ("results", "10")}
+
+
+def table() -> str:
+    """The decks that were built: slides, minutes by the notes, links."""
+    lines = ["| deck | notebooks | slides | minutes | page | PDF |", "|---|---|---|---|---|---|"]
+    for name, about in built().items():
+        title, books = ABOUT.get(name, (name, ""))
+        lines.append(f"| {title} | {books} | {about['slides']} | {about['minutes']:.0f} "
+                     f"| [page]({name}.html) | [PDF]({name}.pdf) |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    path = HERE / "README.md"
+    text = path.read_text(encoding="utf-8")
+    new = re.sub(r"(<!-- decks -->\n).*?(<!-- /decks -->)", lambda found: f"{found[1]}\n{table()}\n\n{found[2]}", text,
+                 flags=re.DOTALL)
+    if new != text:
+        write_text(path, new)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    ask = argparse.ArgumentParser(prog="python -m slides.build", description=__doc__.split("\n\n")[0])
+    ask.add_argument("names", nargs="*", metavar="NAME", help="decks, such as 1_data; all without one")
+    ask.add_argument("--check", action="store_true", help="build nothing: say what is stale, and fail if anything is")
+    ask.add_argument("--images", action="store_true",
+                     help="also write a picture of each slide to slides/.build/images, to look at")
+    wanted = ask.parse_args(arguments)
+    WORK.mkdir(exist_ok=True)
+    names = [Path(name).stem for name in wanted.names] or deck.decks()
+    if wanted.check:
+        why = [reason for name in names for reason in stale(name)]
+        if why:
+            raise UserError("; ".join(why) + ": run python -m slides.build")
+        print(f"{len(names)} decks are as built")
+        return
+    for name in names:
+        print(name)
+        build(name, wanted.images)
+        sizes = ", ".join(f"{ending} {(HERE / f'{name}.{ending}').stat().st_size / 1000:,.0f} kB" for ending in LARGEST)
+        print(f"  {len(deck.slides(name))} slides, {deck.minutes(name):.0f} minutes, {sizes}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,148 @@
+"""Figures and sounds of the decks: found by name, drawn or rendered, and watched while they are made.
+
+A name is a function in slides/figures*.py: a figure's returns a Matplotlib figure, a sound's notes
+(`lib.notes.Music`) or the bytes of an MP3. `notebook/07_mamba#3` is the third image, or the third
+player, in the outputs of an executed notebook.
+"""
+
+import base64
+import hashlib
+import importlib
+import io
+import json
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from lib.errors import UserError
+from slides.quotes import ROOT, book
+from slides.sources import code_hash
+
+FIGURE = re.compile(r"(!\[[^\]]*\]\()figure:([\w/#.-]+)(\))")
+SOUND = re.compile(r"^<!-- sound: (\S+)(?: (.+?))? -->$", re.MULTILINE)
+LARGEST_SVG = 150_000  # bytes; above it a PNG is smaller to carry and quicker to show
+PNG_DPI = 200
+RATE = 24_000  # Hz, as in the notebooks' players
+WATCHED = ("data/results", "data/model", "notebooks")
+CACHE = ROOT / "slides" / ".build" / "cache"
+
+_FROM_NOTEBOOK = re.compile(r"notebook/(\w+)#(\d+)")
+_IN_PAGE = {"figure": re.compile(r'<img\b[^>]*\bsrc="data:image/(png|svg\+xml);base64,([A-Za-z0-9+/=]+)"'),
+            "sound": re.compile(r'<audio\b[^>]*\bsrc="data:audio/(mpeg);base64,([A-Za-z0-9+/=]+)"')}
+_opened: list[str] | None = None
+
+
+def home(name: str) -> str:
+    """The file of the function `name`, such as slides/figures.py."""
+    where = [path for path in sorted((ROOT / "slides").glob("figures*.py"))
+             if re.search(rf"^def {re.escape(name)}\(", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    if len(where) != 1:
+        there = " and ".join(path.name for path in where) or "none of slides/figures*.py"
+        raise UserError(f"figure or sound {name!r}: {there} defines it, and exactly one should")
+    return where[0].relative_to(ROOT).as_posix()
+
+
+def made_of(kind: str, name: str) -> str:
+    """A short hash of what the picture or sound is made of: its code, or its bytes in a notebook."""
+    if _FROM_NOTEBOOK.fullmatch(name):
+        return hashlib.sha256(_from_notebook(kind, name)[1]).hexdigest()[:16]
+    return code_hash(home(name), name)
+
+
+def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
+    """(ending, bytes, files that were read with their hashes) of a "figure" or a "sound".
+
+    What was made is kept under slides/.build and used again while code and files are the same.
+    """
+    if _FROM_NOTEBOOK.fullmatch(name):
+        return *_from_notebook(kind, name), {}
+    note = CACHE / f"{name}-{made_of(kind, name)}.json"
+    if note.is_file():
+        kept = json.loads(note.read_text(encoding="utf-8"))
+        if all(file_hash(path) == before for path, before in kept["reads"].items()):
+            return kept["ending"], base64.b64decode(kept["data"]), kept["reads"]
+    print(f"  {kind} {name}")
+    module = importlib.import_module(home(name)[:-3].replace("/", "."))
+    with watching() as opened:
+        made = getattr(module, name)()
+        ending, data = _figure_bytes(made) if kind == "figure" else ("mp3", _sound_bytes(made, name))
+    reads = {path: file_hash(path) for path in sorted(set(opened))}
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"ending": ending, "reads": reads, "data": base64.b64encode(data).decode()}),
+                    encoding="utf-8")
+    return ending, data, reads
+
+
+def _from_notebook(kind: str, name: str) -> tuple[str, bytes]:
+    notebook, which = _FROM_NOTEBOOK.fullmatch(name).groups()
+    found = []
+    for cell in book(notebook)["cells"]:
+        for out in cell.get("outputs", []):
+            page = "".join(out.get("data", {}).get("text/html", ""))
+            found += _IN_PAGE[kind].findall(page)
+    if not 1 <= int(which) <= len(found):
+        raise UserError(f"notebooks/{notebook}.ipynb shows {len(found)} {kind}s, and no number {which}")
+    what, data = found[int(which) - 1]
+    return {"png": "png", "svg+xml": "svg", "mpeg": "mp3"}[what], base64.b64decode(data)
+
+
+def _figure_bytes(fig) -> tuple[str, bytes]:
+    """An SVG with its letters as outlines, the same bytes every time; a PNG where that is large."""
+    import matplotlib
+
+    from lib.plots import STYLE, png_bytes
+
+    out = io.BytesIO()
+    with matplotlib.rc_context(STYLE | {"svg.fonttype": "path", "svg.hashsalt": "slides"}):
+        fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    return ("svg", svg) if len(svg) <= LARGEST_SVG else ("png", png_bytes(fig, dpi=PNG_DPI))
+
+
+def _sound_bytes(made, name: str) -> bytes:
+    from lib.listen import PLAYER_LEVEL, mp3_bytes, render
+    from lib.notes import Music
+
+    if isinstance(made, Music):
+        return mp3_bytes(render(made, rate=RATE), RATE, level=PLAYER_LEVEL)
+    if not isinstance(made, bytes):
+        raise UserError(f"sound {name!r} gave a {type(made).__name__}: return notes or the bytes of an MP3")
+    return made
+
+
+def file_hash(path: str) -> str:
+    """The hash of a file of the repository, "" where it is not there."""
+    full = ROOT / path
+    return hashlib.sha256(full.read_bytes()).hexdigest()[:16] if full.is_file() else ""
+
+
+@contextmanager
+def watching():
+    """A list that fills with the watched files of the repository that Python opens meanwhile.
+
+    Weights are opened by compiled code, which Python does not see: who opens one file of
+    data/model is taken to have read them all.
+    """
+    global _opened
+    if not getattr(watching, "hooked", False):
+        sys.addaudithook(_hook)
+        watching.hooked = True
+    files: list[str] = []
+    _opened = files
+    try:
+        yield files
+    finally:
+        _opened = None
+        if any(path.startswith("data/model/") for path in files):
+            model = ROOT / "data" / "model"
+            files += [path.relative_to(ROOT).as_posix() for path in model.iterdir() if path.is_file()]
+
+
+def _hook(event: str, arguments: tuple) -> None:
+    if _opened is None or event != "open" or not isinstance(arguments[0], str | Path):
+        return
+    path = str(Path(arguments[0]).absolute())
+    for folder in WATCHED:
+        if path.startswith(f"{ROOT / folder}/") and not path.endswith(".py"):
+            _opened.append(Path(path).relative_to(ROOT).as_posix())

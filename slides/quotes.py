@@ -1,0 +1,222 @@
+"""What a deck quotes: numbers out of data/results, words out of executed notebooks, code out of lib.
+
+    {{ results:FILE.json path.to.0.value .1f }}         a dotted path; whole numbers index lists
+    {{ results:FILE.json rows[arch=mamba].bits .2f }}   the one row of a list whose values agree
+    {{ results:FILE.json "facts.notes a second" .1f }}  quotes, where a key holds a space
+    {{ results:FILE.json hours *60 .0f }}               scaled: * or / and a number
+    {{ results:FILE.json slow.ms / fast.ms .1f }}       or a path: a ratio
+    {{ notebook:01_maestro#6 ([\\d,]+) performances }}   group 1 of a pattern, in what code cell 6 printed
+
+    <!-- code: lib/ssm.py zoh -->                       a function, class or Class.method
+    <!-- code: lib/ssm.py zoh without docstring lines 1-6 -->   lines counted in what then remains
+
+Everything raises `UserError` with one sentence where it finds nothing.
+"""
+
+import ast
+import json
+import re
+import textwrap
+from functools import reduce
+from pathlib import Path
+
+from lib.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NUMBER = re.compile(r"\{\{\s*(results|notebook):(.+?)\s*\}\}")
+CODE = re.compile(r"^<!-- code: (.+?) -->$", re.MULTILINE)
+
+_PATH = r'"[^"]+"|(?:[^\s\[\]]|\[[^\]]*\])+'
+_RESULT = re.compile(rf"(\S+\.json)\s+({_PATH})((?:\s*[*/]\s*(?:{_PATH}))*)(?:\s+(\S+))?")
+_SCALE = re.compile(rf"([*/])\s*({_PATH})")
+_STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]|\.")
+
+
+# numbers ---------------------------------------------------------------------------------------
+
+
+def number(kind: str, text: str) -> str:
+    """What stands in place of `{{ kind:text }}`."""
+    return result(text) if kind == "results" else printed(text)
+
+
+def result(text: str) -> str:
+    """`FILE.json path [* or / number or path …] [format]`, as it stands in a deck, formatted."""
+    found = _RESULT.fullmatch(text.strip())
+    if not found:
+        raise UserError(f"{{{{ results:{text} }}}} cannot be read: write a file, a path and a format")
+    name, path, scales, form = found.groups()
+    tree = _results(name)
+    path, attached = _attached(path.strip('"'), quoted=path.startswith('"'))
+    value = follow(tree, path, name)
+    for sign, operand in [*attached, *_SCALE.findall(scales)]:
+        operand = operand.strip('"')
+        plain = re.fullmatch(r"\d+(\.\d+)?", operand)
+        by = float(operand) if plain and "." in operand else int(operand) if plain else follow(tree, operand, name)
+        if not all(isinstance(part, int | float) for part in (value, by)):
+            raise UserError(f"data/results/{name}: {path} {sign} {operand} is no arithmetic of numbers")
+        if sign == "/" and not by:
+            raise UserError(f"data/results/{name}: {path} / {operand} divides by zero")
+        value = value * by if sign == "*" else value / by
+    if isinstance(value, dict | list) or value is None:
+        raise UserError(f"data/results/{name}: {path} is {type(value).__name__}, not a value: name one inside it")
+    try:
+        return format(value, form or "")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"data/results/{name}: {path} is {value!r}, which the format {form!r} does not fit") from error
+
+
+def _attached(path: str, quoted: bool) -> tuple[str, list[tuple[str, str]]]:
+    """A path and the scales that were written on to it without a space: `hours*60`."""
+    scales = []
+    while not quoted and (found := re.fullmatch(r"(.+)([*/])(\d+(?:\.\d+)?)", path)):
+        path = found[1]
+        scales.insert(0, (found[2], found[3]))
+    return path, scales
+
+
+def _results(name: str) -> dict:
+    path = ROOT / "data" / "results" / name
+    if not path.is_file():
+        raise UserError(f"data/results/{name} is not there: a deck quotes a number from it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def follow(tree, path: str, name: str):
+    """The value at a dotted path; `[key=value,…]` picks the one row of a list that agrees."""
+    here = tree
+    for step in (match for match in _STEP.finditer(path) if match[0] != "."):
+        where = path[: step.start()].rstrip(".") or "its top"
+        if step[2] is not None:
+            here = _row(here, step[2], f"data/results/{name}, at {where}")
+        elif isinstance(here, dict) and step[1] in here:
+            here = here[step[1]]
+        elif isinstance(here, list) and re.fullmatch(r"-?\d+", step[1]) and -len(here) <= int(step[1]) < len(here):
+            here = here[int(step[1])]
+        else:
+            has = f"its keys are {', '.join(map(str, list(here)[:12]))}" if isinstance(here, dict) else (
+                f"it is a list of {len(here)}" if isinstance(here, list) else f"it is {here!r}")
+            raise UserError(f"data/results/{name} has no {step[0]} at {where}: {has}")
+    return here
+
+
+def _row(rows, conditions: str, where: str):
+    """The one row of a list for which every `key=value` of `conditions` holds."""
+    wanted = [part.partition("=")[::2] for part in conditions.split(",")]
+    if not isinstance(rows, list) or not all(key and value for key, value in wanted):
+        raise UserError(f"{where}: [{conditions}] needs a list, and key=value in the brackets")
+
+    def agrees(row) -> bool:
+        return isinstance(row, dict) and all(
+            key.strip() in row and value.strip() in (str(row[key.strip()]), json.dumps(row[key.strip()]))
+            for key, value in wanted)
+
+    found = [row for row in rows if agrees(row)]
+    if len(found) != 1:
+        raise UserError(f"{where}: [{conditions}] fits {len(found)} rows, not one")
+    return found[0]
+
+
+# notebooks -------------------------------------------------------------------------------------
+
+
+def cell_output(notebook: str, cell: int) -> str:
+    """The text that the `cell`-th code cell (from 1) of an executed notebook printed or showed."""
+    cells = [c for c in book(notebook)["cells"] if c["cell_type"] == "code"]
+    if not 1 <= cell <= len(cells):
+        raise UserError(f"notebooks/{notebook}.ipynb has {len(cells)} code cells, and no number {cell}")
+    texts = []
+    for out in cells[cell - 1]["outputs"]:
+        data = out.get("data", {})
+        text = out.get("text") or data.get("text/markdown") or data.get("text/html") or data.get("text/plain") or ""
+        texts.append("".join(text))
+    return re.sub(r"data:[\w.+/-]+;base64,[A-Za-z0-9+/=]+", "", "\n".join(texts))
+
+
+def book(name: str) -> dict:
+    """An executed notebook, by its name without the ending."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
+        raise UserError(f"notebooks/{name}.ipynb is not there: a deck quotes it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def printed(text: str) -> str:
+    """`NOTEBOOK#CELL pattern`: group 1 of the pattern's one match in that code cell's output."""
+    found = re.fullmatch(r"(\w+)#(\d+)\s+(.+)", text)
+    if not found:
+        raise UserError(f"{{{{ notebook:{text} }}}} cannot be read: write NOTEBOOK#CELL and a pattern")
+    notebook, cell, pattern = found.groups()
+    try:
+        hits = [match[1] for match in re.finditer(pattern, cell_output(notebook, int(cell)))]
+    except (re.error, IndexError) as error:
+        raise UserError(f"{pattern!r} is no pattern with a group (…): {error}") from error
+    if len(set(hits)) != 1:
+        raise UserError(f"notebooks/{notebook}.ipynb, code cell {cell}: {pattern!r} finds {len(set(hits))} values, "
+                        "not one")
+    return hits[0]
+
+
+# code ------------------------------------------------------------------------------------------
+
+
+def excerpt(text: str) -> str:
+    """`FILE SYMBOL [without docstring] [lines A-B]`: the source of that symbol, as it is now."""
+    found = re.fullmatch(r"(\S+\.py)\s+([\w.]+)((?:\s+without docstring|\s+lines \d+-\d+)*)", text.strip())
+    if not found:
+        raise UserError(f"<!-- code: {text} --> cannot be read: write a file, a symbol, "
+                        "and perhaps `without docstring` or `lines A-B`")
+    file, symbol, options = found.groups()
+    lines, node = symbol_lines(file, symbol)
+    if "without docstring" in options:
+        lines = without_docstring(lines, node)
+    if span := re.search(r"lines (\d+)-(\d+)", options):
+        first, last = int(span[1]), int(span[2])
+        if not 1 <= first <= last <= len(lines):
+            raise UserError(f"{file}: {symbol} has {len(lines)} lines here, so there are no lines {first}-{last}")
+        lines = lines[first - 1 : last]
+    return textwrap.dedent("\n".join(lines)).strip("\n")
+
+
+def symbol_lines(file: str, symbol: str) -> tuple[list[str], ast.AST]:
+    """The lines of a function, class or Class.method, decorators included, and its node.
+
+    A name that a module assigns at its top level counts as well.
+    """
+    path = ROOT / file
+    if not path.is_file():
+        raise UserError(f"{file} is not there: a deck takes code from it")
+    source = path.read_text(encoding="utf-8")
+    try:
+        node = reduce(member, symbol.split("."), ast.parse(source))
+    except KeyError as error:
+        raise UserError(f"{file} has no {symbol}: was it renamed?") from error
+    return source.splitlines()[first_line(node) - 1 : node.end_lineno], node
+
+
+def member(parent: ast.AST, name: str) -> ast.AST:
+    """The definition or assignment of `name` right inside a module or class; KeyError if none."""
+    for node in getattr(parent, "body", []):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            return node
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if any(isinstance(part, ast.Name) and part.id == name for part in getattr(target, "elts", [target])):
+                return node
+    raise KeyError(name)
+
+
+def first_line(node: ast.AST) -> int:
+    """The line on which a definition begins, its decorators counted."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+
+
+def without_docstring(lines: list[str], node: ast.AST) -> list[str]:
+    """The lines of a definition without its docstring and those of what is defined in it."""
+    begin, drop = first_line(node), set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+            text = inner.body[0]
+            drop |= set(range(text.lineno - begin, text.end_lineno - begin + 1))
+    return [line for number, line in enumerate(lines) if number not in drop]
