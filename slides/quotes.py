@@ -109,13 +109,18 @@ def _row(rows, conditions: str, where: str):
 
     def agrees(row) -> bool:
         return isinstance(row, dict) and all(
-            key.strip() in row and value.strip() in (str(row[key.strip()]), json.dumps(row[key.strip()]))
-            for key, value in wanted)
+            key.strip() in row and value.strip() in _spellings(row[key.strip()]) for key, value in wanted)
 
     found = [row for row in rows if agrees(row)]
     if len(found) != 1:
         raise UserError(f"{where}: [{conditions}] fits {len(found)} rows, not one")
     return found[0]
+
+
+def _spellings(value) -> set[str]:
+    """How a value may be written in a condition: None as null, 10.0 as 10."""
+    plain = {f"{value:g}"} if isinstance(value, float) else set()
+    return plain | {str(value), json.dumps(value)}
 
 
 # notebooks -------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def results(monkeypatch, tmp_path):
     """A made-up repository with one file of results, one notebook and one module."""
     (tmp_path / "data" / "results").mkdir(parents=True)
     (tmp_path / "data" / "results" / "speed.json").write_text(json.dumps({
-        "hours": 2.5, "params": 2452480, "device": "CPU", "none": None,
+        "hours": 2.5, "params": 2452480, "device": "CPU", "none": None, "grids": [{"ms": 10.0, "bpe": None, "n": 7}, {"ms": 62.5, "bpe": 8, "n": 8}],
         "rows": [{"arch": "mamba", "length": 512, "bits": 14.587}, {"arch": "lstm", "length": 512, "bits": 16.0}],
         "facts": {"notes a second": 9.876}, "ms": [4, 1]}))
     (tmp_path / "notebooks").mkdir()
@@ -140,6 +140,7 @@ def results(monkeypatch, tmp_path):
     ("speed.json rows[arch=mamba].bits .2f", "14.59"),
     ("speed.json rows[arch=lstm, length=512].bits .1f", "16.0"),
     ('speed.json "facts.notes a second" .1f', "9.9"),
+    ("speed.json grids[ms=10,bpe=null].n", "7"),
     ("speed.json hours *60 .0f", "150"),
     ("speed.json hours*60 .0f", "150"),
     ("speed.json params /1000000 .1f", "2.5"),
