@@ -28,7 +28,9 @@ from lib.timing import MIN_ROUNDS, limit_memory, peak_bytes, spread, trim
 
 SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
 STEPPER = "mamba_cpp"  # the same Mamba by its whole-model step in C++: another implementation, so a row of its own
-KINDS = ("training", "prefill", "generation", "memory")
+KINDS = ("training", "prefill", "generation", "throughput", "memory")
+GENERATED = ("generation", "throughput")  # a token a row at a time
+AXIS = {"throughput": "batch"}  # what a kind is measured against, if not the length
 
 
 class Bench:
@@ -84,15 +86,16 @@ class Bench:
         model, tokens = self.model(arch, length).eval(), self.tokens(length)
         return lambda: model.prefill(tokens)
 
-    def generation(self, arch: str, position: int, tokens: int) -> tuple[Callable, int]:
-        """(a call that generates so many tokens from a position, bytes of the state there)."""
+    def generation(self, arch: str, position: int, tokens: int, batch: int = 1) -> tuple[Callable, int]:
+        """(a call that generates so many tokens a row from a position, bytes of a row's state there)."""
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
         size = baselines.state_bytes(model, state, position)
+        state = [tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state]
         if arch == STEPPER:
-            fast = mamba_cpu.Stepper(model)
+            fast = mamba_cpu.Stepper(model, batch)
             fast.load(state)
-            size = fast.state_bytes()
+            size = fast.state_bytes() // batch
 
             def read(token):
                 return fast.step(token)
@@ -101,7 +104,7 @@ class Bench:
                 nonlocal state
                 logits, state = model.step(token, state)
                 return logits
-        token = torch.zeros(1, dtype=torch.long, device=self.device)
+        token = torch.zeros(batch, dtype=torch.long, device=self.device)
         first = state if arch != STEPPER else None
 
         @torch.inference_mode()
@@ -143,22 +146,24 @@ def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> 
 
 
 def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]) -> list[dict]:
-    """Rows of one kind at one length."""
+    """Rows of one kind at one length; of throughput, at one number of pieces side by side."""
     works, sizes = {}, {}
     for arch in archs:
         if arch in limit:
             continue
         if kind == "generation":
             works[arch], sizes[arch] = bench.generation(arch, length, chosen.tokens)
+        elif kind == "throughput":
+            works[arch], sizes[arch] = bench.generation(arch, chosen.prompt, chosen.tokens, batch=length)
         else:
             works[arch] = getattr(bench, kind)(arch, length)
     rows = []
     for arch, times in turns(bench, works, chosen, limit).items():
-        count = chosen.tokens if kind == "generation" else length
-        row = {"kind": kind, "arch": arch, "length": length, **spread([t / chosen.tokens for t in times] if kind == "generation"
-                                                                      else times)}
+        count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
+        row = {"kind": kind, "arch": arch, AXIS.get(kind, "length"): length,
+               **spread([t / chosen.tokens for t in times] if kind in GENERATED else times)}
         row["tokens_per_second"] = 1e3 * count / float(np.median(times))
-        rows.append(row | ({"state_bytes": sizes[arch]} if kind == "generation" else {}))
+        rows.append(row | ({"state_bytes": sizes[arch]} if kind in GENERATED else {}))
     works.clear()
     trim()
     return rows
@@ -199,20 +204,21 @@ def run(lab) -> dict:
     result = lab.read("efficiency") or {"rows": [], "exponents": []}
     result["threads"] = torch.get_num_threads()
     result["body_parameters"] = {arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs}
-    grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions}
+    grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions,
+             "throughput": chosen.batches}
     for kind, lengths in grids.items():
         archs, limit = chosen.archs, set()
-        if kind == "generation" and lab.device == "cpu" and mamba_cpu.KERNEL.available():
+        if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
             archs = (*archs, STEPPER)
         for length in lengths:
-            mine = [row for row in result["rows"] if (row["kind"], row["length"]) == (kind, length)]
+            mine = [row for row in result["rows"] if row["kind"] == kind and row[AXIS.get(kind, "length")] == length]
             if not mine:
                 lab.left()
                 lab.say(f"efficiency: {kind} at {length:,}")
                 mine = timed(bench, kind, length, archs, chosen, limit)
                 result["rows"] += mine
                 _keep(lab, result)
-            per_round = chosen.tokens if kind == "generation" else 1
+            per_round = chosen.tokens if kind in GENERATED else 1
             limit |= {row["arch"] for row in mine if row["median_ms"] * per_round >= 1e3 * chosen.limit}
             limit |= {arch for arch in archs if arch not in {row["arch"] for row in mine}}
     for arch in chosen.archs:

@@ -7,6 +7,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from lib import env, plots
 from lib.baselines import LABELS
 from lib.experiment_efficiency import STEPPER, label, show
+from lib.scan_figures import draw_figure3
 
 LOOKS = {  # Mamba in ink, the others in colours that have no other meaning in this course
     "mamba": (plots.INK, "-"), STEPPER: (plots.INK, "--"), "hybrid": (plots.GREY, "-"), "transformer": (plots.OTHER[0], "-"),
@@ -107,9 +108,9 @@ def efficiency(result: dict):
     return fig
 
 
-def _ends(rows: list[dict], quantity: str, less: bool = False) -> str:
-    """Mamba against the Transformer at the longest length that both reached."""
-    found = {(row["arch"], row["length"]): row[quantity] for row in rows}
+def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "length") -> str:
+    """Mamba against the Transformer at the longest length, or the largest batch, that both reached."""
+    found = {(row["arch"], row[axis]): row[quantity] for row in rows}
     both = [n for arch, n in found if arch == "mamba" and ("transformer", n) in found]
     if not both:
         return env.UNKNOWN
@@ -120,16 +121,21 @@ def _ends(rows: list[dict], quantity: str, less: bool = False) -> str:
     return f"at {max(both):,} the Transformer has {1 / ratio:.1f} × Mamba's speed"
 
 
-def figure3(scaling: dict):
-    """Figure 3 of the original on the same models: training time against length, generation speed against position."""
-    fig, axes = plots.figure(1, 2, height=4.4)
-    training, generation = _rows(scaling, "training"), _rows(scaling, "generation")
-    _curve(axes[0], training, "length", "median_ms", "ms a training step")
-    axes[0].set_xlabel("length")
-    _title(axes[0], "Left: a training step against its length")
-    _curve(axes[1], generation, "length", "tokens_per_second", "tokens a second")
-    axes[1].set_xlabel("tokens read so far")
-    _title(axes[1], "Right: generation against position")
+def figure3(scan: dict, efficiency: dict):
+    """Both halves of figure 3 (Gu and Dao 2023), which the original reprints, on this machine.
+
+    Left: the operation alone, from the result of `python -m lib.bench scan`. Right: tokens a second of the
+    compared models, all pieces of a batch together.
+    """
+    fig, axes = plots.figure(1, 2, height=4.6)
+    if "figure3" in scan:
+        draw_figure3(scan, ax=axes[0])
+    else:
+        _curve(axes[0], [], "", "", "")
+    throughput = _rows(efficiency, "throughput")
+    _curve(axes[1], throughput, "batch", "tokens_per_second", "tokens a second, all pieces")
+    axes[1].set_xlabel("pieces side by side")
+    _title(axes[1], "Right: " + (_ends(throughput, "tokens_per_second", axis="batch") if throughput else env.UNKNOWN))
     return fig
 
 

@@ -39,6 +39,8 @@ class Efficiency:
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)  # of a training step, batch 1
     positions: tuple[int, ...] = (512, 2048, 8192, 32768)  # at which tokens are generated
     prefill: tuple[int, ...] = (512, 2048, 8192)  # lengths of prompts
+    batches: tuple[int, ...] = (1, 4, 16, 64)  # pieces generated side by side
+    prompt: int = 2048  # tokens that each of them begins with, as in figure 3 of the Mamba paper
     repeats: int = 5
     tokens: int = 48  # generated in each round
     seconds: float = 2.5  # a slow one gets fewer rounds, though three, where they would take longer
@@ -104,7 +106,7 @@ SCALES = {
         TrainConfig(batch=4, length=64, carry=4, transpose=5, louder=2, minutes=FOREVER, eval_every=8, eval_tokens=500,
                     save_every=8),
         Likelihood(seeds=(0, 1), rates=(2e-3, 8e-3), grid_tokens=2_000, tokens=4_000, rounds=3),
-        Efficiency(archs=("transformer", "s4d", "mamba"), lengths=(64, 128, 256), positions=(32, 64, 128), prefill=(32, 64, 128), repeats=3, tokens=4, seconds=0.2),
+        Efficiency(archs=("transformer", "s4d", "mamba"), lengths=(64, 128, 256), positions=(32, 64, 128), prefill=(32, 64, 128), batches=(1, 2), prompt=32, repeats=3, tokens=4, seconds=0.2),
         Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
         Tokens(vocabularies=(None, 1024), notes=1_000),
         Original(vocabulary=1024, repaired_vocabulary=None, pieces=3, length=64, epochs=4),
@@ -113,7 +115,7 @@ SCALES = {
     # under two hours in all. Small, and of the early part of learning
     "cpu": Protocol(
         "cpu", Size(192, 4, 16), SHARED,
-        Likelihood(archs=("lstm", "transformer", "s4d", "mamba", "hybrid"), grid_tokens=500_000, tokens=3_000_000),
+        Likelihood(archs=("lstm", "transformer", "s4d", "mamba", "hybrid"), grid_tokens=500_000, tokens=2_500_000),
         tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=400_000),
         original=Original(pieces=16)),
     # one large GPU: about 20 million parameters

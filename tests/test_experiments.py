@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,10 +31,13 @@ TINY = Protocol(
     "quick", SIZE, TrainConfig(batch=2, length=12, carry=2, minutes=1e9, eval_every=2, eval_tokens=100, save_every=1),
     Likelihood(archs=("transformer", "mamba"), seeds=(0, 1), rates=(1e-3, 1e-2), grid_tokens=24, tokens=96, rounds=2),
     Efficiency(archs=("transformer", "mamba"), vocabulary=20, lengths=(8, 16, 32), positions=(8, 16, 32), prefill=(8, 16),
-               repeats=3, tokens=2, seconds=0.01),
+               batches=(1, 3), prompt=9, repeats=3, tokens=2, seconds=0.01),
     Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
     Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
     Original(vocabulary=640, repaired_vocabulary=None, pieces=2, length=24, epochs=4))
+
+
+SCAN = env.read_results("scan_cpu_2_cores")
 
 
 def quiet(*args, **kwargs):
@@ -270,6 +274,11 @@ def test_efficiency_measures_every_kind_and_keeps_what_it_has(lab, monkeypatch):
     assert states["mamba", 8] == states["mamba", 32]
     width, layers = baselines.config_of("transformer", 20, SIZE).d_model, 2
     assert states["transformer", 32] - states["transformer", 8] == 24 * layers * 2 * width * 4
+    wide = {(row["arch"], row["batch"]): row for row in result["rows"] if row["kind"] == "throughput"}
+    for arch in ("mamba", "transformer"):  # a row of a batch remembers as much as a piece alone
+        assert wide[arch, 1]["state_bytes"] == wide[arch, 3]["state_bytes"]
+        for batch in (1, 3):
+            assert wide[arch, batch]["tokens_per_second"] == pytest.approx(1e3 * batch / wide[arch, batch]["median_ms"])
     slopes = {(row["arch"], row["quantity"]): row for row in result["exponents"]}
     assert slopes["mamba", "state_bytes"]["exponent"] == pytest.approx(0)
     assert slopes["transformer", "state_bytes"]["exponent"] == pytest.approx(1, abs=0.01)
@@ -340,7 +349,7 @@ def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeyp
 def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(env, "RESULTS", tmp_path)
     assert experiment_figures.table1().count(env.UNKNOWN) == 4 * 5
-    for draw in (experiment_figures.efficiency, experiment_figures.figure3, experiment_figures.context,
+    for draw in (experiment_figures.efficiency, partial(experiment_figures.figure3, {}), experiment_figures.context,
                  experiment_figures.likelihood, experiment_figures.original, experiment_figures.tokens):
         assert plots.png_bytes(draw({}))[:4] == b"\x89PNG"
     likelihood.run(lab)
@@ -351,7 +360,8 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
     assert table.count(env.UNKNOWN) == 2 * 5  # the two that this tiny protocol leaves out
     summary = json.loads(lab.path("likelihood").read_text())["summary"]["budgets"]["tokens"]["mamba"]
     assert f"{summary['bits_per_note']:.2f} (" in table
-    for name, draw in (("efficiency", experiment_figures.efficiency), ("efficiency", experiment_figures.figure3),
+    for name, draw in (("efficiency", experiment_figures.efficiency),
+                       ("efficiency", partial(experiment_figures.figure3, SCAN)),
                        ("context", experiment_figures.context), ("likelihood", experiment_figures.likelihood),
                        ("tokens", experiment_figures.tokens), ("original", experiment_figures.original)):
         module = {"context": experiment_context, "tokens": token_part, "original": original}.get(name)
