@@ -57,6 +57,15 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Playing:
+    """What each model plays after the same opening."""
+
+    prompt_seconds: float = 8.0
+    seconds: float = 16.0  # of new music
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Part (d): time grids and byte-pair vocabularies, the same music read by each."""
 
@@ -89,6 +98,7 @@ class Protocol:
     likelihood: Likelihood = Likelihood()
     efficiency: Efficiency = Efficiency()
     context: Context = Context()
+    playing: Playing = Playing()
     tokens: Tokens = Tokens()
     original: Original = field(default_factory=Original)
     grid_ms: float = 10.0  # parts (a) and (c): base tokens, no byte-pair encoding
@@ -108,6 +118,7 @@ SCALES = {
         Likelihood(seeds=(0, 1), rates=(2e-3, 8e-3), grid_tokens=2_000, tokens=4_000, rounds=3),
         Efficiency(archs=("transformer", "s4d", "mamba"), lengths=(64, 128, 256), positions=(32, 64, 128), prefill=(32, 64, 128), batches=(1, 2), prompt=32, repeats=3, tokens=4, seconds=0.2),
         Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
+        Playing(prompt_seconds=4.0, seconds=2.0),
         Tokens(vocabularies=(None, 1024), notes=1_000),
         Original(vocabulary=1024, repaired_vocabulary=None, pieces=3, length=64, epochs=4),
         piece_seconds=20.0),

@@ -3,6 +3,7 @@
     likelihood   bits per note on the test split: equal tokens and equal time, each architecture at its best rate
     efficiency   training speed and memory against length, generation and its state against position, exponents
     context      bits per note against position and against the number of tokens in reach
+    playing      one opening, continued by each architecture
     tokens       time grids and byte-pair vocabularies, compared at 10 ms
     original     the original's recipe, and each repair alone
 
@@ -34,7 +35,7 @@ from lib.files import whole
 from lib.streams import Augmentation, Streams, build
 
 PARTS = {"efficiency": "lib.experiment_efficiency", "likelihood": "lib.experiment_likelihood",
-         "context": "lib.experiment_context", "tokens": "lib.experiment_tokens", "original": "lib.experiment_original"}
+         "context": "lib.experiment_context", "playing": "lib.experiment_playing", "tokens": "lib.experiment_tokens", "original": "lib.experiment_original"}
 RUNS = env.ROOT / "data" / "runs" / "experiments"
 
 

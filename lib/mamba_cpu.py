@@ -146,5 +146,6 @@ class Stepper:
 
 
 def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
-    """A `Stepper`, or None where the model is not on a CPU or there is no compiler (said once a process)."""
-    return Stepper(model, batch) if model.device.type == "cpu" and KERNEL.available() else None
+    """A `Stepper`, or None where the model is no Mamba, is not on a CPU, or there is no compiler (said once a process)."""
+    mine = isinstance(model, MambaLM) and model.device.type == "cpu"
+    return Stepper(model, batch) if mine and KERNEL.available() else None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib import baselines, env, experiment_context, experiment_figures, experiments, plots
+from lib import baselines, env, experiment_context, experiment_figures, experiment_playing, experiments, plots
 from lib import experiment_efficiency as efficiency
 from lib import experiment_likelihood as likelihood
 from lib import experiment_original as original
@@ -19,7 +19,7 @@ from lib import experiment_tokens as token_part
 from lib.baselines import Size
 from lib.data import Performance
 from lib.errors import UserError
-from lib.experiment_protocol import SCALES, Context, Efficiency, Likelihood, Original, Protocol, Tokens
+from lib.experiment_protocol import SCALES, Context, Efficiency, Likelihood, Original, Playing, Protocol, Tokens
 from lib.experiment_runs import OUTCOME, OutOfTime, Run, Spec, train
 from lib.experiments import Lab
 from lib.notes import Music, make_notes, write_midi
@@ -33,6 +33,7 @@ TINY = Protocol(
     Efficiency(archs=("transformer", "mamba"), vocabulary=20, lengths=(8, 16, 32), positions=(8, 16, 32), prefill=(8, 16),
                batches=(1, 3), prompt=9, repeats=3, tokens=2, seconds=0.01),
     Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
+    Playing(prompt_seconds=2.0, seconds=40.0),
     Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
     Original(vocabulary=640, repaired_vocabulary=None, pieces=2, length=24, epochs=4))
 
@@ -203,6 +204,37 @@ def test_context_counts_each_token_at_its_place(lab):
 def test_context_needs_the_models_of_the_first_part(found, tmp_path):
     with pytest.raises(UserError, match="--only likelihood"):
         experiment_context.run(Lab(TINY, tmp_path, device="cpu", found=found, say=quiet))
+
+
+def test_every_architecture_continues_the_same_opening(lab):
+    likelihood.run(lab)
+    result = experiment_playing.run(lab)
+    assert [row["arch"] for row in result["played"]] == list(TINY.likelihood.archs)
+    tokenizer = lab.streams(10.0)[1]
+    for row in result["played"]:
+        assert row["tokens"] and tokenizer.notes_of[row["tokens"]].sum() > 0
+    assert experiment_playing.run(lab)["played"] == result["played"]  # the same dice
+    assert "tokens after" in experiment_playing.table(result)
+
+
+def test_runs_side_by_side_come_to_the_same_end_as_one_after_another(lab, found, tmp_path):
+    one = likelihood.run(lab)
+    two = Lab(TINY, tmp_path, device="cpu", found=found, jobs=2, cache=lab.cache, say=quiet)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "speeds.json").write_text((lab.folder / "kept" / "speeds.json").read_text())
+    both = likelihood.run(two)
+    for part in ("grid", "runs", "test"):
+        assert both[part] == json.loads(json.dumps(one[part]))
+
+
+def test_equal_time_follows_from_the_speeds(lab):
+    rates = {"mamba": 200.0, "transformer": 100.0}
+    steps = {budget: {arch: likelihood.spec(lab, arch, lr=1e-3, seed=0, budget=budget, speeds=rates).config.steps
+                      for arch in rates} for budget in likelihood.BUDGETS}
+    assert steps == {"tokens": {"mamba": 4, "transformer": 4}, "minutes": {"mamba": 4, "transformer": 2}}
+    found = likelihood.speeds(lab)
+    assert set(found) == set(rates) and min(found.values()) > 0
 
 
 def test_tokenizers_are_compared_on_one_grid(lab):
