@@ -1,7 +1,9 @@
 """What this machine has, and what the course will do with it.
 
-    python -m lib.env           a line a requirement, the device, the precision, the minutes
-    python -m lib.env --stamp   write the numbers of data/results into README.md
+    python -m lib.env                      a line a requirement, the device, the precision, the minutes
+    python -m lib.env --stamp              write results and addresses into README.md and the notebooks
+    python -m lib.env --colab-check 00     a lone notebook in a fresh environment, to its first sound
+    python -m lib.env --workshop FOLDER    make, or finish, and check what a room without a network needs
 
 Nothing heavy is imported until it is needed, so this works on a bare machine too.
 """
@@ -11,7 +13,6 @@ import json
 import os
 import platform
 import random
-import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,6 @@ RESULTS = ROOT / "data" / "results"
 OLDEST_PYTHON = (3, 11)
 INSTALL = "pip install -r requirements.txt"
 UNKNOWN = "not measured"
-NOTEBOOK = re.compile(r"\b\d\d_\w+")  # 00_tour
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,22 @@ def is_quick() -> bool:
     return os.environ.get("MUSIC_QUICK", "").strip().lower() in {"1", "true", "yes"}
 
 
-def start(seed: int = 0, *, say=print) -> Run:
+def start(seed: int = 0, *, alone: bool = False, say=print) -> Run:
     """Begin a notebook: set every seed, say in one line where and how it runs.
 
-    May be called again at any time; it then sets the seeds again. Raises UserError where
-    Python is too old, or numpy or torch is missing.
+    `alone`: the notebook was opened without its repository, as on Colab, and has just fetched it;
+    what is missing is installed first, and a failure ends the cell in one sentence. May be called
+    again at any time; it then sets the seeds again. Raises UserError where Python is too old, or
+    numpy or torch is missing.
     """
+    if alone:
+        from lib.colab import install_missing
+
+        try:
+            check_python()
+            install_missing(say)
+        except UserError as error:
+            sys.exit(str(error))
     check_python()
     try:
         import numpy as np
@@ -212,7 +222,7 @@ def optional_kernels() -> str:
     return f"{' and '.join(missing)} not installed: not needed (see requirements-gpu.txt)"
 
 
-# ---- the README's numbers -----------------------------------------------------------------
+# ---- the notebooks ------------------------------------------------------------------------
 
 
 def notebook_names() -> list[str]:
@@ -220,78 +230,11 @@ def notebook_names() -> list[str]:
     return sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
 
 
-def _minutes(value: float | None) -> str:
+def minutes_text(value: float | None) -> str:
+    """Measured minutes as they are shown: "1.2", or "not measured"."""
     if value is None:
         return UNKNOWN
     return "under 0.1" if value < 0.1 else f"{value:.1f}"
-
-
-def _stamp_minutes(block: str) -> str:
-    """Put the measured minutes into the last two columns of the table of notebooks."""
-    measured, exist = read_results("notebooks"), notebook_names()
-    lines = []
-    for line in block.strip().splitlines():
-        if line.startswith("Measured"):
-            continue
-        name = NOTEBOOK.search(line) if line.startswith("|") else None
-        if name:
-            name = name.group()
-            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-            if name in exist:
-                found = measured.get(name, {})
-                times = [_minutes(found.get(f"{kind}_minutes")) for kind in ("full", "quick")]
-                cells = [f"[{name}](notebooks/{name}.ipynb)", *cells[1:-2], *times]
-            else:
-                cells = [name, *cells[1:-2], "to come", ""]
-            line = f"| {' | '.join(cells)} |".replace("|  |", "| |")
-        lines.append(line)
-    places = sorted(
-        {
-            found[f"{kind}_run"]["device"]
-            for name, found in measured.items()
-            for kind in ("full", "quick")
-            if name in exist and "device" in found.get(f"{kind}_run", {})
-        }
-    )
-    text = "\n".join(lines).strip()
-    return f"{text}\n\nMeasured on: {'; '.join(places)}." if places else text
-
-
-def _stamp_model(block: str) -> str:
-    """The table of the shipped model, from data/results/model.json."""
-    model = read_results("model")
-
-    def show(key: str, form: str) -> str:
-        return form.format(model[key]) if model.get(key) is not None else UNKNOWN
-
-    device = f" on {model['device']}" if model.get("device") else ""
-    hours = show("hours", "{:.1f} hours")
-    rows = [
-        ("parameters", show("params", "{:,}")),
-        ("training", hours if hours == UNKNOWN else hours + device),
-        ("training steps", show("steps", "{:,}")),
-        ("notes seen in training", show("train_notes_seen", "{:,}")),
-        ("bits per note, validation pieces", show("validation_bits_per_note", "{:.2f}")),
-        ("bits per note, test pieces", show("test_bits_per_note", "{:.2f}")),
-        (
-            "bits per note, test pieces whose title is in no other split",
-            show("test_bits_per_note_without_leaks", "{:.2f}"),
-        ),
-    ]
-    return "\n".join(["| the shipped model | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
-
-
-def stamp(text: str) -> str:
-    """README's text with its stamped blocks rewritten from data/results; changes nothing else."""
-    for name, write in (("minutes", _stamp_minutes), ("model", _stamp_model)):
-        pattern = re.compile(rf"(<!-- {name} -->)(.*?)(<!-- /{name} -->)", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
-            raise UserError(
-                f"README.md needs exactly one block from <!-- {name} --> to <!-- /{name} -->: "
-                "put the two markers back"
-            )
-        text = pattern.sub(lambda m: f"{m[1]}\n\n{write(m[2])}\n\n{m[3]}", text)
-    return text
 
 
 # ---- command line -------------------------------------------------------------------------
@@ -313,7 +256,7 @@ def report(say=print) -> bool:
     say("\nminutes     full run, quick run")
     for name in notebook_names():
         found = measured.get(name, {})
-        full, quick = (_minutes(found.get(f"{kind}_minutes")) for kind in ("full", "quick"))
+        full, quick = (minutes_text(found.get(f"{kind}_minutes")) for kind in ("full", "quick"))
         where = found.get("full_run", {}).get("device")
         say(f"{name:<22} {full}, {quick}{f'  (on {where})' if where else ''}")
     return all(found.ok for found in checks)
@@ -323,18 +266,31 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lib.env", description="What this machine has and what the course needs."
     )
-    parser.add_argument(
-        "--stamp", action="store_true", help="write the numbers of data/results into README.md"
-    )
-    if parser.parse_args(argv).stamp:
-        readme = ROOT / "README.md"
-        with os_errors("read README.md"):
-            text = readme.read_text(encoding="utf-8")
-        write_text(readme, stamp(text))
-        print("README.md now shows the numbers of data/results")
-        return
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--stamp", action="store_true",
+                       help="write results and addresses into README.md and the notebooks")
+    which.add_argument("--colab-check", nargs="*", metavar="NN",
+                       help="run lone notebooks in fresh environments up to their first sound")
+    which.add_argument("--workshop", nargs="?", const="workshop", metavar="FOLDER",
+                       help="make or finish a bundle for a room without a network, and check it")
+    parser.add_argument("--check", action="store_true", help="with --workshop: check only, fetch nothing")
+    given = parser.parse_args(argv)
+    if given.check and given.workshop is None:
+        parser.error("--check goes with --workshop FOLDER")
     check_python()
-    if not report():
+    if given.stamp:
+        from lib.stamp import stamp
+
+        stamp()
+    elif given.colab_check is not None:
+        from lib.colab_check import main as colab_check
+
+        colab_check(given.colab_check)
+    elif given.workshop is not None:
+        from lib.workshop import main as workshop
+
+        workshop(Path(given.workshop), check_only=given.check)
+    elif not report():
         sys.exit(1)
 
 

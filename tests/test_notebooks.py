@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lib import colab, stamp
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 1_048_576  # bytes
@@ -161,10 +163,15 @@ def test_says_what_it_is_for(path):
 
 def test_first_code_cell_is_the_same_in_all():
     firsts = {text_of(code_cells(load(path))[0]["source"]) for path in NOTEBOOKS}
-    assert len(firsts) <= 1
-    for source in firsts:
-        assert len(source.splitlines()) <= 12
-        assert "from lib.env import start" in source and "start(seed=0)" in source
+    assert firsts == {colab.first_cell()}, "run python -m lib.env --stamp"
+    assert len(colab.first_cell().splitlines()) <= 12
+
+
+@each_notebook
+def test_badge_opens_this_notebook(path):
+    text = path.read_text(encoding="utf-8")
+    assert stamp.notebook(text, path.stem) == text, "run python -m lib.env --stamp"
+    assert f"/notebooks/{path.name})" in text_of(load(path)["cells"][0]["source"])
 
 
 # The checks above would pass on anything if their patterns were wrong. So:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import env
+from lib import env, stamp
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def test_ci_script_parses():
 
 
 def test_stamped_numbers_agree_with_the_results():
-    assert env.stamp(README) == README, "run python -m lib.env --stamp"
+    assert stamp.readme(README) == README, "run python -m lib.env --stamp"
 
 
 def test_every_notebook_is_in_the_table():
@@ -65,6 +65,7 @@ def test_readme_shows_a_piano_roll_in_words_too():
 
 
 EMPTY = """top
+<!-- badges --><!-- /badges -->
 <!-- minutes -->
 | notebook | leaves | full | quick |
 |---|---|---|---|
@@ -86,7 +87,7 @@ def results(tmp_path, monkeypatch):
 
 
 def test_stamp_says_not_measured_where_nothing_was(results):
-    text = env.stamp(EMPTY)
+    text = stamp.readme(EMPTY)
     assert "| [00_tour](notebooks/00_tour.ipynb) | a piece | not measured | not measured |" in text
     assert "| 03_state_spaces | a spring | to come | |" in text
     assert text.count("not measured") == 4 + 7
@@ -101,20 +102,20 @@ def test_stamp_puts_the_measured_numbers_in(results):
         '{"params": 3600000, "steps": 12000, "hours": 1.25, "device": "CPU, 2 cores",'
         ' "test_bits_per_note": 17.256}'
     )
-    text = env.stamp(EMPTY)
+    text = stamp.readme(EMPTY)
     assert "| a piece | 1.2 | not measured |" in text and "Measured on: CPU, 2 cores." in text
     assert "| parameters | 3,600,000 |" in text and "| 1.2 hours on CPU, 2 cores |" in text
     assert "| bits per note, test pieces | 17.26 |" in text
-    assert env.stamp(text) == text
+    assert stamp.readme(text) == text
 
 
 def test_stamp_asks_for_lost_markers(results):
     with pytest.raises(UserError, match="<!-- model -->"):
-        env.stamp(EMPTY.replace("<!-- /model -->", ""))
+        stamp.readme(EMPTY.replace("<!-- /model -->", ""))
 
 
 def test_damaged_results_are_one_sentence(results):
     for damage in (b"{", b"[]", b"\xff\xfe"):
         (results / "model.json").write_bytes(damage)
         with pytest.raises(UserError, match="model.json is damaged"):
-            env.stamp(EMPTY)
+            stamp.readme(EMPTY)
