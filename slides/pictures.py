@@ -62,9 +62,13 @@ def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
         kept = json.loads(note.read_text(encoding="utf-8"))
         if all(file_hash(path) == before for path, before in kept["reads"].items()):
             return kept["ending"], base64.b64decode(kept["data"]), kept["reads"]
+    from matplotlib import rc_context
+
+    from lib.plots import STYLE
+
     print(f"  {kind} {name}")
     module = importlib.import_module(home(name)[:-3].replace("/", "."))
-    with watching() as opened:
+    with watching() as opened, rc_context(STYLE):
         made = getattr(module, name)()
         ending, data = _figure_bytes(made) if kind == "figure" else ("mp3", _sound_bytes(made, name))
     reads = {path: file_hash(path) for path in sorted(set(opened))}
