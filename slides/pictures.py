@@ -116,9 +116,14 @@ def _sound_bytes(made, name: str) -> bytes:
 
 
 def file_hash(path: str) -> str:
-    """The hash of a file of the repository, "" where it is not there."""
+    """The hash of a file of the repository, "" where it is not there; of a notebook only what it printed and showed."""
     full = ROOT / path
-    return hashlib.sha256(full.read_bytes()).hexdigest()[:16] if full.is_file() else ""
+    if not full.is_file():
+        return ""
+    data = full.read_bytes()
+    if path.endswith(".ipynb"):
+        data = json.dumps([cell.get("outputs") for cell in json.loads(data)["cells"]]).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 @contextmanager

@@ -7,16 +7,19 @@
     {{ results:FILE.json slow.ms / fast.ms .1f }}       or a path: a ratio
     {{ notebook:01_maestro#6 ([\\d,]+) performances }}   group 1 of a pattern, in what code cell 6 printed
 
-    <!-- code: lib/ssm.py zoh -->                       a function, class or Class.method
-    <!-- code: lib/ssm.py zoh without docstring lines 1-6 -->   lines counted in what then remains
+    <!-- code: lib/ssm.py kernel -->                    a function, class or Class.method
+    <!-- code: lib/ssm.py kernel without docstring without comments lines 1-6 -->
+                                                        lines counted in what then remains
 
 Everything raises `UserError` with one sentence where it finds nothing.
 """
 
 import ast
+import io
 import json
 import re
 import textwrap
+import tokenize
 from functools import reduce
 from pathlib import Path
 
@@ -167,21 +170,33 @@ def printed(text: str) -> str:
 
 
 def excerpt(text: str) -> str:
-    """`FILE SYMBOL [without docstring] [lines A-B]`: the source of that symbol, as it is now."""
-    found = re.fullmatch(r"(\S+\.py)\s+([\w.]+)((?:\s+without docstring|\s+lines \d+-\d+)*)", text.strip())
+    """`FILE SYMBOL [without docstring] [without comments] [lines A-B]`: the source of that symbol, as it is now."""
+    found = re.fullmatch(r"(\S+\.py)\s+([\w.]+)((?:\s+without docstring|\s+without comments|\s+lines \d+-\d+)*)", text.strip())
     if not found:
         raise UserError(f"<!-- code: {text} --> cannot be read: write a file, a symbol, "
-                        "and perhaps `without docstring` or `lines A-B`")
+                        "and perhaps `without docstring`, `without comments` or `lines A-B`")
     file, symbol, options = found.groups()
     lines, node = symbol_lines(file, symbol)
     if "without docstring" in options:
         lines = without_docstring(lines, node)
+    if "without comments" in options:
+        lines = without_comments(lines)
     if span := re.search(r"lines (\d+)-(\d+)", options):
         first, last = int(span[1]), int(span[2])
         if not 1 <= first <= last <= len(lines):
             raise UserError(f"{file}: {symbol} has {len(lines)} lines here, so there are no lines {first}-{last}")
         lines = lines[first - 1 : last]
     return textwrap.dedent("\n".join(lines)).strip("\n")
+
+
+def without_comments(lines: list[str]) -> list[str]:
+    """The lines without comments; a line that was only a comment goes."""
+    source, cut = textwrap.dedent("\n".join(lines)), {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            cut[token.start[0] - 1] = token.start[1]
+    found = [line[: cut.get(number)].rstrip() for number, line in enumerate(source.splitlines())]
+    return [line for number, line in enumerate(found) if line or number not in cut]
 
 
 def symbol_lines(file: str, symbol: str) -> tuple[list[str], ast.AST]:
