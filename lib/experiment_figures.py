@@ -117,8 +117,8 @@ def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "leng
     ratio = found["mamba", max(both)] / found["transformer", max(both)]
     ratio = 1 / ratio if less else ratio
     if ratio >= 1:
-        return f"at {max(both):,} Mamba has {ratio:.1f} × the Transformer's speed"
-    return f"at {max(both):,} the Transformer has {1 / ratio:.1f} × Mamba's speed"
+        return f"at {max(both):,} Mamba is {ratio:.1f} × as fast"
+    return f"at {max(both):,} the Transformer is {1 / ratio:.1f} × as fast"
 
 
 def figure3(scan: dict, efficiency: dict):
@@ -130,6 +130,7 @@ def figure3(scan: dict, efficiency: dict):
     fig, axes = plots.figure(1, 2, height=4.6)
     if "figure3" in scan:
         draw_figure3(scan, ax=axes[0])
+        _title(axes[0], "Left: " + axes[0].get_title("left").replace("The scan", "the scan"))
     else:
         _curve(axes[0], [], "", "", "")
     throughput = _rows(efficiency, "throughput")

@@ -166,12 +166,12 @@ def table(result: dict) -> str:
     for budget, rows in result["summary"]["budgets"].items():
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
             difference = row.get("first_minus_this")
-            lines.append(f"| equal {budget} | {LABELS[arch]} | {row['seeds']} | {_show(row)} | {_show(row['without_leaks'])} | "
-                         f"{_show(difference, '+') if difference else ''} |")
+            lines.append(f"| equal {budget} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {show(row['without_leaks'])} | "
+                         f"{show(difference, '+') if difference else ''} |")
     return "\n".join(lines)
 
 
-def _show(row: dict, sign: str = "") -> str:
+def show(row: dict, sign: str = "") -> str:
     if row["bits_per_note"] is None:
         return "no piece"
     low, high = row["interval_95"]

@@ -19,6 +19,7 @@ from lib.errors import UserError
 from lib.evaluate import counting_baselines, interval, piece_bits
 from lib.files import whole
 from lib.generate import generate
+from lib.listen import save_mp3
 from lib.plots import save_roll
 from lib.streams import Streams
 from lib.tokens import Tokenizer
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     baselines = counting_baselines(streams, test)
     low, high = interval(bits, notes)
     best = min(run["log"], key=lambda row: row["validation_bits_per_note"])
-    before = {"steps": 0, "hours": 0, "tokens": 0} | (init or {})  # what is not known is not counted, and the card says so
+    before = {"steps": 0, "hours": 0, "tokens": 0} | (init or {})  # the card says what is not known, so not counted
     tokens_seen = best["tokens"] + before["tokens"]
     config, settings = model.config, streams.settings
     result = {
@@ -157,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), before=earlier(init), **baselines, **result))
     music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays
     save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
+    save_mp3(music, DATA / "results" / "tour.mp3")
     print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "
           f"{result['test_bits_per_note']:.2f} bits a note ({low:.2f} to {high:.2f})")
 

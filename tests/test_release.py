@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from lib import release
 from lib.data import Performance
@@ -57,6 +58,7 @@ def test_the_figures_are_those_of_the_stored_model(road, monkeypatch, capsys):
     assert figures["leaking_titles"] == [["composer", "a"]] and figures["test_pieces_without_leaks"] == 1
     assert figures["params"] == model.parameter_count() and tokenizer.vocab_size == streams.vocab_size
     assert (home / "data" / "results" / "tour_roll.png").read_bytes()[:4] == b"\x89PNG"
+    assert soundfile.info(home / "data" / "results" / "tour.mp3").duration > 5
     low, high = figures["test_interval_95"]
     assert low <= figures["test_bits_per_note"] <= high
     card = (out / "README.md").read_text()
