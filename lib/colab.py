@@ -123,7 +123,8 @@ def install_missing(say=print) -> None:
         keep = Path(folder) / "keep.txt"
         pins = [f"{name}=={_installed(name)}\n" for name in KEPT if _installed(name)]
         keep.write_text("".join(pins), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--retries", "2",
+        # without compiling every module to bytecode: the few that are imported are compiled then
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile", "--retries", "2",
                    "--disable-pip-version-check", "--constraint", str(keep), *lacking]
         done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode:

@@ -83,7 +83,7 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
     import nbformat
     from jupyter_client import AsyncKernelManager
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     text = (env.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
     (folder / f"{name}.ipynb").write_text(text, encoding="utf-8")
@@ -103,6 +103,8 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
     except CellExecutionError as error:
         what = f"{error.ename}: {error.evalue}".splitlines()[0][:300]
         raise UserError(f"{name}.ipynb, alone, stopped ({what})") from error
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise UserError(f"{name}.ipynb, alone, did not end: {str(error).splitlines()[0]}") from error
     played = any(SOUND in out.get("data", {}).get("text/html", "") for out in book.cells[-1].get("outputs", ()))
     if played != plays:
         raise UserError(f"{name}.ipynb, alone, played no sound where the committed one does")
