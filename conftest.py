@@ -18,6 +18,7 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
+    """Skip, and say so, what needs a GPU where there is none."""
     wanted = [item for item in items if "gpu" in item.keywords]
     if not wanted:
         return
@@ -30,7 +31,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For tests with thousands of tiny products: on a busy machine, waiting for a second thread costs twenty times as much."""
+    """For thousands of tiny products: on a busy machine, to wait for a second thread costs twenty times as much."""
     import torch
 
     before = torch.get_num_threads()

@@ -9,7 +9,8 @@ from importlib import import_module
 from lib.errors import UserError, cli
 
 SURVEYS = {  # name: the module whose main(argv) measures it
-    "tokens": "lib.token_survey", "scan": "lib.scan_bench", "generate": "lib.generate_bench", "train": "lib.train_bench",
+    "tokens": "lib.token_survey", "scan": "lib.scan_bench", "generate": "lib.generate_bench",
+    "train": "lib.train_bench",
     "overfit": "lib.overfit_bench", "interruptions": "lib.interruptions"}
 
 

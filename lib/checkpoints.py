@@ -57,6 +57,7 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
 
 def exists(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint of a run, whole or not."""
     return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
@@ -82,7 +83,7 @@ def open_one(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         # runs of the course's first version have no checksum
         if metadata.get("sha256") not in (None, checksum(tensors, metadata["run"])):
             raise ValueError("checksum")

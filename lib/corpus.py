@@ -13,7 +13,8 @@ from lib.notes import NOTE, read_midi, sustain
 FORMAT = 1  # raise it when the arrays change their meaning
 
 
-def note_arrays(performances: list[Performance], *, folder: Path | None = None, progress: bool = True) -> list[np.ndarray]:
+def note_arrays(performances: list[Performance], *, folder: Path | None = None,
+                progress: bool = True) -> list[np.ndarray]:
     """The notes of each performance, lengthened by the pedal, structured as `lib.notes.NOTE`.
 
     They are kept in data/cache, named by a hash of the files' names and sizes (130 MB for all of MAESTRO).

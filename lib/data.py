@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib import sample
-from lib.download import (
-    Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack)
+from lib.download import Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack
 from lib.errors import UserError, cli, os_errors
 
 ROOT = Path(__file__).resolve().parent.parent

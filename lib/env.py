@@ -250,7 +250,7 @@ def report(say=print) -> bool:
     try:
         device, precision, why = choose_device()
         say(f"\ndevice      {device} ({device_name()})\nprecision   {precision}: {why}")
-    except Exception as error:  # torch is missing or broken: any error may come out of its import
+    except Exception as error:  # noqa: BLE001  torch is missing or broken: any error may come out of its import
         say(f"\ndevice      unknown: torch does not start ({str(error).splitlines()[0]})")
     measured = read_results("notebooks")
     say("\nminutes     full run, quick run")
@@ -263,6 +263,7 @@ def report(say=print) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command line: check this machine, or do one of the errands that the options name."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.env", description="What this machine has and what the course needs."
     )

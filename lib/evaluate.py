@@ -118,7 +118,8 @@ def held_out(tokenizer, performances: Sequence, *, progress: bool = False) -> St
     for p in tqdm(performances, desc="encoding", unit="piece", disable=not progress):
         music = read_midi(p.path)
         ids = tokenizer.encode(music, end=True)
-        pieces.append(Piece(p.path.name, p.composer, p.title, p.split, 0, offset, len(ids), len(music.notes), p.seconds))
+        pieces.append(Piece(p.path.name, p.composer, p.title, p.split, 0, offset, len(ids), len(music.notes),
+                            p.seconds))
         arrays.append(ids)
         offset += len(ids)
     return Streams(np.concatenate(arrays) if arrays else np.zeros(0, np.uint16), pieces, tokenizer.vocab_size,

@@ -252,8 +252,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)")
     add("--top-p", type=float, default=Sampling.top_p, help="keep this much probability (%(default)s)")
     add("--top-k", type=int, default=0, help="keep so many tokens, 0 for all (%(default)s)")
-    add("--min-p", type=float, default=0.0, help="drop what is less likely than this share of the likeliest (%(default)s)")
-    add("--repetition", type=float, default=1.0, help="divide the odds of keys just struck by this, from 1 (%(default)s)")
+    add("--min-p", type=float, default=0.0,
+        help="drop what is less likely than this share of the likeliest (%(default)s)")
+    add("--repetition", type=float, default=1.0,
+        help="divide the odds of keys just struck by this, from 1 (%(default)s)")
     add("--density", type=float, default=0.0, help="-3 to 3: fewer or more notes (%(default)s)")
     add("--register", type=float, default=0.0, help="-3 to 3: lower or higher (%(default)s)")
     add("--loudness", type=float, default=0.0, help="-3 to 3: softer or louder (%(default)s)")

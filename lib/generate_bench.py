@@ -14,166 +14,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lib import env, mamba, mamba_cpu, plots
+from lib import env, mamba, plots
 from lib.errors import UserError, os_errors
 from lib.files import whole
+from lib.generate_rivals import NAMES, WARM, Contender, Rivals
 from lib.scan_bench import slug
 from lib.timing import limit_memory, note, peak_bytes, spread, trim, why
 
 POSITIONS = (512, 2048, 8192, 32768)
-SEGMENT = 4096  # a prompt is read in pieces of this length, so that its memory stays small
-WARM = 3  # tokens before a timing begins
-PREFILL = "the model read random tokens up to there"
-COPIED = "the state that ours has reached there is copied into its cache"
-RANDOM = "its cache is filled with random numbers up to there"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to generate. `begin(position)` gives a function token -> logits of the next, (1, V)."""
-
-    name: str
-    label: str  # as the figure calls it
-    timed: str  # what its timing contains
-    reached: str  # how it comes to a position
-    parameters: int
-    begin: Callable[[int], tuple[Callable[[Tensor], Tensor], Callable[[], int]]]  # and one that counts its cache's bytes
-
-
-# ---- the contenders -----------------------------------------------------------------------
-
-
-class Rivals:
-    """The contenders of one comparison; equal weights for the three Mambas, random ones throughout."""
-
-    def __init__(self, config: mamba.MambaConfig, positions: list[int], tokens: int, seed: int = 0):
-        torch.manual_seed(seed)
-        self.model = mamba.MambaLM(config).eval()
-        self.longest = max(positions) + tokens + WARM + 1
-        self.states: dict[int, mamba.State] = {}
-
-    def state(self, position: int) -> mamba.State:
-        """Ours after `position` random tokens."""
-        if position not in self.states:
-            random = torch.Generator().manual_seed(position)
-            tokens = torch.randint(self.model.config.vocab_size, (1, position), generator=random)
-            state = None
-            for segment in tokens.split(SEGMENT, 1):
-                _, state = self.model.prefill(segment, state)
-            self.states[position] = state
-        return self.states[position]
-
-    def get(self, name: str) -> Contender:
-        """Bring a contender, or raise `UserError` saying why it cannot be had."""
-        return {"stepper": self._stepper, "pytorch": self._pytorch, "transformers_mamba": self._their_mamba,
-                "gpt2": self._gpt2, "gpt2_static": lambda: self._gpt2(static=True)}[name]()
-
-    def _stepper(self) -> Contender:
-        fast = mamba_cpu.Stepper(self.model)
-
-        def begin(position):
-            fast.load(self.state(position))
-            return fast.step, fast.state_bytes
-        return Contender("stepper", "ours, C++", "lib.mamba_cpu.Stepper.step", PREFILL, self.model.parameter_count(), begin)
-
-    def _pytorch(self) -> Contender:
-        def begin(position):
-            state = self.state(position)
-
-            def read(token):
-                nonlocal state
-                logits, state = self.model.step(token, state)
-                return logits
-            return read, lambda: _bytes(t for layer in state for t in layer)
-        return Contender("pytorch", "ours, PyTorch", "lib.mamba.MambaLM.step", PREFILL, self.model.parameter_count(), begin)
-
-    def _their_mamba(self) -> Contender:
-        transformers = _transformers()
-        ours = self.model.config
-        config = transformers.MambaConfig(
-            vocab_size=ours.vocab_size, hidden_size=ours.d_model, num_hidden_layers=ours.n_layer, state_size=ours.d_state,
-            conv_kernel=ours.d_conv, expand=ours.expand, time_step_rank=ours.rank, use_bias=ours.bias,
-            use_conv_bias=ours.conv_bias, layer_norm_epsilon=ours.norm_eps, tie_word_embeddings=ours.tied)
-        model = transformers.MambaForCausalLM(config).eval()
-        model.load_state_dict(self.model.state_dict(), strict=False)  # lm_head is the embedding
-
-        def begin(position):
-            cache = transformers.DynamicCache(config=config)
-            for i, (window, h) in enumerate(self.state(position)):
-                window = torch.nn.functional.pad(window.transpose(1, 2), (1, 0))  # it keeps one input more, unread
-                cache.update_conv_state(window, i, conv_kernel_size=ours.d_conv)
-                cache.update_recurrent_state(h, i)
-            layers = cache.layers
-            return (lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
-                    lambda: _bytes(t for layer in layers for t in (layer.conv_states[0], layer.recurrent_states[0])))
-        return Contender("transformers_mamba", "transformers' Mamba", "its MambaForCausalLM with its cache", COPIED,
-                         _count(model), begin)
-
-    def _gpt2(self, static: bool = False) -> Contender:
-        transformers = _transformers()
-        config, model = self._equal_gpt2(transformers)
-        heads, size = config.n_head, config.n_embd // config.n_head
-
-        def begin(position):
-            cache = (transformers.StaticCache(config=config, max_cache_len=self.longest) if static else
-                     transformers.DynamicCache(config=config))
-            random = torch.Generator().manual_seed(position)
-            for i in range(config.n_layer):
-                cache.update(*torch.randn(2, 1, heads, position, size, generator=random), i)
-            layers = cache.layers
-            return (lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
-                    lambda: _bytes(t for layer in layers for t in (layer.keys, layer.values)))
-        if static:
-            return Contender("gpt2_static", "GPT-2, static cache", "transformers' GPT2LMHeadModel with a StaticCache, long "
-                             "enough for the last position", RANDOM, _count(model), begin)
-        return Contender("gpt2", "GPT-2", "transformers' GPT2LMHeadModel with its DynamicCache", RANDOM, _count(model), begin)
-
-    def _equal_gpt2(self, transformers):
-        """A GPT-2 of our width and number of parameters, its table of positions not counted."""
-        ours, wanted = self.model.config, self.model.parameter_count()
-        width = ours.d_model
-        heads = max(1, width // 64)
-        while width % heads:
-            heads -= 1
-        layers = max(1, round((wanted - ours.vocab_size * width) / (12 * width**2)))
-
-        def build(inner):
-            torch.manual_seed(0)
-            config = transformers.GPT2Config(
-                vocab_size=ours.vocab_size, n_positions=self.longest, n_embd=width, n_layer=layers, n_head=heads,
-                n_inner=inner)
-            return config, transformers.GPT2LMHeadModel(config).eval()
-        found = _count(build(4 * width)[1])  # the rest goes into the width of its feed-forward layers
-        return build(max(1, round(4 * width + (wanted - found) / layers / (2 * width + 1))))
-
-
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError("transformers is not installed: run pip install 'transformers>=5.24,<6'") from error
-    transformers.logging.set_verbosity_error()  # it would advise kernels that a CPU cannot run
-    return transformers
-
-
-def _count(model) -> int:
-    """Parameters, each once, a GPT-2's table of positions not counted."""
-    return sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
-
-
-def _bytes(tensors) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-NAMES = ("stepper", "pytorch", "transformers_mamba", "gpt2", "gpt2_static")
-
 
 # ---- measuring, each part in a process of its own ------------------------------------------
 
@@ -199,8 +53,8 @@ def generate(read: Callable[[Tensor], Tensor], tokens: int) -> float:
 
 
 @torch.inference_mode()
-def measure(contenders: list[Contender], positions: list[int], *, repeats: int, tokens: int, seconds: float, limit: float,
-            say=note) -> tuple[list[dict], list[dict]]:
+def measure(contenders: list[Contender], positions: list[int], *, repeats: int, tokens: int, seconds: float,
+            limit: float, say=note) -> tuple[list[dict], list[dict]]:
     """Times at each position: rows, and what had to be left out with the reason.
 
     Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four) where a
@@ -281,8 +135,8 @@ def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.generate_bench", json.dumps(task), answer], check=False, cwd=env.ROOT,
-                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, "-m", "lib.generate_bench", json.dumps(task), answer], check=False,
+                              cwd=env.ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise UserError(f"measuring {task['task']} ended with code {done.returncode}: try fewer contenders with "
                             "--only or shorter --positions")
@@ -295,7 +149,8 @@ def _run(task: dict) -> dict:
 def ratios(rows: list[dict], ours: str) -> list[dict]:
     """How many times as long as `ours` each other contender takes for a token, by medians."""
     base = {row["position"]: row["median_ms"] for row in rows if row["contender"] == ours}
-    return [{"contender": row["contender"], "position": row["position"], "times": row["median_ms"] / base[row["position"]]}
+    return [{"contender": row["contender"], "position": row["position"],
+             "times": row["median_ms"] / base[row["position"]]}
             for row in rows if row["contender"] != ours and row["position"] in base]
 
 
@@ -383,7 +238,8 @@ def table(result: dict) -> str:
     lines = [heads, ["---"] * len(heads)]
     for row in sorted(result["rows"], key=lambda row: row["position"]):
         ratio = times.get((row["contender"], row["position"]))
-        lines.append([row["contender"], f"{row['position']:,}", "{median_ms:.3f} ({q1_ms:.3f}–{q3_ms:.3f}, n={count})".format(**row),
+        lines.append([row["contender"], f"{row['position']:,}",
+                      "{median_ms:.3f} ({q1_ms:.3f}–{q3_ms:.3f}, n={count})".format(**row),
                       f"{row['tokens_per_second']:,.0f}", "" if ratio is None else f"{ratio:.1f}",
                       f"{row['cache_bytes'] / 2**20:.2f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -405,9 +261,10 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--tokens", type=int, default=128, help="tokens a round (%(default)s)")
     add("--seconds", type=float, default=1, help="a slow contender gets fewer tokens a round, though four, where they "
         "would take longer than this (%(default)s)")
-    add("--limit", type=float, default=10, help="a contender stops where a token takes longer than so many seconds (%(default)s)")
-    add("--memory-tokens", type=int, default=32768, help="tokens that ours generates while its memory is watched; 0 for "
-        "no watch (%(default)s)")
+    add("--limit", type=float, default=10, help="a contender stops where a token takes longer than so many seconds "
+        "(%(default)s)")
+    add("--memory-tokens", type=int, default=32768, help="tokens that ours generates while its memory is watched; "
+        "0 for no watch (%(default)s)")
     add("--only", type=listed, default=NAMES, help=f"contenders, with commas between ({','.join(NAMES)})")
     add("--seed", type=int, default=0, help="of weights and tokens (%(default)s)")
     add("--output", type=Path, help="the JSON file (default data/results/generate_DEVICE.json)")
@@ -433,7 +290,8 @@ def main(argv: list[str] | None = None) -> None:
         "positions", "repeats", "tokens", "seconds", "limit", "memory_tokens", "seed")}}
     found = _run(task | {"task": "time", "names": [name for name in NAMES if name in args.only]})
     if not found["rows"]:
-        raise UserError(f"nothing could be measured: {'; '.join([*found['absent'].values(), *(c['why'] for c in found['cut'])])}")
+        reasons = "; ".join([*found["absent"].values(), *(stop["why"] for stop in found["cut"])])
+        raise UserError(f"nothing could be measured: {reasons}")
     rows = found["rows"]
     result = found.pop("machine") | {
         "command": shlex.join(["python", "-m", "lib.bench", "generate", *(sys.argv[2:] if argv is None else argv)]),

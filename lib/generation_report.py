@@ -64,7 +64,8 @@ def pieces(model, tokenizer, found, args) -> dict:
     ours, real = ([longest_repeat(keys(n)) for n in group] for group in (notes, anchor.real))
     return {"count": len(notes), "tokens": sum(map(len, tokens)), "play_seconds": took, "invalid_tokens": round(errors),
             "empty": result["empty"]["model"],
-            "longest_exact_repetition": {"model": max(ours), "real": max(real), "stuck": sum(r > max(real) for r in ours)},
+            "longest_exact_repetition": {"model": max(ours), "real": max(real),
+                                         "stuck": sum(r > max(real) for r in ours)},
             "comparison": result}
 
 
@@ -166,7 +167,8 @@ def stream(model, tokenizer, found, args) -> dict:
                 clock = time.perf_counter()
             if count % every == 0:
                 rows.append({"tokens": count, "music_seconds": seconds, "ms_a_token": 1e3 * float(np.median(times)),
-                             "resident_bytes": _resident(), "state_bytes": player.moment().nbytes(), "notes": midi.notes})
+                             "resident_bytes": _resident(), "state_bytes": player.moment().nbytes(),
+                             "notes": midi.notes})
                 times = []
             if count >= args.stream_tokens:
                 break
@@ -191,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure only these, keep the others")
     parser.add_argument("--quick", action="store_true", help="the ten sample pieces only")
     parser.add_argument("--out", type=Path, default=Path("out/hundred"), help="folder for the pieces (%(default)s)")
-    parser.add_argument("--result", type=Path, default=RESULTS / "generation.json", help="(data/results/generation.json)")
+    parser.add_argument("--result", type=Path, default=RESULTS / "generation.json",
+                        help="(data/results/generation.json)")
     args = parser.parse_args(argv)
     if args.pieces < 8 or args.seeds < 5 or args.stream_tokens < 100 * POINTS or not 10 <= args.seconds <= 600:
         raise UserError(f"these numbers are too small to say anything: eight pieces of ten seconds, five seeds and "
@@ -224,32 +227,37 @@ def summary(result: dict) -> str:
     """The answers in a few lines."""
     lines = []
     if "pieces" in result:
-        p, mean = result["pieces"], {n: r["mean_overlap_area"] for n, r in result["pieces"]["comparison"]["overlap"].items()}
+        p = result["pieces"]
+        mean = {n: r["mean_overlap_area"] for n, r in p["comparison"]["overlap"].items()}
         copied = p["comparison"]["copied"]
         again = p["longest_exact_repetition"]
-        lines += [f"{p['count']} pieces: {p['invalid_tokens']} invalid tokens, {p['empty']} empty, {again['stuck']} stuck"
-                  f" (longest repetition {again['model']} notes, real {again['real']})", "mean overlap area: " + ", ".join(f"{n} {v:.3f}" for n, v in mean.items())]
+        lines += [f"{p['count']} pieces: {p['invalid_tokens']} invalid tokens, {p['empty']} empty, "
+                  f"{again['stuck']} stuck"
+                  f" (longest repetition {again['model']} notes, real {again['real']})",
+                  "mean overlap area: " + ", ".join(f"{n} {v:.3f}" for n, v in mean.items())]
         lines += [f"longest passage shared with train, {kind}: {rows['model']['longest']} notes; unrelated real pieces "
                   f"{rows['real']['longest']}" for kind, rows in copied.items()]
     for name, row in result.get("controls", {}).items():
-        lines.append(f"{name}: {row['before']:.3g} to {row['after']:.3g}, {row['in_the_stated_direction']} of {row['seeds']} "
-                     f"seeds, p {row['wilcoxon_p_one_sided']:.1e}")
+        lines.append(f"{name}: {row['before']:.3g} to {row['after']:.3g}, {row['in_the_stated_direction']} of "
+                     f"{row['seeds']} seeds, p {row['wilcoxon_p_one_sided']:.1e}")
     if "prefill" in result:
         p = result["prefill"]
         lines.append(f"prompt of {p['prompt_seconds'] / 60:.0f} minutes, {p['tokens']:,} tokens: {p['seconds']:.2f} s, "
                      f"{p['share']:.0%} of the matrix rate of {p['matmul_gflops']:.0f} GFLOP/s")
     if "continuation" in result:
-        lines.append(f"60 seconds from the command line, MP3 and picture included: {result['continuation']['seconds']:.1f} s")
+        seconds = result["continuation"]["seconds"]
+        lines.append(f"60 seconds from the command line, MP3 and picture included: {seconds:.1f} s")
     if "stream" in result:
         first, last = (result["stream"]["curve"][i] for i in (0, -1))
-        lines.append(f"endless: {first['ms_a_token']:.2f} ms a token at {first['tokens']:,}, {last['ms_a_token']:.2f} at "
-                     f"{last['tokens']:,}; state {last['state_bytes']:,} bytes")
+        lines.append(f"endless: {first['ms_a_token']:.2f} ms a token at {first['tokens']:,}, "
+                     f"{last['ms_a_token']:.2f} at {last['tokens']:,}; state {last['state_bytes']:,} bytes")
         if first["resident_bytes"] and last["resident_bytes"]:
             lines[-1] += f"; process {first['resident_bytes'] / 2**20:.0f} and {last['resident_bytes'] / 2**20:.0f} MiB"
     if "bits" in result:
         for name in ("native", "dequantised_10_ms"):
             low, high = result["bits"][name]["interval_95"]
-            lines.append(f"bits per note, {name}: {result['bits'][name]['bits_per_note']:.2f} ({low:.2f} to {high:.2f})")
+            bits = result["bits"][name]["bits_per_note"]
+            lines.append(f"bits per note, {name}: {bits:.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines)
 
 

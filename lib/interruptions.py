@@ -52,7 +52,7 @@ def random_streams(vocab: int = 500, lengths=(4000, 3000, 500), seed: int = 0) -
 
 def life(streams: Path, folder: Path, steps: int) -> None:
     """One process's work: go on with the run, and print the number of each step that is done."""
-    say = lambda text: None  # noqa: E731
+    say = lambda text: None
     trainer = Trainer(Streams.load(streams), replace(CONFIG, steps=steps), folder, device="cpu", resume=True, say=say)
     print(trainer.step, flush=True)
     trainer.run(progress=False, watch=lambda run: print(run.step, flush=True))
@@ -168,8 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     with whole(args.output) as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{result['kills']} kills, {result['while_writing']} of them while a file was being written: at most "
-          f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), {result['damaged']} damaged files, "
-          f"the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed")
+          f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), {result['damaged']} damaged "
+          f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ class LanguageModel(nn.Module):
         if tokens.dim() != 2:
             raise UserError(f"the model needs tokens of shape (B, L), not {tuple(tokens.shape)}")
         if state is not None and len(state) != len(self.backbone.layers):
-            raise UserError(f"the state has {len(state)} layers, the model {len(self.backbone.layers)}: take `new_state`")
+            raise UserError(f"the state has {len(state)} layers, the model {len(self.backbone.layers)}: "
+                            "take `new_state`")
         state = state or self.new_state(len(tokens))
         x = self.backbone.embeddings(tokens).float()
         after = []

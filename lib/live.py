@@ -48,10 +48,11 @@ class LivePlot:
         width = min(SMOOTH, max(1, len(losses) // 4))
         steps = np.arange(trainer.step - len(losses) + 1, trainer.step + 1)
         ax.plot(steps, losses, color=plots.INPUT, alpha=0.2, linewidth=0.8)
-        ax.plot(steps[width - 1 :], np.convolve(losses, np.ones(width) / width, "valid"), color=plots.INPUT, label="training")
+        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+        ax.plot(steps[width - 1 :], smooth, color=plots.INPUT, label="training")
         if trainer.log:
-            ax.plot([row["step"] for row in trainer.log], [row["validation_bits_per_note"] for row in trainer.log], "o-",
-                    color=plots.OUTPUT, label="validation")
+            ax.plot([row["step"] for row in trainer.log], [row["validation_bits_per_note"] for row in trainer.log],
+                    "o-", color=plots.OUTPUT, label="validation")
         for name, bits in self.baselines.items():
             ax.axhline(bits, color=plots.GREY, linestyle="--", linewidth=1)
             ax.annotate(f"{name} {bits:.1f} ", (1, bits), xycoords=("axes fraction", "data"), ha="right", va="bottom",

@@ -200,7 +200,7 @@ class MambaLM(nn.Module):
     def new_state(self, batch: int = 1) -> State:
         """The state before the first token: zeros, whatever has been read so far."""
         config = self.config
-        zeros = lambda *shape: torch.zeros(batch, *shape, device=self.device)  # noqa: E731
+        zeros = lambda *shape: torch.zeros(batch, *shape, device=self.device)
         return [(zeros(config.d_conv - 1, config.d_inner), zeros(config.d_inner, config.d_state))
                 for _ in range(config.n_layer)]
 
@@ -289,7 +289,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
         model = from_weights(load_file(folder / WEIGHTS), c.get("layer_norm_epsilon", 1e-5))
         sizes = model.config.vocab_size, model.config.d_model, model.config.n_layer
         # transformers' names, and mamba-ssm's, which pads the vocabulary up to a multiple
-        said = (c.get("vocab_size"), c.get("hidden_size", c.get("d_model")), c.get("num_hidden_layers", c.get("n_layer")))
+        said = (c.get("vocab_size"), c.get("hidden_size", c.get("d_model")),
+                c.get("num_hidden_layers", c.get("n_layer")))
         if "d_model" in c:
             said = (-(-said[0] // c.get("pad_vocab_size_multiple", 8)) * c.get("pad_vocab_size_multiple", 8), *said[1:])
         if sizes != said:

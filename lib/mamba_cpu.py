@@ -127,7 +127,8 @@ class Stepper:
         shapes = [(tuple(window.shape), tuple(h.shape)) for window, h in state]
         wanted = [((self.batch, c.d_conv - 1, c.d_inner), (self.batch, c.d_inner, c.d_state))] * c.n_layer
         if shapes != wanted:
-            raise UserError(f"the state is not one of this model with {self.batch} rows: make it by prefill or new_state")
+            raise UserError(f"the state is not one of this model with {self.batch} rows: "
+                            "make it by prefill or new_state")
         missing = -c.d_inner % LANES
         for (window, h), (own_window, own_h) in zip(state, self._views()):
             own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, LANES)).transpose(1, 2))
@@ -146,6 +147,6 @@ class Stepper:
 
 
 def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
-    """A `Stepper`, or None where the model is no Mamba, is not on a CPU, or there is no compiler (said once a process)."""
+    """A `Stepper`; None where the model is no Mamba, is not on a CPU, or there is no compiler (said once a process)."""
     mine = isinstance(model, MambaLM) and model.device.type == "cpu"
     return Stepper(model, batch) if mine and KERNEL.available() else None

@@ -27,6 +27,7 @@ THREADS = [["-fopenmp"], []]  # where a compiler knows no OpenMP, one core does 
 
 
 def compiler() -> str | None:
+    """The C++ compiler to use: what CXX names, g++ or clang++; None where there is none."""
     return next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
 
 

@@ -112,7 +112,7 @@ def write_midi(music: Music, path: str | Path) -> None:
     """Write a piano MIDI file at 120 BPM, 480 ticks a quarter, whole or not at all."""
     import symusic
 
-    ticks = lambda seconds: np.round(np.asarray(seconds) * 960).astype("i4")  # noqa: E731
+    ticks = lambda seconds: np.round(np.asarray(seconds) * 960).astype("i4")
     score = symusic.Score(480)
     score.tempos.append(symusic.Tempo(0, 120))
     track = symusic.Track("Piano", 0, False)

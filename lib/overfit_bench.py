@@ -41,7 +41,8 @@ class Arm:
     config: dict = field(default_factory=dict)  # what differs from BASE
 
 
-REPAIRS = {"carry": {"carry": 8}, "augment": {"transpose": 5, "louder": 2}, "regular": {"dropout": 0.1, "weight_decay": 0.1}}
+REPAIRS = {"carry": {"carry": 8}, "augment": {"transpose": 5, "louder": 2},
+           "regular": {"dropout": 0.1, "weight_decay": 0.1}}
 ARMS = (
     Arm("original", "20,000 merged tokens learnt on all files, chunks split at random", 20_000, True, True),
     Arm("official split", "whole performances on one side only, merges learnt on the train side", 20_000),
@@ -161,4 +162,5 @@ def main(argv: list[str] | None = None) -> None:
             with whole(args.output) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n")
     for arm in result["arms"]:
-        print(f"{arm['name']:<20} best {arm['best']:.2f} (pass {arm['best_pass']}), at the end {arm['final']:.2f} bits a note")
+        print(f"{arm['name']:<20} best {arm['best']:.2f} (pass {arm['best_pass']}), "
+              f"at the end {arm['final']:.2f} bits a note")

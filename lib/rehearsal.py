@@ -50,13 +50,14 @@ def plan(trainer, steps: int = 4) -> str:
     total = sum(p.length for p in train)
     return "\n".join([
         textwrap.fill(", ".join(f"{k}={v}" for k, v in asdict(trainer.config).items()), 110, break_on_hyphens=False),
-        f"{trainer.model.parameter_count():,} parameters" + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
+        f"{trainer.model.parameter_count():,} parameters"
+        + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
         (f"{total:,} training tokens in {_count(len(train), 'stream', 'streams')}, "
          f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"),
         (f"on {trainer.device} in {trainer.precision or torch.float32}, "
          f"{_count(trainer.world.size, 'process', 'processes')}"),
-        (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, {found['tokens_per_second']:,.0f} tokens/s, "
-         f"{found['bytes'] / 2**30:.2f} GiB of memory at most"),
+        (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
+         f"{found['tokens_per_second']:,.0f} tokens/s, {found['bytes'] / 2**30:.2f} GiB of memory at most"),
         (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, {found['tokens'] / 1e6:,.1f} million "
          f"tokens, {found['tokens'] / total:.2f} passes over the data")])
 

@@ -42,8 +42,9 @@ def by_heart(ids: np.ndarray, vocab_size: int) -> Streams:
     return Streams(ids, [piece], vocab_size, int(ids[0]), {"id": f"by heart {len(ids)}"})
 
 
-def memorise(streams: Streams, folder: Path, config: TrainConfig = HEART, *, build: Callable[[], nn.Module] | None = None,
-             watch: Callable[[Trainer], None] | None = None, device: str | None = None) -> Trainer:
+def memorise(streams: Streams, folder: Path, config: TrainConfig = HEART, *,
+             build: Callable[[], nn.Module] | None = None, watch: Callable[[Trainer], None] | None = None,
+             device: str | None = None) -> Trainer:
     """Train until the loss is near zero and every token is the likeliest, or to the end of `config`."""
     ids = torch.from_numpy(np.asarray(streams.tokens, np.int64))[None]
 
@@ -119,8 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         trainer.run()
         floor = counting_baselines(streams, trainer.held_out)
         passed = trainer.best < floor["unigram"]
-        print(f"rung 3: MAESTRO, preset {args.preset}: {'passed' if passed else 'FAILED'}, validation {trainer.best:.2f} bits "
-              f"a note (unigram {floor['unigram']:.2f}, bigram {floor['bigram']:.2f})")
+        print(f"rung 3: MAESTRO, preset {args.preset}: {'passed' if passed else 'FAILED'}, validation "
+              f"{trainer.best:.2f} bits a note (unigram {floor['unigram']:.2f}, bigram {floor['bigram']:.2f})")
     if not (passed and all(rung.passed for rung in rungs)):
         raise UserError("this model does not climb: look for a bug before training it for longer")
 

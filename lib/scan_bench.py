@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from lib import env, native, peers, scan, scan_cpu
 from lib.errors import UserError, os_errors
 from lib.files import whole
 from lib.scan_figures import draw, draw_figure3, picture
+from lib.scan_rivals import arguments, contender, lay_out, names
 from lib.timing import Contender, exponent, limit_memory, measure, memory, note, stopwatch, why
 
 __all__ = ["draw", "draw_figure3", "load", "main"]
@@ -39,81 +39,6 @@ DEFAULTS = {  # a GPU's shape is that of a 1.4 B model; a CPU's fits a laptop's 
 # ---- what is measured ---------------------------------------------------------------------
 
 
-def arguments(batch, length, d_inner, d_state, dtype=torch.float32, device="cpu", seed=0) -> dict:
-    """A scan's arguments as a fresh Mamba has them: A = -1 … -N, steps from 0.001 to 0.1."""
-    random = torch.Generator().manual_seed(seed)
-    draw = partial(torch.randn, generator=random)
-    steps = torch.exp(torch.empty(d_inner).uniform_(np.log(1e-3), np.log(0.1), generator=random))
-    found = {"x": draw(batch, length, d_inner), "delta": 0.1 * draw(batch, length, d_inner),
-             "A": -torch.arange(1.0, d_state + 1).repeat(d_inner, 1), "B": draw(batch, length, d_state),
-             "C": draw(batch, length, d_state), "D": torch.ones(d_inner), "z": draw(batch, length, d_inner),
-             "delta_bias": steps + torch.log(-torch.expm1(-steps))}  # softplus of it is `steps`
-    return {name: t.to(device, torch.float32 if name in ("A", "D", "delta_bias") else dtype)
-            for name, t in found.items()}  # the parameters stay in float32, as in mixed precision
-
-
-def _lay_out(given: dict, channels_first: bool = False) -> dict:
-    """Fresh leaves; `channels_first` keeps the shape (B, L, D) and puts (B, D, L) in memory."""
-    def leaf(t):
-        if channels_first and t.dim() == 3:
-            return t.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2).requires_grad_()
-        return t.clone().requires_grad_()
-    return {name: leaf(t) for name, t in given.items()}
-
-
-def _ours(backend: str) -> Contender:
-    if backend not in scan.BACKENDS:
-        raise UserError(f"lib.scan has no backend {backend!r} here")
-    if backend == "cpu" and not scan_cpu.build(say=note):
-        raise UserError("backend 'cpu' needs a C++ compiler: install g++ or clang++")
-    return Contender(backend, f"ours, {backend}", f"lib.scan.selective_scan(backend={backend!r})",
-                     partial(scan.selective_scan, delta_softplus=True, backend=backend), _lay_out)
-
-
-def _peer(name: str) -> Contender:
-    peer, theirs = peers.PEERS[name], peers.load(name)
-    return Contender(name, peer.label, peer.timed, partial(theirs, delta_softplus=True),
-                     partial(_lay_out, channels_first=peer.channels_first))
-
-
-def _convolution() -> Contender:
-    """A fixed (S4-like) SSM as one long convolution, by FFT of twice the length (no wrapping)."""
-    def call(x, kernel):  # (B, D, L), (D, L)
-        length = x.shape[-1]
-        product = torch.fft.rfft(x, 2 * length) * torch.fft.rfft(kernel, 2 * length)
-        return torch.fft.irfft(product, 2 * length)[..., :length]
-
-    def prepare(given):
-        x = given["x"].transpose(1, 2).float().contiguous()  # the FFT knows no bfloat16
-        return {"x": x.requires_grad_(), "kernel": x[0].clone().detach().requires_grad_()}
-
-    return Contender("convolution", "FFT convolution", "transforms of x and of a kernel of length L, product, "
-                     "inverse transform, in float32", call, prepare)
-
-
-def _attention() -> Contender:
-    def prepare(given):
-        def heads(t):  # (B, L, D) to (B, D/64, L, 64)
-            return t.unflatten(2, (max(1, t.shape[2] // 64), -1)).transpose(1, 2).contiguous().requires_grad_()
-        return {"query": heads(given["x"]), "key": heads(given["delta"]), "value": heads(given["z"])}
-
-    return Contender("attention", "attention", "scaled_dot_product_attention, causal, heads of 64, no projections",
-                     partial(F.scaled_dot_product_attention, is_causal=True), prepare)
-
-
-def names(device: str) -> list[str]:
-    """Every contender on this device, ours first; the first is the one that the ratios are of."""
-    ours = ["cpu", "parallel", "loop"] if device == "cpu" else ["triton", "parallel", "loop"]
-    return ours + [name for name, peer in peers.PEERS.items() if device in peer.devices]
-
-
-def contender(name: str) -> Contender:
-    """Bring a contender by its name, or raise `UserError` saying why it cannot be had."""
-    if name in ("convolution", "attention"):
-        return {"convolution": _convolution, "attention": _attention}[name]()
-    return _peer(name) if name in peers.PEERS else _ours(name)
-
-
 def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
     """The largest error of output and gradients against the float64 loop, and whose it is."""
     given = arguments(2, 128, 64, d_state, getattr(torch, dtype), device)
@@ -125,7 +50,7 @@ def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
         return {"y": y.detach(), **{f"d{name}": t for name, t in zip(leaves, found, strict=True)}}
 
     oracle = partial(scan.selective_scan, delta_softplus=True, backend="loop")
-    exact = results(oracle, _lay_out({name: t.double() for name, t in given.items()}))
+    exact = results(oracle, lay_out({name: t.double() for name, t in given.items()}))
     mine = results(one.call, one.prepare(given))
     errors = {k: float((mine[k].double() - t).abs().max() / t.abs().max()) for k, t in exact.items()}
     worst = max(errors, key=lambda k: np.nan_to_num(errors[k], nan=np.inf))

@@ -75,6 +75,7 @@ def scan(a, b, carry, RUN: tl.constexpr, REVERSE: tl.constexpr):
 
 @triton.jit
 def sigmoid(v):
+    """1 / (1 + e^-v)."""
     return 1 / (1 + tl.exp2(v * -LOG2E))
 
 
@@ -102,6 +103,7 @@ def load_step(delta_ptr, offs, mask, bias, SOFTPLUS: tl.constexpr):
 def forward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, y_ptr, kept_ptr,
                    length, channels, N: tl.constexpr, SOFTPLUS: tl.constexpr,
                    BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, RUN: tl.constexpr):
+    """y, and the state after each block in `kept`: a program owns BLOCK_D channels of one sequence."""
     b = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
     offs_l = tl.arange(0, BLOCK_L)[None, :]
@@ -141,6 +143,7 @@ def backward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_pt
                     dx_ptr, ddelta_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dh_ptr,
                     length, channels, N: tl.constexpr, SOFTPLUS: tl.constexpr,
                     BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, RUN: tl.constexpr):
+    """Every gradient, block by block from the last, with the states recomputed from `kept` (notebook 06, section 8)."""
     b, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_d = group * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
     offs_l = tl.arange(0, BLOCK_L)[None, :]

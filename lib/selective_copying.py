@@ -196,7 +196,7 @@ def train(model: nn.Module, task: Task, steps: int, *, batch: int = 64, learning
 
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
-    shape = lambda i: min(1, (i + 1) / 50) * (0.525 + 0.475 * math.cos(math.pi * i / steps))  # noqa: E731
+    shape = lambda i: min(1, (i + 1) / 50) * (0.525 + 0.475 * math.cos(math.pi * i / steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
     curve = [(0, accuracy(model, task, size=250)[0])]
     for step in tqdm(range(1, steps + 1), progress, disable=not progress, leave=False):

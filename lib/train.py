@@ -27,8 +27,17 @@ from lib.errors import UserError
 from lib.evaluate import piece_bits
 from lib.files import whole
 from lib.mamba import MambaConfig, MambaLM
-from lib.recipe import (FIXED, PRESETS, TrainConfig, add_options, choose_precision, given, learning_rate,
-                        parameter_groups, recompute)
+from lib.recipe import (
+    FIXED,
+    PRESETS,
+    TrainConfig,
+    add_options,
+    choose_precision,
+    given,
+    learning_rate,
+    parameter_groups,
+    recompute,
+)
 from lib.streams import Streams
 
 __all__ = ["LAST", "LOG", "PRESETS", "Crops", "TrainConfig", "Trainer", "choose_precision", "learning_rate",

@@ -83,7 +83,8 @@ def contender(name: str, ours: MambaLM, length: int) -> Contender:
         if name == "transformer":
             size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
             model = baselines.build("transformer", vocab, size)
-            return Contender("Transformer", "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention", model, model)
+            return Contender("Transformer", "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention",
+                             model, model)
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -161,8 +162,8 @@ def measure(task: dict, names: list[str], length: int) -> tuple[list[dict], list
             steps[name]()
             took = time.perf_counter() - clock
             rounds[name] = int(min(task["repeats"], max(MIN_ROUNDS, task["seconds"] / took)))
-            about[name] = {"label": one.label, "timed": one.timed, "parameters": _count(one.model), "first_seconds": first,
-                           "loss": loss}
+            about[name] = {"label": one.label, "timed": one.timed, "parameters": _count(one.model),
+                           "first_seconds": first, "loss": loss}
             note(f"length {length}: {one.label} {took:.3f} s a step, {rounds[name]} rounds")
         except (RuntimeError, UserError) as error:
             steps.pop(name, None)
@@ -210,10 +211,11 @@ def _run(task: dict) -> dict:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.train_bench", json.dumps(task), answer], check=False, cwd=env.ROOT,
-                              env={**clean, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, "-m", "lib.train_bench", json.dumps(task), answer], check=False,
+                              cwd=env.ROOT, env={**clean, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
         if done.returncode:
-            raise UserError(f"measuring training steps ended with code {done.returncode}: try fewer contenders with --only")
+            raise UserError(f"measuring training steps ended with code {done.returncode}: "
+                            "try fewer contenders with --only")
         return json.loads(answer.read_text())
 
 
@@ -241,9 +243,11 @@ def main(argv: list[str] | None = None) -> None:
     """Time a training step of language models of equal size."""
     parser = argparse.ArgumentParser(prog="python -m lib.bench train", description=main.__doc__)
     add = parser.add_argument
-    for name, value in {"d-model": 256, "n-layer": 6, "d-state": 16, "vocab-size": 1024, "batch": 4, "repeats": 7}.items():
+    defaults = {"d-model": 256, "n-layer": 6, "d-state": 16, "vocab-size": 1024, "batch": 4, "repeats": 7}
+    for name, value in defaults.items():
         add(f"--{name}", type=int, default=value, help="%(default)s")
-    add("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=[256, KEY_LENGTH], help="with commas between")
+    add("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=[256, KEY_LENGTH],
+        help="with commas between")
     add("--seconds", type=float, default=12, help="a slow contender gets fewer rounds, though three (%(default)s)")
     add("--limit", type=float, default=20, help="seconds a step may take (%(default)s)")
     add("--only", type=lambda text: text.split(","), default=list(NAMES), help=f"of {', '.join(NAMES)}")

@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
     def project(self, u: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, heads, L, size), and keys and values (B, 2 · heads, L, size), of u (B, L, M) at positions (B, L)."""
+        """Queries (B, heads, L, size), keys and values (B, 2 · heads, L, size), of u (B, L, M) at positions (B, L)."""
         q, k, v = self.in_proj(u).unflatten(2, (3 * self.n_head, -1)).transpose(1, 2).chunk(3, 1)
         return self.rotate(q, at), torch.cat([self.rotate(k, at), v], 1)
 
@@ -161,4 +161,5 @@ def transformer_block(config) -> Block:
     """One layer; `config` is a `TransformerConfig`, or has the same fields (`lib.hybrid`)."""
     return Block(config.d_model,
                  Attention(config.d_model, config.n_head, config.window, config.n_layer, config.rope_base),
-                 SwiGLU(config.d_model, config.d_feed, config.n_layer), dropout=config.dropout, norm_eps=config.norm_eps)
+                 SwiGLU(config.d_model, config.d_feed, config.n_layer),
+                 dropout=config.dropout, norm_eps=config.norm_eps)

@@ -88,6 +88,7 @@ def loops(code: str) -> list[Counter]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print what each kernel costs, for each compute capability that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m lib.triton_aot", description=__doc__.splitlines()[0])
     parser.add_argument("capability", type=float, nargs="*", default=[7.5, 8.0, 9.0])
     print("| compute capability | inputs | kernel | registers | spilled bytes | instructions a state |")

@@ -107,7 +107,7 @@ def clean(notebook, name: str) -> None:
         if cell.cell_type != "code":
             continue
         kept = []
-        for output in cell.outputs:
+        for output in joined(cell.outputs):
             if output.output_type == "stream":
                 output.text = final_text(output.text, drop_bars=output.name == "stderr")
                 if not output.text:
@@ -118,6 +118,17 @@ def clean(notebook, name: str) -> None:
                     continue
             kept.append(output)
         cell.outputs = kept
+
+
+def joined(outputs: list) -> list:
+    """The outputs with the pieces of one printed text put together: where it was cut is chance."""
+    found = []
+    for output in outputs:
+        if output.output_type == "stream" and found and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def final_text(text: str, *, drop_bars: bool) -> str:
@@ -141,6 +152,7 @@ def record(name: str, minutes: float, *, quick: bool, command: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the chosen notebooks and write down what came of it."""
     parser = argparse.ArgumentParser(
         prog="python notebooks/execute.py",
         description="Run notebooks from top to bottom, write them back clean, note the minutes.",

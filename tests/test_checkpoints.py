@@ -19,7 +19,8 @@ from lib.generate import MODEL
 from lib.interruptions import torture
 from lib.train import Trainer
 
-LINUX = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full, a disk that is always full")
+LINUX = pytest.mark.skipif(not os.path.exists("/dev/full"),
+                           reason="needs Linux's /dev/full, a disk that is always full")
 
 
 @pytest.fixture
@@ -116,7 +117,8 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what)
     mamba.load(folder / "best")
 
 
-@pytest.mark.parametrize("change, words", [("exists", "--resume"), ("data", "token streams"), ("tokens", "token streams"),
+@pytest.mark.parametrize("change, words", [("exists", "--resume"), ("data", "token streams"),
+                                           ("tokens", "token streams"),
                                            ("size", "d_model"), ("order", "carry"), ("seed", "seed")])
 def test_a_run_that_cannot_go_on_is_one_sentence(run, change, words):
     folder, streams = run
@@ -184,7 +186,8 @@ def test_a_checkpoint_of_the_first_version_opens(run):
     for name in ("data", "init", "recent"):
         del facts[name]
     del facts["crops"]["drawn"]
-    facts["config"] = {k: v for k, v in facts["config"].items() if k not in ("transpose", "louder", "copies", "patience")}
+    facts["config"] = {k: v for k, v in facts["config"].items()
+                       if k not in ("transpose", "louder", "copies", "patience")}
     save_file(tensors, folder / checkpoints.LAST, metadata={"run": json.dumps(facts)})
     old, new = resume(folder, streams), resume(folder, streams)
     assert old.step == 8 and old.train_step() == new.train_step()

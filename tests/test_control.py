@@ -72,7 +72,8 @@ def measure(name, music, seconds):
 def test_a_control_moves_its_attribute(shipped, name):
     """Paired over seeds, up against down; data/results/generation.json has 30 seeds against the model's own."""
     seeds = range(8)
-    up, down = (variations(*shipped, seeds=seeds, seconds=10, controls=Controls(**{name: value})) for value in (2.0, -2.0))
+    up, down = (variations(*shipped, seeds=seeds, seconds=10, controls=Controls(**{name: value}))
+                for value in (2.0, -2.0))
     assert sum(measure(name, a, 10) > measure(name, b, 10) for a, b in zip(up, down)) >= 7
 
 

@@ -93,7 +93,8 @@ def test_mixer_convolves_alike_with_and_without_the_kernel(config, length, monke
         here, earlier = x.clone().requires_grad_(), before.clone().requires_grad_()
         y, after = mixer.convolve(here, earlier)
         assert after.shape == before.shape
-        found.append((y, after, *torch.autograd.grad(y.square().sum() + after.sin().sum(), [here, earlier, mixer.conv1d.weight])))
+        found.append((y, after, *torch.autograd.grad(y.square().sum() + after.sin().sum(),
+                                                     [here, earlier, mixer.conv1d.weight])))
     for with_it, without in zip(*found, strict=True):
         torch.testing.assert_close(with_it, without, rtol=1e-5, atol=1e-5)
 

@@ -53,7 +53,8 @@ def test_louder_moves_each_velocity_by_levels_and_nothing_else(base):
 def test_no_transposition_leaves_the_keyboard_and_a_visit_keeps_its_own(base):
     streams, _ = base
     config = replace(TINY, length=24, carry=4, transpose=60, louder=1)
-    crops, plain = (Crops(streams, streams.select("train"), c) for c in (config, replace(config, transpose=0, louder=0)))
+    crops, plain = (Crops(streams, streams.select("train"), c)
+                    for c in (config, replace(config, transpose=0, louder=0)))
     pitches, seen, rows = crops.changes.pitches, set(), None
     for _ in range(40):
         tokens, jumped = crops.next()

@@ -520,10 +520,10 @@ def test_full_disk_while_downloading_leaves_nothing(server, tmp_path, monkeypatc
     opened = Path.open
 
     class Full:
-        seek = lambda self, at: None  # noqa: E731
+        seek = lambda self, at: None
         write = no_space
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *error: None  # noqa: E731
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *error: None
 
     monkeypatch.setattr(Path, "open", lambda self, mode="r", **more: (
         Full() if mode == "wb" else opened(self, mode, **more)))

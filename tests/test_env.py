@@ -32,7 +32,7 @@ def test_every_requirement_has_a_reason():
 
 
 def test_music_libraries_are_pinned_and_torch_is_a_range():
-    wanted = dict((w.split(">")[0].split("=")[0], w) for w, _ in env.requirements())
+    wanted = {w.split(">")[0].split("=")[0]: w for w, _ in env.requirements()}
     for name in ("muspy", "miditok", "symusic", "midirenderer", "pretty_midi"):
         assert "==" in wanted[name]
     assert wanted["torch"].endswith(",<2.14") and ">=" in wanted["torch"]

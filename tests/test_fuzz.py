@@ -22,8 +22,16 @@ import pytest  # noqa: E402
 
 from lib.errors import UserError  # noqa: E402
 from lib.midi import SHORTEST, check, parse  # noqa: E402
-from lib.notes import MAX_SECONDS, NOTE, Music, crop, make_notes, read_midi, sustain  # noqa: E402
-from lib.notes import write_midi  # noqa: E402
+from lib.notes import (  # noqa: E402
+    MAX_SECONDS,
+    NOTE,
+    Music,
+    crop,
+    make_notes,
+    read_midi,
+    sustain,
+    write_midi,
+)
 
 COUNT, SEED = 1000, 0
 CPU_SECONDS = 2.0  # for one input through one target
@@ -231,7 +239,7 @@ def walk(count: int, seed: int, home: Path) -> dict:
                 outcome = str(error).replace(str(path), "FILE")
                 if "\n" in outcome or list(out.iterdir()):
                     failures.append(f"input {index}, {name}: {outcome!r}, {list(out.iterdir())}")
-            except BaseException as error:  # what must never come out
+            except BaseException as error:  # noqa: BLE001  what must never come out
                 failures.append(f"input {index}, {name}: {error!r}")
             finally:
                 if hasattr(signal, "setitimer"):

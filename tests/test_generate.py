@@ -13,8 +13,20 @@ import symusic
 import torch
 
 from lib.errors import UserError
-from lib.generate import (FOLLOWS, MODEL, Grammar, Player, Sampling, continuations, generate, hear, load_model, main, sample,
-                          variations)
+from lib.generate import (
+    FOLLOWS,
+    MODEL,
+    Grammar,
+    Player,
+    Sampling,
+    continuations,
+    generate,
+    hear,
+    load_model,
+    main,
+    sample,
+    variations,
+)
 from lib.listen import check
 from lib.moment import dice
 from lib.notes import Music, make_notes, read_midi, write_midi
@@ -245,7 +257,8 @@ def test_the_command_goes_on_from_a_state(tmp_path):
     main(["--state", str(tmp_path / "a" / "new-seed3.safetensors"), "--seed", "3", "--seconds", "4",
           "--out", str(tmp_path / "b")])
     main(["--seconds", "9", "--seed", "3", "--out", str(tmp_path / "c")])
-    later, straight = read_midi(tmp_path / "b" / "new-seed3-seed3.mid").notes, read_midi(tmp_path / "c" / "new-seed3.mid").notes
+    later = read_midi(tmp_path / "b" / "new-seed3-seed3.mid").notes
+    straight = read_midi(tmp_path / "c" / "new-seed3.mid").notes
     rest = straight[straight["start"] >= 4]
     count = min(len(later), len(rest))
     assert count > 5 and (later["pitch"][:count] == rest["pitch"][:count]).all()

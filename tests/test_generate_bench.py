@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import bench, env, generate_bench, mamba, mamba_cpu
+from lib import bench, env, generate_bench, generate_rivals, mamba, mamba_cpu
 from lib.errors import UserError
 from lib.generate_bench import Contender, Rivals
 
@@ -53,7 +53,8 @@ def test_gpt2_is_of_equal_size_and_its_cache_is_full_up_to_the_position(rivals, 
         sizes.append(size())
         with torch.inference_mode():
             assert read(torch.tensor([3])).shape == (1, 40)
-    kept = 2 * 24 * 4 * rivals._equal_gpt2(generate_bench._transformers())[0].n_layer  # a key and a value, float32
+    config, _ = rivals._equal_gpt2(generate_rivals.transformers_package())
+    kept = 2 * 24 * 4 * config.n_layer  # a key and a value, float32
     assert sizes == ([rivals.longest * kept] * 2 if name == "gpt2_static" else [5 * kept, 9 * kept])
 
 
@@ -189,7 +190,8 @@ def test_figure_draws_the_medians_and_says_what_was_found():
 def test_title_speaks_of_the_faster_gpt2_at_the_last_position_that_anyone_reached():
     result = made_up()
     result["ratios"] += [{"contender": "gpt2_static", "position": 8192, "times": 9.96}]
-    assert generate_bench._title(result).endswith("24 times as fast as transformers' Mamba, 10.0 times as fast as GPT-2")
+    assert generate_bench._title(result).endswith(
+        "24 times as fast as transformers' Mamba, 10.0 times as fast as GPT-2")
     assert generate_bench._title({"ratios": []}) == "Tokens a second against position"
 
 
@@ -222,7 +224,8 @@ def test_command_measures_and_writes_everything_down(tmp_path, same_process, cap
     assert "| stepper | 5 |" in capsys.readouterr().out
 
 
-def test_missing_peer_and_missing_compiler_are_said_and_the_rest_is_measured(tmp_path, same_process, monkeypatch, capsys):
+def test_missing_peer_and_missing_compiler_are_said_and_the_rest_is_measured(tmp_path, same_process, monkeypatch,
+                                                                             capsys):
     monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     path = tmp_path / "generate.json"
@@ -239,8 +242,10 @@ def test_contender_that_is_wrong_is_not_timed(same_process, monkeypatch):
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--positions", "8,many"], "whole numbers"), (["--positions", ","], "at least 1"), (["--repeats", "0"], "at least 1"),
-    (["--positions", "0"], "at least 1"), (["--memory-tokens", "-1"], "at least 1"), (["--only", "pytorch,gpt5"], "'gpt5'.*gpt2")])
+    (["--positions", "8,many"], "whole numbers"), (["--positions", ","], "at least 1"),
+    (["--repeats", "0"], "at least 1"),
+    (["--positions", "0"], "at least 1"), (["--memory-tokens", "-1"], "at least 1"),
+    (["--only", "pytorch,gpt5"], "'gpt5'.*gpt2")])
 def test_bad_option_is_one_sentence(options, words):
     with pytest.raises(UserError, match=words) as caught:
         bench.main(["generate", *TINY, *options])

@@ -22,7 +22,8 @@ def test_the_report_measures_and_keeps(tmp_path, capsys):
     assert set(found["pieces"]["comparison"]["overlap"]) == {"model", "noise", "real"}
     assert 5 < found["bits"]["native"]["bits_per_note"] < found["bits"]["dequantised_10_ms"]["bits_per_note"] < 40
     for seed in (0, 7):  # none picked: seed by seed what a user would get
-        ours, theirs = read_midi(tmp_path / "pieces" / f"seed{seed}.mid").notes, generate(*load_model(), seconds=10, seed=seed).notes
+        ours = read_midi(tmp_path / "pieces" / f"seed{seed}.mid").notes
+        theirs = generate(*load_model(), seconds=10, seed=seed).notes
         assert (ours["pitch"] == theirs["pitch"]).all()
         np.testing.assert_allclose(ours["start"], theirs["start"], atol=0.001)
     main([*SMALL, *where, "--parts", "stream"])

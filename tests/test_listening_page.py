@@ -43,7 +43,8 @@ def test_every_pair_of_groups_comes_equally_often_on_both_sides():
 
 
 def test_the_page_needs_nothing_but_itself(html):
-    assert not re.search(r"https?:|//[a-z]|<link|src=\"(?!data:)|@import|fetch\(", re.sub(r"[A-Za-z0-9+/=]{200,}", "", html))
+    page = re.sub(r"[A-Za-z0-9+/=]{200,}", "", html)
+    assert not re.search(r"https?:|//[a-z]|<link|src=\"(?!data:)|@import|fetch\(", page)
     found = content(html)
     assert len(found["pairs"]) == 6 and html.count("</script>") == 1
     for pair in found["pairs"]:
@@ -76,7 +77,8 @@ def test_the_analysis_counts_sides_and_ties():
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "listener": "a", "ratings": []}',
-                                  '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0"], "choice": "a"}]}',
+                                  '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0"], '
+                                  '"choice": "a"}]}',
                                   '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0", "b/0"], '
                                   '"choice": "best"}]}'])
 def test_a_file_that_holds_no_ratings_is_one_sentence(tmp_path, text):

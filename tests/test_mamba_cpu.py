@@ -233,7 +233,8 @@ def test_missing_compiler_is_one_sentence_or_plain_pytorch(no_compiler):
 def test_playing_gives_the_same_notes_with_and_without_it(monkeypatch):
     shipped = generate.load_model()
     made = []
-    monkeypatch.setattr(mamba_cpu.Stepper, "step", lambda self, tokens, step=Stepper.step: made.append(1) or step(self, tokens))
+    monkeypatch.setattr(mamba_cpu.Stepper, "step",
+                        lambda self, tokens, step=Stepper.step: made.append(1) or step(self, tokens))
     with_it = generate.generate(*shipped, seconds=3, seed=1)
     assert len(made) > 10, "it was used"
     monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)

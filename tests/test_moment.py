@@ -80,7 +80,7 @@ def test_a_saved_state_plays_on_as_if_it_had_never_stopped(small, tmp_path):
 def rewritten(path, change):
     """The file at `path` with its tensors and metadata changed, still a valid safetensors file."""
     with safe_open(path, "pt") as file:
-        tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata())  # noqa: SIM118
+        tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata())
     change(tensors, notes)
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=notes)
 

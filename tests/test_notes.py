@@ -9,8 +9,7 @@ import pytest
 
 from lib import notes as module
 from lib.errors import UserError
-from lib.notes import NOTE, Music, augment, clip_repeats, crop, make_notes, read_midi, sustain
-from lib.notes import write_midi
+from lib.notes import NOTE, Music, augment, clip_repeats, crop, make_notes, read_midi, sustain, write_midi
 
 HALF_TICK = 0.5 / 960 + 1e-9  # seconds; we write 960 ticks a second
 

@@ -102,7 +102,8 @@ def test_the_shipped_card_agrees_with_the_results():
 
 
 def test_the_log_counts_on_from_the_weights_it_started_from(tmp_path):
-    row = {"step": 5, "tokens": 50, "minutes": 3.0, "lr": 0.1, "train_bits_per_token": 4.0, "validation_bits_per_note": 16.0}
+    row = {"step": 5, "tokens": 50, "minutes": 3.0, "lr": 0.1, "train_bits_per_token": 4.0,
+           "validation_bits_per_note": 16.0}
     log = tmp_path / "training_log.csv"
     with open(log, "w", newline="") as file:
         writer = csv.DictWriter(file, row)

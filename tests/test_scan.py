@@ -22,7 +22,7 @@ ORDER = ("x", "delta", "A", "B", "C", "D", "z", "delta_bias", "h0")
 def problem(length, d_inner=5, d_state=3, batch=2, dtype=torch.float64, seed=0):
     """Random arguments of the scan, all of them asking for a gradient."""
     random = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
     arguments = {
         "x": draw(batch, length, d_inner), "delta": draw(batch, length, d_inner),
         "A": -torch.exp(draw(d_inner, d_state)), "B": draw(batch, length, d_state),
@@ -36,7 +36,7 @@ def run(arguments, backend):
     numbers that every dtype holds, so that the gradient of y is the same for all."""
     y, h = selective_scan(**arguments, delta_softplus=True, return_last_state=True, backend=backend)
     random = torch.Generator().manual_seed(1)
-    weigh = lambda t: (t.double() * torch.randn(t.shape, generator=random).bfloat16().double()).sum()  # noqa: E731
+    weigh = lambda t: (t.double() * torch.randn(t.shape, generator=random).bfloat16().double()).sum()
     (weigh(y) + weigh(h)).backward()
     results = {"y": y, "h": h} | {f"d{k}": v.grad for k, v in arguments.items()}
     return {k: v.detach().double() for k, v in results.items()}
@@ -57,7 +57,7 @@ def test_loop_is_the_equations():
 
 def test_loop_gradients_are_numerical_gradients():
     names = list(problem(3))
-    function = lambda *a: selective_scan(**dict(zip(names, a)), delta_softplus=True,  # noqa: E731
+    function = lambda *a: selective_scan(**dict(zip(names, a)), delta_softplus=True,
                                          return_last_state=True, backend="loop")
     assert torch.autograd.gradcheck(function, tuple(problem(3).values()))
 
@@ -82,7 +82,7 @@ def test_parallel_in_float64_is_the_loop_to_the_last_digits():
 
 
 def test_gradients_of_parallel_are_numerical_gradients():
-    function = lambda *a: selective_scan(**dict(zip(ORDER, a)), delta_softplus=True,  # noqa: E731
+    function = lambda *a: selective_scan(**dict(zip(ORDER, a)), delta_softplus=True,
                                          return_last_state=True, backend="parallel")
     assert torch.autograd.gradcheck(function, tuple(problem(5).values()))
 
@@ -177,7 +177,7 @@ def test_the_cpu_scan_keeps_two_bytes_a_step_and_channel():
     """Beside its arguments it keeps one state in 32 steps: 4 bytes * 16 states / 32."""
     a, kept = problem(1024, 64, 16, dtype=torch.float32), {}
     given = {v.data_ptr() for v in a.values()}
-    note = lambda t: kept.update({t.data_ptr(): t.numel() * t.element_size()}) or t  # noqa: E731
+    note = lambda t: kept.update({t.data_ptr(): t.numel() * t.element_size()}) or t
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         selective_scan(**a, delta_softplus=True, backend="cpu")
     ours = sum(size for address, size in kept.items() if address not in given)

@@ -166,7 +166,7 @@ def test_arguments_are_those_of_a_fresh_model():
 
 def test_channels_first_changes_memory_but_no_value():
     given = scan_bench.arguments(2, 9, 5, 3)
-    leaves = scan_bench._lay_out(given, channels_first=True)
+    leaves = scan_bench.lay_out(given, channels_first=True)
     assert all(torch.equal(leaves[name], t) and leaves[name].is_leaf for name, t in given.items())
     assert leaves["x"].transpose(1, 2).is_contiguous() and leaves["A"].is_contiguous()
 

@@ -141,7 +141,7 @@ def test_segments_with_carried_state_are_the_whole(device):
 def test_nothing_of_size_bldn_is_kept(device):
     """Beside its arguments it keeps one state a block, and no tensor is larger than x."""
     a, kept = on(device, problem(256, 32, 16)), {}
-    note = lambda t: kept.update({t.data_ptr(): t.numel() * t.element_size()}) or t  # noqa: E731
+    note = lambda t: kept.update({t.data_ptr(): t.numel() * t.element_size()}) or t
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         selective_scan(**a, delta_softplus=True, backend="triton")
     states = 2 * (256 // scan_triton.BLOCK_L + 1) * 32 * 16 * 4

@@ -20,8 +20,17 @@ from lib.mamba import MambaConfig, MambaLM
 from lib.native import compiler
 from lib.recipe import recompute
 from lib.rehearsal import plan, rehearse
-from lib.train import (PRESETS, Crops, Trainer, choose_precision, learning_rate, main, parameter_groups,
-                       validation_pieces)
+from lib.train import (
+    PRESETS,
+    Crops,
+    Trainer,
+    choose_precision,
+    learning_rate,
+    main,
+    parameter_groups,
+    validation_pieces,
+)
+
 
 def test_training_learns_a_sequence_that_can_be_learnt(tmp_path):
     streams = make_streams()
@@ -30,7 +39,8 @@ def test_training_learns_a_sequence_that_can_be_learnt(tmp_path):
     log = trainer.run(progress=False)
     assert abs(first - math.log2(11)) < 0.3  # nothing known: log2 of the vocabulary
     assert log[-1]["train_bits_per_token"] < 0.3
-    assert log[-1]["validation_bits_per_note"] < counting_baselines(streams, streams.select("validation"))["unigram"] / 3
+    floor = counting_baselines(streams, streams.select("validation"))
+    assert log[-1]["validation_bits_per_note"] < floor["unigram"] / 3
 
 
 def test_resuming_is_as_if_it_had_never_stopped(tmp_path):
@@ -179,7 +189,8 @@ def test_recomputing_keeps_less_between_forward_and_backward():
             recompute(model)
         sizes = {}
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda t: sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t, lambda t: t):
+                lambda t: sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t,
+                lambda t: t):
             model(torch.zeros(2, 200, dtype=torch.long))
         return sum(sizes.values())
     assert kept(True) < 0.6 * kept(False)
@@ -194,7 +205,7 @@ def test_resuming_brings_back_dropout_and_the_log(tmp_path):
     assert broken.step == 5 and not broken.finished, "it was asked to stop, and saved"
     torch.manual_seed(99)
     again = Trainer(streams, config, tmp_path / "b", device="cpu", resume=True, say=quiet).run(progress=False)
-    timeless = lambda log: [{k: v for k, v in row.items() if k != "minutes"} for row in log]  # noqa: E731
+    timeless = lambda log: [{k: v for k, v in row.items() if k != "minutes"} for row in log]
     assert timeless(again) == timeless(straight)
 
 
@@ -221,7 +232,8 @@ def test_everything_is_said_before_the_start(tmp_path):
 
 
 def test_training_stops_early_when_validation_no_longer_falls(tmp_path):
-    trainer = Trainer(make_streams(), replace(TINY, steps=100, eval_every=1, patience=3), tmp_path / "run", device="cpu",
+    trainer = Trainer(make_streams(), replace(TINY, steps=100, eval_every=1, patience=3), tmp_path / "run",
+                      device="cpu",
                       say=quiet)
     bits = iter([9.0, 8.0, 8.5, 8.1, 8.0, 7.0])
     trainer.validate = lambda: next(bits)
@@ -229,7 +241,8 @@ def test_training_stops_early_when_validation_no_longer_falls(tmp_path):
     assert trainer.finished and trainer.progress < 1
 
 
-@pytest.mark.parametrize("changes, words", [({"batch": 0}, "batch=0"), ({"dropout": 1.0}, "dropout"), ({"lr": math.nan}, "lr"),
+@pytest.mark.parametrize("changes, words", [({"batch": 0}, "batch=0"), ({"dropout": 1.0}, "dropout"),
+                                            ({"lr": math.nan}, "lr"),
                                             ({"transpose": -1}, "transpose"), ({"accumulate": 2}, "equal parts")])
 def test_a_choice_that_makes_no_sense_is_one_sentence(changes, words):
     with pytest.raises(UserError, match=words) as error:
@@ -238,7 +251,8 @@ def test_a_choice_that_makes_no_sense_is_one_sentence(changes, words):
 
 
 def test_every_preset_can_be_built_and_the_large_one_is_large():
-    sizes = {name: MambaLM(MambaConfig(1024, p.d_model, p.n_layer, p.d_state)).parameter_count() for name, p in PRESETS.items()}
+    sizes = {name: MambaLM(MambaConfig(1024, p.d_model, p.n_layer, p.d_state)).parameter_count()
+             for name, p in PRESETS.items()}
     assert set(sizes) == {"quick", "laptop", "colab", "h100"} and 10e6 < sizes["h100"] < 30e6
     large = PRESETS["h100"]
     assert large.batch * large.length * large.steps == pytest.approx(600e6, rel=0.02)
@@ -247,7 +261,8 @@ def test_every_preset_can_be_built_and_the_large_one_is_large():
 def test_the_command_line_overrides_any_field_resumes_and_starts_from_weights(tmp_path, capsys):
     streams = make_streams()
     store(streams, tmp_path / "streams")
-    line = ["--preset", "quick", "--device", "cpu", "--streams", str(tmp_path / "streams"), "--steps", "4", "--d-model", "16",
+    line = ["--preset", "quick", "--device", "cpu", "--streams", str(tmp_path / "streams"), "--steps", "4",
+            "--d-model", "16",
             "--n-layer", "1", "--length", "16", "--minutes", "5", "--copies", "no", "--eval-every", "2"]
     main([*line, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
@@ -256,14 +271,16 @@ def test_the_command_line_overrides_any_field_resumes_and_starts_from_weights(tm
     assert "resuming at step 4" in capsys.readouterr().out
     with pytest.raises(UserError, match="--resume"):
         main([*line, "--out", str(tmp_path / "run")])
-    main([*line[:8], "--minutes", "5", "--length", "16", "--out", str(tmp_path / "next"), "--init", str(tmp_path / "run" / "best")])
+    main([*line[:8], "--minutes", "5", "--length", "16", "--out", str(tmp_path / "next"),
+          "--init", str(tmp_path / "run" / "best")])
     said = capsys.readouterr().out
     assert "d_model=16" in said and '"steps"' in said, "the checkpoint's sizes, and what it had learnt"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_sixteen_bits_train_too(tmp_path, dtype):
-    trainer = Trainer(make_streams(), replace(TINY, precision=dtype, steps=80), tmp_path / "run", device="cpu", say=quiet)
+    trainer = Trainer(make_streams(), replace(TINY, precision=dtype, steps=80), tmp_path / "run", device="cpu",
+                      say=quiet)
     first = trainer.train_step()
     trainer.run(progress=False)
     assert trainer.losses[-1] < first / 2 and trainer.model.backbone.embeddings.weight.dtype == torch.float32
@@ -284,7 +301,8 @@ def test_compiled_it_is_the_same_run(tmp_path):
             run = Trainer(make_streams(), replace(TINY, compile=yes), f"{sys.argv[1]}/{yes}", device="cpu", say=quiet)
             print(*(run.train_step() for _ in range(3)))
     """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT), str(ROOT / "tests")], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT), str(ROOT / "tests")],
+                          capture_output=True,
                           text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
     plain, compiled = ([float(v) for v in line.split()] for line in done.stdout.splitlines()[-2:])

@@ -16,7 +16,8 @@ from lib.mamba import MambaConfig, MambaLM
 from lib.notes import Music, make_notes, write_midi
 from lib.tokens import TokenConfig, Tokenizer
 
-TINY = ["--d-model", "32", "--n-layer", "1", "--d-state", "4", "--vocab-size", "50", "--batch", "1", "--lengths", "8,16",
+TINY = ["--d-model", "32", "--n-layer", "1", "--d-state", "4", "--vocab-size", "50", "--batch", "1", "--lengths",
+        "8,16",
         "--repeats", "3"]
 
 
@@ -41,13 +42,16 @@ def test_the_transformers_are_of_our_size():
 
 
 def test_the_benchmark_measures_in_a_process_of_its_own_and_says_who_was_left_out(tmp_path, capsys):
-    bench.main(["train", *TINY, "--only", "ours,mambapy", "--allocator", "default", "--output", str(tmp_path / "t.json")])
+    bench.main(["train", *TINY, "--only", "ours,mambapy", "--allocator", "default", "--output",
+                str(tmp_path / "t.json")])
     found = json.loads((tmp_path / "t.json").read_text())
-    assert {(r["contender"], r["length"]) for r in found["rows"]} == {(n, s) for n in ("ours", "mambapy") for s in (8, 16)}
+    assert {(r["contender"], r["length"]) for r in found["rows"]} == {(n, s) for n in ("ours", "mambapy")
+                                                                      for s in (8, 16)}
     for row in found["ratios"]:
         pair = {r["contender"]: r["median_ms"] for r in found["rows"] if r["length"] == row["length"]}
         assert row["times"] == pytest.approx(pair["mambapy"] / pair["ours"])
-    assert "mambapy" in capsys.readouterr().out and found["command"].startswith("python -m lib.bench train --d-model 32")
+    assert "mambapy" in capsys.readouterr().out
+    assert found["command"].startswith("python -m lib.bench train --d-model 32")
 
 
 def test_a_slow_contender_and_a_wrong_one_are_left_out_with_their_reason(monkeypatch):
@@ -96,7 +100,8 @@ def test_chunks_overlap_cover_the_piece_and_leave_the_held_out_ones_whole():
     assert {p.length for p in mine} == {overfit_bench.CHUNK + 1}
     assert all(b.offset - a.offset == overfit_bench.CHUNK - overfit_bench.OVERLAP for a, b in zip(mine, mine[1:]))
     assert {p.split for p in mine} <= {"train", "validation"}
-    assert [(p.split, p.length) for p in chunks.pieces if p.name in ("piece2", "piece3")] == [("test", 20), ("test", 90)]
+    kept = [(p.split, p.length) for p in chunks.pieces if p.name in ("piece2", "piece3")]
+    assert kept == [("test", 20), ("test", 90)]
 
 
 def test_the_experiment_runs_writes_each_arm_and_measures_all_on_the_same_performances(pieces, tmp_path, monkeypatch):
@@ -109,7 +114,8 @@ def test_the_experiment_runs_writes_each_arm_and_measures_all_on_the_same_perfor
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["notes"] == 800 and found["merge_pieces"] == 3
     first, last = found["arms"]
-    assert first["vocabulary"] == 620 and first["curve"][0]["own_validation"] > 0 and last["curve"][0]["own_validation"] is None
+    assert first["vocabulary"] == 620 and first["curve"][0]["own_validation"] > 0
+    assert last["curve"][0]["own_validation"] is None
     assert last["baselines"]["uniform"] > last["baselines"]["bigram"] or last["best"] > 0
     with pytest.raises(UserError, match="only 3 train performances"):
         overfit_bench.choose(pieces, 4, 1)
