@@ -190,8 +190,8 @@ def language_model():
     """Embedding, blocks that add to the residual, norm, and the embedding once more."""
     model = _model()[0]
     count = model.config.n_layer
-    fig, ax = cells.board(25, 5.2)
-    fig.set_size_inches(8.8, 8.8 * 5.2 / 25)
+    fig, ax = cells.board(24.2, 4.4)
+    fig.set_size_inches(8.4, 8.4 * 4.4 / 24.2)
     cells.cells(ax, 0, 0.4, ["token"], plots.INPUT, width=2.3)
     cells.cells(ax, 3.2, 0.4, ["embedding"], plots.GREY, width=3.3)
     for i in range(count):
@@ -206,7 +206,7 @@ def language_model():
         cells.arrow(ax, (a, 0.9), (b, 0.9))
     cells.arrow(ax, (6.5, 0.9), (end + 0.5, 0.9))
     cells.say(ax, 7.6, 0.25, "the residual stream, a sum in float32", plots.GREY)
-    cells.say(ax, end + 4.4, 2.1, "the embedding again:\nhow well does the\nvector point its way?", plots.GREY, ha="center")
+    cells.say(ax, end + 0.6, 3.2, "the embedding again:\nhow well does the\nvector point its way?", plots.GREY)
     return fig
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from lib import cells, env, plots, scan_bench, scan_figures, scan_parallel
+from lib import cells, env, plots, scan_figures, scan_parallel
 from lib.data import performances
 from lib.notes import crop, read_midi, sustain
 from lib.scan import loop
@@ -308,30 +308,6 @@ def memory_wall():
     return fig
 
 
-def floors():
-    """The least time of each pass on an H100, by the scarcest resource: arithmetic, not a measurement."""
-    steps = LAYER["batch"] * LAYER["length"] * LAYER["channels"]
-    states, small = LAYER["states"], LAYER["batch"] * LAYER["length"] * LAYER["states"]
-    clock, processors = 1.98e9, 132
-    names, columns = [], {"memory": [], "exponentials": [], "instructions": []}
-    for kind, arrays, count in (("forward", 4, 5), ("backward", 7, 16)):
-        for width in (4, 2):
-            short = 2 * width + (8 if kind == "backward" else 0)
-            names.append(f"{kind}, {8 * width} bits")
-            columns["memory"].append((arrays * width * steps + short * small + 4 * steps * states / 32) / 3.0e12)
-            columns["exponentials"].append(steps * (states + 4) / (16 * processors * clock))
-            columns["instructions"].append(steps * states * count / (128 * processors * clock))
-    fig, ax = _figure(height=3.5)
-    for i, ((label, column), colour) in enumerate(zip(columns.items(), (plots.INPUT, plots.OTHER[1], plots.STATE))):
-        bars = ax.barh(np.arange(4) + 0.27 * (i - 1), [1e6 * s for s in column], 0.25, label=label, color=colour)
-        ax.bar_label(bars, [f"{1e6 * s:.0f}" for s in column], padding=3, fontsize=9)
-    ax.set(xlabel="µs at least, on paper (H100)", xlim=(0, 300))
-    ax.set_yticks(range(4), names)
-    ax.invert_yaxis()
-    ax.legend(loc="upper right")
-    return fig
-
-
 def fused():
     """What a program reads, holds in registers and writes."""
     fig, ax = _board(21, 6.4, 8.8)
@@ -391,7 +367,7 @@ def backward():
 def scan_on_cpu():
     """Forward and backward against length, ours beside other people's."""
     fig, ax = _figure(height=3.9)
-    scan_bench.draw(env.read_results("scan_cpu_2_cores"), ax=ax)
+    scan_figures.draw(env.read_results("scan_cpu_2_cores"), ax=ax)
     ax.set_title("")
     return fig
 

@@ -15,7 +15,7 @@ from lib import anchors, cells, env, plots
 from lib.control import Controls
 from lib.crops import Crops
 from lib.data import performances
-from lib.generate import Grammar, Sampling, load_model, prompt_end, variations
+from lib.generate import Grammar, load_model, prompt_end, variations
 from lib.grammar import FOLLOWS
 from lib.notes import Music, crop, read_midi, sustain
 from lib.recipe import TrainConfig, learning_rate
@@ -185,18 +185,6 @@ def repairs():
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.legend(loc="lower right")
-    return fig
-
-
-def repaired_curves():
-    """Bits per note against passes: the original recipe, and all repairs together."""
-    arms = env.read_results("overfit")["arms"]
-    fig, ax = _figure(height=3.3)
-    for arm, colour in ((arms[0], plots.OTHER[0]), (arms[3], plots.GREY), (arms[-1], plots.OUTPUT)):
-        label = "with all repairs" if arm is arms[-1] else f"“{arm['name']}”"
-        ax.plot([r["pass"] for r in arm["curve"]], [r["held_out"] for r in arm["curve"]], "o-", color=colour, linewidth=2.5)
-        ax.text(arm["curve"][-1]["pass"] + 0.2, arm["final"], label, color=colour, va="center")
-    ax.set(xlabel="passes over the data", ylabel="bits per note, never seen", xlim=(0.8, len(arms[0]["curve"]) + 3))
     return fig
 
 
@@ -477,9 +465,3 @@ def heard_from_nothing():
 def heard_noise():
     """The tokens of the real opening, shuffled."""
     return _openings()[2]
-
-
-def heard_hot():
-    """The same prompt and seed 1 at temperature 1.3."""
-    begin = prompt_end(_piece("test"), PROMPT)
-    return crop(_played([1], sampling=Sampling(1.3))[0], begin - 2, begin + 7)
