@@ -181,6 +181,22 @@ def likelihood(result: dict):
     return fig
 
 
+def curves(result: dict):
+    """Validation bits per note against the tokens read, runs of equal tokens, first seed; returns the figure."""
+    fig, ax = plots.figure(height=4)
+    rows = [{"arch": run["arch"], "tokens": tokens / 1e6, "bits": bits} for run in result.get("runs", [])
+            if run["budget"] == "tokens" and run["seed"] == 0 for tokens, bits in run["curve"]]
+    _curve(ax, rows, "tokens", "bits", "bits a note, validation", logarithmic=False)
+    if rows:
+        ax.set_xscale("linear")
+        most = max(row["tokens"] for row in rows)
+        ax.set(xlim=(0, 1.3 * most), xlabel="million tokens read")
+        ticks = [n / 2 for n in range(1, 1 + int(2 * most))]
+        ax.set_xticks(ticks, [f"{n:g}" for n in ticks])
+    _title(ax, "How each architecture learns")
+    return fig
+
+
 def original(result: dict):
     """What each repair of the original's recipe is worth, alone; returns the figure."""
     fig, ax = plots.figure(height=3.6)

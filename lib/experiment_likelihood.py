@@ -80,11 +80,23 @@ def run(lab) -> dict:
         for budget in BUDGETS for arch in sorted(chosen.archs, key=lambda arch: arch not in chosen.headline)
         for seed in seeds(chosen, arch)], result["speeds"])
     lab.write("likelihood", result)
+    result["checks"] = checks(lab, result)
+    lab.write("likelihood", result)
     result["test"] = open_test(lab, result["runs"])
     result["pieces"], result["counting"] = _pieces(lab), counting_baselines(streams, streams.select("test"))
     result["summary"] = summarise(result, chosen.headline)
     lab.write("likelihood", result)
     return result
+
+
+def checks(lab, result: dict) -> list[dict]:
+    """The headline pair, first seed, with a longer warm-up and all else equal; judged on validation only."""
+    chosen, rows = lab.protocol.likelihood, []
+    for arch in chosen.headline:
+        one = spec(lab, arch, lr=result["rates"][arch], seed=chosen.seeds[0], budget="tokens")
+        rows.append(("check", replace(one, name=f"{one.name}-warmup{chosen.warmup:g}",
+                                      config=replace(one.config, warmup=chosen.warmup))))
+    return [row | {"warmup": chosen.warmup} for row in trained(lab, rows, result["speeds"])]
 
 
 def train_one(lab, one: Spec) -> dict:
@@ -98,7 +110,9 @@ def trained(lab, runs: list[tuple[str, Spec]], speeds: dict[str, float]) -> list
     outcomes = dict(zip((one.name for one in specs), lab.all(train_one, specs), strict=True))
     return [{"arch": one.arch, "budget": budget, "lr": one.config.lr, "seed": one.config.seed, "name": one.name,
              **{k: outcomes[one.name][k] for k in ("body_parameters", "parameters", "steps", "tokens",
-                                                   "validation_bits_per_note", "best_step")}} for budget, one in runs]
+                                                   "validation_bits_per_note", "best_step")},
+             "curve": [[row["tokens"], row["validation_bits_per_note"]] for row in outcomes[one.name]["log"]]}
+            for budget, one in runs]
 
 
 def _pieces(lab) -> dict:

@@ -28,6 +28,7 @@ class Likelihood:
     grid_tokens: int = 1_500_000  # of each of these trials
     tokens: int = 6_000_000  # the budget of equal tokens
     rounds: int = 9  # training steps of each architecture that its speed is the median of
+    warmup: float = 0.1  # tried by the headline pair in a check, on validation: does a longer warm-up turn the result?
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ def test_likelihood_selects_on_validation_and_opens_the_test_once(lab, monkeypat
     for arch in ("mamba", "transformer"):
         mine = {row["lr"]: row["validation_bits_per_note"] for row in result["grid"] if row["arch"] == arch}
         assert result["rates"][arch] == min(mine, key=mine.get)
+    assert [(row["arch"], row["seed"], row["warmup"]) for row in result["checks"]] == [("mamba", 0, 0.1), ("transformer", 0, 0.1)]
+    assert all(row["curve"][-1][0] == row["tokens"] for row in result["runs"])
     notes = np.array(result["pieces"]["notes"])
     assert len(notes) == 3 and result["pieces"]["leaks"] == [False, False, True]
     runs = {(r["arch"], r["seed"]): np.array(r["bits"]) for r in result["test"] if r["budget"] == "tokens"}
@@ -382,7 +384,8 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
     monkeypatch.setattr(env, "RESULTS", tmp_path)
     assert experiment_figures.table1().count(env.UNKNOWN) == 4 * 5
     for draw in (experiment_figures.efficiency, partial(experiment_figures.figure3, {}), experiment_figures.context,
-                 experiment_figures.likelihood, experiment_figures.original, experiment_figures.tokens):
+                 experiment_figures.likelihood, experiment_figures.curves, experiment_figures.original,
+                 experiment_figures.tokens):
         assert plots.png_bytes(draw({}))[:4] == b"\x89PNG"
     likelihood.run(lab)
     efficiency.run(lab)
@@ -395,6 +398,7 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
     for name, draw in (("efficiency", experiment_figures.efficiency),
                        ("efficiency", partial(experiment_figures.figure3, SCAN)),
                        ("context", experiment_figures.context), ("likelihood", experiment_figures.likelihood),
+                       ("likelihood", experiment_figures.curves),
                        ("tokens", experiment_figures.tokens), ("original", experiment_figures.original)):
         module = {"context": experiment_context, "tokens": token_part, "original": original}.get(name)
         result = module.run(lab) if module else experiment_figures.load(name)
