@@ -183,7 +183,7 @@ def overflowing(name: str) -> list[int]:
         done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
                                "--disable-background-networking", f"--user-data-dir={profile}",
                                "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
-                              check=False, capture_output=True, text=True, timeout=120)
+                              check=False, capture_output=True, text=True, timeout=600)
     found = re.search(r'data-over="([\d ]*)"', done.stdout)
     if not found:
         raise UserError(f"{name}: the browser did not lay out the slides: {done.stderr.strip()[-200:]}")

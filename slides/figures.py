@@ -11,7 +11,7 @@ import numpy as np
 from lib import plots
 from lib.env import read_results
 from lib.notes import Music, make_notes
-from slides.quotes import cell_output, printed
+from slides.quotes import outputs, printed
 
 WIDTH = 8.2  # inches, shown 1,150 pixels wide: 11 points are then 21 pixels of 720
 KINDS = {"Bar": "#FFFFFF", "Position": "#FFFFFF", "Pitch": "#A8D8F5", "Velocity": "#F0C8DF", "Duration": "#E2E2E2"}
@@ -20,7 +20,7 @@ KINDS = {"Bar": "#FFFFFF", "Position": "#FFFFFF", "Pitch": "#A8D8F5", "Velocity"
 def gaps():
     """How many gaps between onsets are at most so long."""
     limits = ("10", "30", "62.5", "125", "500")
-    shares = [float(printed(rf"01_maestro#24 at most\s+{re.escape(limit)} ms:\s+([\d.]+)%")) for limit in limits]
+    shares = [float(printed(rf"01_maestro at most\s+{re.escape(limit)} ms:\s+([\d.]+)%")) for limit in limits]
     fig, ax = plots.figure(width=WIDTH, height=3.5)
     colours = [plots.OTHER[0] if limit == "62.5" else plots.INPUT for limit in limits]
     bars = ax.bar([f"{limit} ms" for limit in limits], shares, color=colours, width=0.7)
@@ -33,7 +33,7 @@ def gaps():
 def splits():
     """How much of the test is known from training, by the way of splitting."""
     names = ("official split", "random performances", "random chunks")
-    shares = [float(printed(rf"01_maestro#42 {name}\s+([\d.]+)%")) for name in names]
+    shares = [float(printed(rf"01_maestro {name}\s+([\d.]+)%")) for name in names]
     fig, ax = plots.figure(width=WIDTH, height=2.9)
     bars = ax.barh(names[::-1], shares[::-1], color=[plots.OTHER[0], plots.OTHER[0], plots.INPUT])
     ax.bar_label(bars, [f"{share:.1f} %" for share in shares[::-1]], padding=5, fontsize=13)
@@ -44,9 +44,10 @@ def splits():
 
 def remi_bar():
     """Two seconds of Liszt, and the words that REMI makes of the first notes."""
-    rows = [line.split() for line in cell_output("02_remi_bpe", 3).splitlines() if re.match(r"\s+[\d.]+ ", line)]
+    notes = next(text for text in outputs("02_remi_bpe") if text.startswith("onset s  rings s"))
+    rows = [line.split() for line in notes.splitlines()[1:] if line.strip()]
     start, rings, pitch, velocity = np.array(rows, float).T
-    words = re.findall(r"(Bar|Position|Pitch|Velocity|Duration)_(\S+)", cell_output("02_remi_bpe", 4))
+    words = re.findall(r"(Bar|Position|Pitch|Velocity|Duration)_(\S+)", printed(r"02_remi_bpe \n(Bar_None Position.+)"))
     fig, (roll, row) = plots.figure(2, 1, width=WIDTH, height=3.9, height_ratios=[3, 1])
     music = Music(make_notes(start, start + rings, pitch.astype("u1"), velocity.astype("u1")))
     plots.piano_roll(music, end=2, ax=roll, colourbar=False)

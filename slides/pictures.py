@@ -1,12 +1,13 @@
 """Figures and sounds of the decks: found by name, drawn or rendered, and watched while they are made.
 
 A name is a function in slides/figures*.py: a figure's returns a Matplotlib figure, a sound's notes
-(`lib.notes.Music`) or the bytes of an MP3. `notebook/07_mamba#3` is the third image, or the third
-player, in the outputs of an executed notebook.
+(`lib.notes.Music`) or the bytes of an MP3. `notebook/01_maestro#the-pedal-is-down` is the one image of an
+executed notebook whose alt text, or the one player whose label, holds these words; `#3` is the third.
 """
 
 import base64
 import hashlib
+import html
 import importlib
 import io
 import json
@@ -27,9 +28,9 @@ RATE = 24_000  # Hz, as in the notebooks' players
 WATCHED = ("data/results", "data/model", "notebooks")
 CACHE = ROOT / "slides" / ".build" / "cache"
 
-_FROM_NOTEBOOK = re.compile(r"notebook/(\w+)#(\d+)")
-_IN_PAGE = {"figure": re.compile(r'<img\b[^>]*\bsrc="data:image/(png|svg\+xml);base64,([A-Za-z0-9+/=]+)"'),
-            "sound": re.compile(r'<audio\b[^>]*\bsrc="data:audio/(mpeg);base64,([A-Za-z0-9+/=]+)"')}
+_FROM_NOTEBOOK = re.compile(r"notebook/(\w+)#([\w-]+)")
+_IN_PAGE = {"figure": re.compile(r'<img\b([^>]*)\bsrc="data:image/(png|svg\+xml);base64,([A-Za-z0-9+/=]+)"'),
+            "sound": re.compile(r'<audio\b([^>]*)\bsrc="data:audio/(mpeg);base64,([A-Za-z0-9+/=]+)"')}
 _opened: list[str] | None = None
 
 
@@ -85,10 +86,20 @@ def _from_notebook(kind: str, name: str) -> tuple[str, bytes]:
         for out in cell.get("outputs", []):
             page = "".join(out.get("data", {}).get("text/html", ""))
             found += _IN_PAGE[kind].findall(page)
-    if not 1 <= int(which) <= len(found):
-        raise UserError(f"notebooks/{notebook}.ipynb shows {len(found)} {kind}s, and no number {which}")
-    what, data = found[int(which) - 1]
+    if which.isdecimal():
+        fits = found[int(which) - 1 : int(which)] if int(which) else []
+    else:
+        fits = [one for one in found if f"-{which}-" in f"-{slug(one[0])}-"]
+    if len(fits) != 1:
+        raise UserError(f"notebooks/{notebook}.ipynb shows {len(found)} {kind}s, and {len(fits)} of them fit #{which}")
+    _, what, data = fits[0]
     return {"png": "png", "svg+xml": "svg", "mpeg": "mp3"}[what], base64.b64decode(data)
+
+
+def slug(tag: str) -> str:
+    """The alt text or label of an image's or player's tag, in small letters, with hyphens for all else."""
+    found = re.search(r'\b(?:alt|aria-label)="([^"]*)"', tag)
+    return re.sub(r"[^a-z0-9]+", "-", html.unescape(found[1]).lower()).strip("-") if found else ""
 
 
 def _figure_bytes(fig) -> tuple[str, bytes]:

@@ -5,7 +5,8 @@
     {{ results:FILE.json "facts.notes a second" .1f }}  quotes, where a key holds a space
     {{ results:FILE.json hours *60 .0f }}               scaled: * or / and a number
     {{ results:FILE.json slow.ms / fast.ms .1f }}       or a path: a ratio
-    {{ notebook:01_maestro#6 ([\\d,]+) performances }}   group 1 of a pattern, in what code cell 6 printed
+    {{ notebook:01_maestro ([\\d,]+) performances }}    group 1 of a pattern, in what the notebook printed
+    {{ notebook:01_maestro#6 ([\\d,]+) performances }}  the same, in what its code cell 6 printed
 
     <!-- code: lib/ssm.py kernel -->                    a function, class or Class.method
     <!-- code: lib/ssm.py kernel without docstring without comments lines 1-6 -->
@@ -129,17 +130,20 @@ def _spellings(value) -> set[str]:
 # notebooks -------------------------------------------------------------------------------------
 
 
-def cell_output(notebook: str, cell: int) -> str:
-    """The text that the `cell`-th code cell (from 1) of an executed notebook printed or showed."""
+def outputs(notebook: str, cell: int | None = None) -> list[str]:
+    """What each code cell of an executed notebook printed or showed, as text; of one cell where `cell` says (from 1)."""
     cells = [c for c in book(notebook)["cells"] if c["cell_type"] == "code"]
-    if not 1 <= cell <= len(cells):
-        raise UserError(f"notebooks/{notebook}.ipynb has {len(cells)} code cells, and no number {cell}")
+    if cell is not None:
+        if not 1 <= cell <= len(cells):
+            raise UserError(f"notebooks/{notebook}.ipynb has {len(cells)} code cells, and no number {cell}")
+        cells = [cells[cell - 1]]
     texts = []
-    for out in cells[cell - 1]["outputs"]:
-        data = out.get("data", {})
-        text = out.get("text") or data.get("text/markdown") or data.get("text/html") or data.get("text/plain") or ""
-        texts.append("".join(text))
-    return re.sub(r"data:[\w.+/-]+;base64,[A-Za-z0-9+/=]+", "", "\n".join(texts))
+    for c in cells:
+        found = ((out, out.get("data", {})) for out in c["outputs"])
+        parts = ["".join(out.get("text") or data.get("text/markdown") or data.get("text/html")
+                         or data.get("text/plain") or "") for out, data in found]
+        texts.append(re.sub(r"data:[\w.+/-]+;base64,[A-Za-z0-9+/=]+", "", "\n".join(parts)))
+    return texts
 
 
 def book(name: str) -> dict:
@@ -151,18 +155,19 @@ def book(name: str) -> dict:
 
 
 def printed(text: str) -> str:
-    """`NOTEBOOK#CELL pattern`: group 1 of the pattern's one match in that code cell's output."""
-    found = re.fullmatch(r"(\w+)#(\d+)\s+(.+)", text)
+    """`NOTEBOOK[#CELL] pattern`: group 1 of the pattern, which must find one value in what was printed."""
+    found = re.fullmatch(r"(\w+)(?:#(\d+))?\s+(.+)", text)
     if not found:
-        raise UserError(f"{{{{ notebook:{text} }}}} cannot be read: write NOTEBOOK#CELL and a pattern")
+        raise UserError(f"{{{{ notebook:{text} }}}} cannot be read: write a notebook and a pattern")
     notebook, cell, pattern = found.groups()
     try:
-        hits = [match[1] for match in re.finditer(pattern, cell_output(notebook, int(cell)))]
+        hits = [match[1] for printed_text in outputs(notebook, int(cell) if cell else None)
+                for match in re.finditer(pattern, printed_text)]
     except (re.error, IndexError) as error:
         raise UserError(f"{pattern!r} is no pattern with a group (…): {error}") from error
     if len(set(hits)) != 1:
-        raise UserError(f"notebooks/{notebook}.ipynb, code cell {cell}: {pattern!r} finds {len(set(hits))} values, "
-                        "not one")
+        where = f"notebooks/{notebook}.ipynb" + (f", code cell {cell}" if cell else "")
+        raise UserError(f"{where}: {pattern!r} finds {len(set(hits))} values, not one")
     return hits[0]
 
 

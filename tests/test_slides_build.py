@@ -84,6 +84,9 @@ def test_a_number_that_is_not_there_is_one_clear_sentence(results, text, says):
 
 def test_notebooks_are_quoted(results):
     assert quotes.printed(r"01_x#1 ([\d,]+) pieces") == "1,276"
+    assert quotes.printed(r"01_x (\d+) titles") == "854"
+    with pytest.raises(UserError, match="finds 3 values, not one"):
+        quotes.printed(r"01_x (\d+)")
     with pytest.raises(UserError, match="finds 0 values"):
         quotes.printed(r"01_x#1 (\d+) cats")
     with pytest.raises(UserError, match="has 2 code cells, and no number 3"):
@@ -93,8 +96,10 @@ def test_notebooks_are_quoted(results):
     with pytest.raises(UserError, match="09_y.ipynb is not there"):
         quotes.printed(r"09_y#1 (\d+)")
     assert pictures.make("figure", "notebook/01_x#1") == ("png", b"PNG", {})
-    with pytest.raises(UserError, match="shows 1 figures, and no number 2"):
-        pictures.make("figure", "notebook/01_x#2")
+    assert pictures.make("figure", "notebook/01_x#b-c") == ("png", b"PNG", {})
+    for which in ("2", "0", "b-d"):
+        with pytest.raises(UserError, match=f"shows 1 figures, and 0 of them fit #{which}"):
+            pictures.make("figure", f"notebook/01_x#{which}")
     with pytest.raises(UserError, match="shows 0 sounds"):
         pictures.make("sound", "notebook/01_x#1")
 
