@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lib.evaluate import interval
 from lib.experiment_runs import Spec, best_model
+from lib.experiment_tokens import drawn
 from lib.streams import Piece, Streams
 from lib.windows import model_bits
 
@@ -113,6 +114,7 @@ def data(lab, recipe: Recipe):
     names = sorted({p.name for p in streams.select("train")})
     names = set(np.random.default_rng(0).permutation(names)[: chosen.pieces].tolist())
     own, measured = halves(streams.select("validation"))
+    measured = drawn(measured, chosen.measured)
     pool = [p for p in streams.pieces if p.split == "train" and p.name in names]
     if not recipe.split:
         bar = round(sum(p.length for p in pool) / max(1, sum(

@@ -73,6 +73,7 @@ class Tokens:
     grids: tuple[float, ...] = (62.5, 10.0)  # milliseconds
     vocabularies: tuple[int | None, ...] = (None, 1024, 2048, 5000, 20_000)
     notes: int = 1_500_000  # read in training
+    measured: int | None = None  # validation pieces, drawn once; None: all
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Original:
     vocabulary: int = 20_000
     repaired_vocabulary: int | None = 1024
     pieces: int | None = 40  # performances of the train split; None: all
+    measured: int | None = None  # held-out pieces, drawn once; None: half of the validation split
     length: int = 1024  # of a chunk; chunks overlap by about a bar
     epochs: int = 7  # the learning rate is cut tenfold after each third
     lr: float = 1e-4
@@ -128,8 +130,8 @@ SCALES = {
     "cpu": Protocol(
         "cpu", Size(192, 4, 16), SHARED,
         Likelihood(archs=("lstm", "transformer", "s4d", "mamba", "hybrid"), grid_tokens=500_000, tokens=2_500_000),
-        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=400_000),
-        original=Original(pieces=16)),
+        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=250_000, measured=40),
+        original=Original(pieces=6, measured=20)),
     # one large GPU: about 20 million parameters
     "gpu": Protocol(
         "gpu", Size(512, 12, 16, window=1024, dropout=0.1),

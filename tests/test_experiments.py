@@ -248,6 +248,14 @@ def test_tokenizers_are_compared_on_one_grid(lab):
     assert rows[1]["tokens"] < rows[0]["tokens"]  # the same notes in fewer tokens
 
 
+def test_the_same_pieces_are_drawn_whatever_the_tokens():
+    pieces = made_up(lengths=(30,) * 9, splits=("validation",) * 9).pieces
+    longer = [replace(piece, length=40) for piece in pieces[::-1]]
+    some = token_part.drawn(pieces, 4)
+    assert len(some) == 4 and {p.name for p in some} == {p.name for p in token_part.drawn(longer, 4)}
+    assert token_part.drawn(pieces, None) == pieces
+
+
 def test_the_original_and_each_repair(lab):
     result = original.run(lab)
     arms = {arm["arm"]: arm for arm in result["arms"]}
