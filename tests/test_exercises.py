@@ -5,6 +5,7 @@ after it a code cell with its imports, the stub and the check. That cell stands 
 of the notebook has to run.
 """
 
+import ast
 import json
 import re
 import runpy
@@ -56,6 +57,28 @@ def test_exercise_says_what_it_is(text, code):
     assert re.search(r"\*\*\d · [^*]+\*\* ★{1,3} · \d+ minutes\.", text)
     assert len(re.findall(r"<details><summary>Hint \d</summary>.+?</details>", text, re.DOTALL)) == 2
     assert "attempt(check_" in code and '"""' in code
+
+
+@pytest.mark.parametrize("text, code", ALL)
+def test_exercise_is_a_typed_spec_a_stub_and_one_check(text, code):
+    tree = ast.parse(code)
+    stubs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Expr)
+             and getattr(node.body[-1].value, "value", None) is ...]
+    assert len(stubs) == 1 and code.count("attempt(") == 1, "one stub and one check"
+    stub = stubs[0]
+    kernel = any("triton" in ast.unparse(mark) for mark in stub.decorator_list)  # its arguments are addresses
+    assert kernel or (stub.returns and all(argument.annotation for argument in stub.args.args)), "types are missing"
+    assert ast.get_docstring(stub), "what goes in, what comes out"
+    assert len(text.partition("<details>")[0].split("minutes.")[1].splitlines()) <= 5, "a spec of a few lines"
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "00_tour"], ids=lambda path: path.stem)
+def test_two_to_four_exercises_a_notebook(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    numbers = [found[1] for text in texts if (found := re.search(r"^\*\*(\d) · .+?\*\* ★", text, re.MULTILINE))]
+    assert 2 <= len(numbers) <= 4 and numbers == [str(n + 1) for n in range(len(numbers))]
+    assert sum(bool(SOLUTION.search(text)) for text in texts) == len(numbers), "each has a solution, and only they"
 
 
 def test_attempt_says_what_is_missing(capsys):
