@@ -20,7 +20,7 @@ from pathlib import Path
 from lib.env import write_text
 from lib.errors import UserError, cli, os_errors
 from slides import deck
-from slides.pictures import FIGURE, SOUND, file_hash, made_of, make
+from slides.pictures import FIGURE, SOUND, file_hash, input_hash, made_of, make
 from slides.quotes import CODE, NUMBER, ROOT
 
 HERE = ROOT / "slides"
@@ -38,6 +38,7 @@ LOOK = ("slides/theme.css", "slides/marp.json", "slides/package.json")
 
 
 def sha(text: str | bytes) -> str:
+    """A short hash."""
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:16]
 
 
@@ -81,7 +82,7 @@ def stale(name: str) -> list[str]:
             if old["made_of"] != made["made_of"]:
                 why.append(f"{name}: the code behind {kind[:-1]} {what} has changed")
             why += [f"{name}: {kind[:-1]} {what} was made from {path}, which has changed"
-                    for path, was in old["reads"].items() if file_hash(path) != was]
+                    for path, was in old["reads"].items() if input_hash(path) != was]
     for ending in ("html", "pdf"):
         if file_hash(f"slides/{name}.{ending}") != before[ending]:
             why.append(f"slides/{name}.{ending} is not the file that was built")
@@ -103,7 +104,8 @@ def expand(name: str, media: dict[str, str]) -> str:
 def _player(file: str, caption: str) -> str:
     caption = html.escape(caption)
     words = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure class="sound">{words}<audio controls preload="auto" aria-label="{caption}" src="{file}"></audio></figure>'
+    audio = f'<audio controls preload="auto" aria-label="{caption}" src="{file}"></audio>'
+    return f'<figure class="sound">{words}{audio}</figure>'
 
 
 def build(name: str, images: bool = False) -> None:
@@ -191,6 +193,7 @@ def overflowing(name: str) -> list[int]:
 
 
 def run(command: list, folder: Path, what: str) -> None:
+    """Run a command in a folder. Raises `UserError`, "could not {what}: …", where it fails or misses a file."""
     with os_errors(what):
         done = subprocess.run(list(map(str, command)), check=False, cwd=folder, capture_output=True, text=True)
     said = [line for line in (done.stdout + done.stderr).splitlines() if "WARN" in line or "ERROR" in line]
@@ -244,6 +247,7 @@ def table() -> str:
 
 
 def write_table() -> None:
+    """Put `table` between its two marks in slides/README.md."""
     path = HERE / "README.md"
     text = path.read_text(encoding="utf-8")
     new = re.sub(r"(<!-- decks -->\n).*?(<!-- /decks -->)", lambda found: f"{found[1]}\n{table()}\n\n{found[2]}", text,
@@ -253,6 +257,7 @@ def write_table() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     ask = argparse.ArgumentParser(prog="python -m slides.build", description=__doc__.split("\n\n")[0])
     ask.add_argument("names", nargs="*", metavar="NAME", help="decks, such as 1_data; all without one")
     ask.add_argument("--check", action="store_true", help="build nothing: say what is stale, and fail if anything is")

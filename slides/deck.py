@@ -6,7 +6,6 @@ note is a comment that begins with the minutes it takes: `<!-- 2 min. Say … --
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from lib.errors import UserError
 from slides.pictures import FIGURE, SOUND
@@ -24,6 +23,8 @@ _LOOSE = re.compile(r"<!--\s*(?:code|sound)\s*:(?:.*?)-->", re.DOTALL)
 
 @dataclass(frozen=True)
 class Slide:
+    """One slide, as it is written."""
+
     title: str
     note: str  # all that the speaker reads
     minutes: float
@@ -95,7 +96,3 @@ def names(name: str) -> dict[str, list[str]]:
     text = read(name)
     return {"figures": sorted({found[1] for found in FIGURE.findall(text)}),
             "sounds": sorted({found[0] for found in SOUND.findall(text)})}
-
-
-def path_of(name: str, ending: str) -> Path:
-    return FOLDER / f"{name}.{ending}"

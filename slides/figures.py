@@ -11,7 +11,7 @@ import numpy as np
 from lib import plots
 from lib.env import read_results
 from lib.notes import Music, make_notes
-from slides.quotes import outputs, printed
+from slides.quotes import printed
 
 WIDTH = 8.2  # inches, shown 1,150 pixels wide: 11 points are then 21 pixels of 720
 KINDS = {"Bar": "#FFFFFF", "Position": "#FFFFFF", "Pitch": "#A8D8F5", "Velocity": "#F0C8DF", "Duration": "#E2E2E2"}
@@ -44,8 +44,8 @@ def splits():
 
 def remi_bar():
     """Two seconds of Liszt, and the words that REMI makes of the first notes."""
-    notes = next(text for text in outputs("02_remi_bpe") if text.startswith("onset s  rings s"))
-    rows = [line.split() for line in notes.splitlines()[1:] if line.strip()]
+    notes = printed(r"02_remi_bpe onset s  rings s  key  velocity([\s\d.]+)$")
+    rows = [line.split() for line in notes.splitlines() if line.strip()]
     start, rings, pitch, velocity = np.array(rows, float).T
     words = re.findall(r"(Bar|Position|Pitch|Velocity|Duration)_(\S+)", printed(r"02_remi_bpe \n(Bar_None Position.+)"))
     fig, (roll, row) = plots.figure(2, 1, width=WIDTH, height=3.9, height_ratios=[3, 1])

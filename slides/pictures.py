@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.errors import UserError
+from slides import quotes
 from slides.quotes import ROOT, book
 from slides.sources import code_hash
 
@@ -61,7 +62,7 @@ def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
     note = CACHE / f"{name}-{made_of(kind, name)}.json"
     if note.is_file():
         kept = json.loads(note.read_text(encoding="utf-8"))
-        if all(file_hash(path) == before for path, before in kept["reads"].items()):
+        if all(input_hash(path) == before for path, before in kept["reads"].items()):
             return kept["ending"], base64.b64decode(kept["data"]), kept["reads"]
     from matplotlib import rc_context
 
@@ -72,7 +73,7 @@ def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
     with watching() as opened, rc_context(STYLE):
         made = getattr(module, name)()
         ending, data = _figure_bytes(made) if kind == "figure" else ("mp3", _sound_bytes(made, name))
-    reads = {path: file_hash(path) for path in sorted(set(opened))}
+    reads = {what: input_hash(what) for what in sorted(set(opened))}
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps({"ending": ending, "reads": reads, "data": base64.b64encode(data).decode()}),
                     encoding="utf-8")
@@ -126,6 +127,16 @@ def _sound_bytes(made, name: str) -> bytes:
     return made
 
 
+def input_hash(what: str) -> str:
+    """The hash of what a figure read: a file, or `notebook:…`, what a notebook says."""
+    if not what.startswith("notebook:"):
+        return file_hash(what)
+    try:
+        return hashlib.sha256(quotes.printed(what.removeprefix("notebook:")).encode()).hexdigest()[:16]
+    except UserError:  # it says so no longer
+        return ""
+
+
 def file_hash(path: str) -> str:
     """The hash of a file of the repository, "" where it is not there; of a notebook only what it printed and showed."""
     full = ROOT / path
@@ -139,7 +150,7 @@ def file_hash(path: str) -> str:
 
 @contextmanager
 def watching():
-    """A list that fills with the watched files of the repository that Python opens meanwhile.
+    """A list that fills with what is read meanwhile: files of the repository, and what notebooks are asked for.
 
     Weights are opened by compiled code, which Python does not see: who opens one file of
     data/model is taken to have read them all.
@@ -149,11 +160,12 @@ def watching():
         sys.addaudithook(_hook)
         watching.hooked = True
     files: list[str] = []
-    _opened = files
+    _opened, quotes.asked = files, {}
     try:
         yield files
     finally:
-        _opened = None
+        files += [f"notebook:{text}" for text in quotes.asked]
+        _opened = quotes.asked = None
         if any(path.startswith("data/model/") for path in files):
             model = ROOT / "data" / "model"
             files += [path.relative_to(ROOT).as_posix() for path in model.iterdir() if path.is_file()]
@@ -161,6 +173,8 @@ def watching():
 
 def _hook(event: str, arguments: tuple) -> None:
     if _opened is None or event != "open" or not isinstance(arguments[0], str | Path):
+        return
+    if quotes.asked is None:  # `printed` is reading: its answer is noted instead
         return
     path = str(Path(arguments[0]).absolute())
     for folder in WATCHED:

@@ -131,7 +131,7 @@ def _spellings(value) -> set[str]:
 
 
 def outputs(notebook: str, cell: int | None = None) -> list[str]:
-    """What each code cell of an executed notebook printed or showed, as text; of one cell where `cell` says (from 1)."""
+    """What each code cell of an executed notebook printed or showed, as text; `cell` (from 1): of one."""
     cells = [c for c in book(notebook)["cells"] if c["cell_type"] == "code"]
     if cell is not None:
         if not 1 <= cell <= len(cells):
@@ -154,8 +154,23 @@ def book(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+asked: dict[str, str] | None = None  # while a figure is watched (slides/pictures.py): what it was told by `printed`
+
+
 def printed(text: str) -> str:
     """`NOTEBOOK[#CELL] pattern`: group 1 of the pattern, which must find one value in what was printed."""
+    global asked
+    note, asked = asked, None
+    try:
+        value = _printed(text)
+    finally:
+        asked = note
+    if asked is not None:
+        asked[text] = value
+    return value
+
+
+def _printed(text: str) -> str:
     found = re.fullmatch(r"(\w+)(?:#(\d+))?\s+(.+)", text)
     if not found:
         raise UserError(f"{{{{ notebook:{text} }}}} cannot be read: write a notebook and a pattern")
@@ -176,7 +191,8 @@ def printed(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """`FILE SYMBOL [without docstring] [without comments] [lines A-B]`: the source of that symbol, as it is now."""
-    found = re.fullmatch(r"(\S+\.py)\s+([\w.]+)((?:\s+without docstring|\s+without comments|\s+lines \d+-\d+)*)", text.strip())
+    options = r"(?:\s+(?:without docstring|without comments|lines \d+-\d+))*"
+    found = re.fullmatch(rf"(\S+\.py)\s+([\w.]+)({options})", text.strip())
     if not found:
         raise UserError(f"<!-- code: {text} --> cannot be read: write a file, a symbol, "
                         "and perhaps `without docstring`, `without comments` or `lines A-B`")

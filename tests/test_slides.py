@@ -109,10 +109,11 @@ def without_data(text):
 def fetched(text):
     """What a page would fetch from elsewhere: addresses in anything but the href of a link."""
     text = re.sub(r"/\*.*?\*/", "", without_data(text), flags=re.DOTALL)
-    tags = re.findall(r"""<(?!a\b)[^<>]*?\b(?:src|srcset|href|data|poster)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""", text)
+    tags = re.findall(r"""<(?!a\b)[^<>]*?\b(?:src|srcset|href|data|poster)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""",
+                      text)
     styles = re.findall(r"""(?:url\(\s*(?:&quot;|["'])?|@import\s+["']?)\s*(?:https?:)?//[^)"'\s]*""", text)
-    relative = re.findall(r"""<(?:img|audio|video|source|script|link|iframe)\b[^<>]*?\b(?:src|href)=["'](?!["'])[^"']+""",
-                          text)
+    media = "img|audio|video|source|script|link|iframe"
+    relative = re.findall(rf"""<(?:{media})\b[^<>]*?\b(?:src|href)=["'](?!data:)[^"']+""", text)
     return tags + styles + relative
 
 
@@ -121,6 +122,7 @@ def test_the_pattern_for_fetches_finds_what_it_should():
            "@import 'https://a.org/font.css';", '<script src="x.js">', '<audio controls src="media/x.mp3">',
            'style="background:url(&quot;https://a.org/x&quot;)"']
     assert all(fetched(text) for text in bad)
-    fine = ['<a href="https://a.org">', '<svg xmlns="http://www.w3.org/2000/svg">', '<img src="data:image/png;base64,AA=">',
+    fine = ['<a href="https://a.org">', '<svg xmlns="http://www.w3.org/2000/svg">',
+            '<img src="data:image/png;base64,AA=">',
             "/*! licence at https://a.org/x.txt */", 'url("data:font/woff;base64,AA==")', "see https://a.org"]
     assert not any(fetched(text) for text in fine)

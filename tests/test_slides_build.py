@@ -14,12 +14,38 @@ from slides.quotes import ROOT
 # what is quoted --------------------------------------------------------------------------------
 
 
+MODULE = '''LIMIT = 3
+
+
+@cache
+def first(x):
+    """Words.
+
+    More.
+    """
+    # why
+    return second(x)
+
+
+def second(x):
+    return x + LIMIT
+
+
+class Box:
+    """A box."""
+
+    def open(self):
+        return 1
+'''
+
+
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     """A made-up repository with one file of results, one notebook and one module."""
     (tmp_path / "data" / "results").mkdir(parents=True)
     (tmp_path / "data" / "results" / "speed.json").write_text(json.dumps({
-        "hours": 2.5, "params": 2452480, "device": "CPU", "none": None, "grids": [{"ms": 10.0, "bpe": None, "n": 7}, {"ms": 62.5, "bpe": 8, "n": 8}],
+        "hours": 2.5, "params": 2452480, "device": "CPU", "none": None,
+        "grids": [{"ms": 10.0, "bpe": None, "n": 7}, {"ms": 62.5, "bpe": 8, "n": 8}],
         "rows": [{"arch": "mamba", "length": 512, "bits": 14.587}, {"arch": "lstm", "length": 512, "bits": 16.0}],
         "facts": {"notes a second": 9.876}, "ms": [4, 1]}))
     (tmp_path / "notebooks").mkdir()
@@ -30,9 +56,7 @@ def results(monkeypatch, tmp_path):
         {"cell_type": "code", "outputs": [{"output_type": "display_data", "data": {
             "text/html": f'<img alt="a b c" src="data:image/png;base64,{image}">'}}]}]}))
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "m.py").write_text(
-        'LIMIT = 3\n\n\n@cache\ndef first(x):\n    """Words.\n\n    More.\n    """\n    # why\n    return second(x)\n\n\n'
-        'def second(x):\n    return x + LIMIT\n\n\nclass Box:\n    """A box."""\n\n    def open(self):\n        return 1\n')
+    (tmp_path / "lib" / "m.py").write_text(MODULE)
     for module in (quotes, pictures, sources):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     for cached in (sources._tree, sources._names):
@@ -156,7 +180,8 @@ def test_a_figure_is_stale_when_code_below_it_changes_but_not_for_words(results)
 def test_code_is_followed_across_modules(results):
     (results / "slides").mkdir()
     (results / "slides" / "figures.py").write_text(
-        "from lib import m\nfrom lib.m import Box\n\n\ndef one():\n    return m.second(1)\n\n\ndef two():\n    return Box()\n")
+        "from lib import m\nfrom lib.m import Box\n\n\n"
+        "def one():\n    return m.second(1)\n\n\ndef two():\n    return Box()\n")
     assert ("lib/m.py", "LIMIT") in sources.closure("slides/figures.py", "one")
     assert sources.closure("slides/figures.py", "two") == {("slides/figures.py", "two"), ("lib/m.py", "Box")}
     assert pictures.home("one") == "slides/figures.py"
@@ -175,6 +200,16 @@ def test_files_that_a_figure_reads_are_noticed(results):
     with pictures.watching() as opened:
         (results / "data" / "model" / "config.json").read_text()
     assert "data/model/model.safetensors" in opened
+    with pictures.watching() as opened:
+        quotes.printed(r"01_x (\d+) titles")
+    assert opened == [r"notebook:01_x (\d+) titles"]  # the answer counts, not the file
+    before = pictures.input_hash(opened[0])
+    change(results / "notebooks" / "01_x.ipynb", "1,276 pieces", "1,277 pieces")
+    assert pictures.input_hash(opened[0]) == before
+    change(results / "notebooks" / "01_x.ipynb", "854 titles", "855 titles")
+    assert pictures.input_hash(opened[0]) not in (before, "")
+    change(results / "notebooks" / "01_x.ipynb", "855 titles", "no number")
+    assert pictures.input_hash(opened[0]) == ""
 
 
 def test_of_a_notebook_only_its_outputs_count(results):
