@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from lib.env import write_text
 from lib.errors import UserError, cli, os_errors
 from slides import deck
@@ -138,9 +140,11 @@ def build(name: str, images: bool = False) -> None:
         made[ending] = file_hash(f"slides/{name}.{ending}")
         if (size := (HERE / f"{name}.{ending}").stat().st_size) > LARGEST[ending]:
             raise UserError(f"slides/{name}.{ending} has {size:,} bytes: {LARGEST[ending]:,} are allowed")
-    notes = built() | {name: made | {"slides": len(deck.slides(name)), "minutes": deck.minutes(name)}}
-    write_text(BUILT, json.dumps(dict(sorted(notes.items())), indent=1, ensure_ascii=False) + "\n")
-    write_table()
+    made |= {"slides": len(deck.slides(name)), "minutes": deck.minutes(name)}
+    with FileLock(WORK / "built.lock"):  # another deck may be in the works beside this one
+        notes = dict(sorted((built() | {name: made}).items()))
+        write_text(BUILT, json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
+        write_table()
 
 
 def inside(page: str) -> str:
