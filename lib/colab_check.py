@@ -9,7 +9,9 @@ minutes count from the start of its first cell, which fetches and installs; putt
 there does not count, as on Colab they wait. They go to data/results/colab.json.
 
 Colab has many more packages than this environment, so there is less to install there, and another
-network: the minutes are those of the machine that is named beside them.
+network: the minutes are those of the machine that is named beside them. Beside the minutes of the clock
+stand those that the processor worked, and how many programs waited for it at the beginning (its load):
+on a machine that is busy with something else the clock says little.
 """
 
 import json
@@ -98,6 +100,7 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
                             resources={"metadata": {"path": str(folder)}},
                             on_cell_execute=lambda **_: begin or begin.append(time.perf_counter()),
                             on_cell_executed=lambda **_: ended.append(time.perf_counter()))
+    load, worked = _load(), _worked()
     try:
         client.execute(env=there, cleanup_kc=True)
     except CellExecutionError as error:
@@ -109,7 +112,19 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
     if played != plays:
         raise UserError(f"{name}.ipynb, alone, played no sound where the committed one does")
     return {"minutes_to_first_sound" if plays else "minutes_to_the_end": round((ended[-1] - begin[0]) / 60, 2),
-            "minutes_of_first_cell": round((ended[0] - begin[0]) / 60, 2)}
+            "minutes_of_first_cell": round((ended[0] - begin[0]) / 60, 2),
+            "minutes_of_processor": round((_worked() - worked) / 60, 2), "load_before": load}
+
+
+def _worked() -> float:
+    """Seconds that the processors worked for the programs that this one started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _load() -> float | None:
+    """How many programs want a processor, over the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def main(names: list[str], say=print) -> None:
@@ -139,7 +154,9 @@ def main(names: list[str], say=print) -> None:
             minutes = found.get("minutes_to_first_sound")
             what = f"first sound after {minutes:.1f} minutes" if minutes else "no sound in it, run to its end"
             late = f", later than the promised {GOAL:g}" if minutes and minutes > GOAL else ""
-            say(f"{name}: {what}{late} (first cell {found['minutes_of_first_cell']:.1f}); torch {before} untouched")
+            busy = f" on a machine with a load of {found['load_before']}" if found["load_before"] else ""
+            say(f"{name}: {what}{late}{busy} (first cell {found['minutes_of_first_cell']:.1f}, "
+                f"processor {found['minutes_of_processor']:.1f}); torch {before} untouched")
 
 
 def _torch(python: Path) -> str:
