@@ -1,22 +1,15 @@
 """The committed notebooks are clean: what a reader sees is what a full run printed."""
 
 import base64
-import json
 import re
-from pathlib import Path
 
-import pytest
+from pages import DATA_URI, LINK, NOTEBOOKS, code_cells, each_notebook, load, outputs, shown, text_of
 
 from lib import colab, stamp
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 1_048_576  # bytes
 TAGS = {"tags"}  # the only cell metadata that a reader needs
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
-
-DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,[A-Za-z0-9+/=\s]+")
 # a folder of one machine: a slash, one of these names, a slash, not inside a longer path or address
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~-])/(?:home|Users|tmp|work|root|var|private|mnt|opt|usr|content)/\w"
@@ -24,48 +17,11 @@ MACHINE_PATH = re.compile(
 )
 IMG = re.compile(r"<img\b[^>]*>", re.IGNORECASE | re.DOTALL)
 ALT = re.compile(r"""\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*<?([^)\s>]+)>?[^)]*\)")
-
-
-def load(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def text_of(value):
-    return "".join(value) if isinstance(value, list) else str(value)
-
-
-def code_cells(book):
-    return [c for c in book["cells"] if c["cell_type"] == "code" and text_of(c["source"]).strip()]
-
-
-def outputs(book):
-    """(cell number among code cells, output) pairs."""
-    return [(n, out) for n, c in enumerate(code_cells(book), 1) for out in c["outputs"]]
-
-
-def shown(out):
-    """Everything that one output puts before a reader, as (kind, text) pairs."""
-    if out["output_type"] == "stream":
-        return [("text/plain", text_of(out["text"]))]
-    return [(kind, text_of(value)) for kind, value in out.get("data", {}).items()]
 
 
 def alt_of(tag):
     found = ALT.search(tag)
     return (found.group(1) or found.group(2) or "").strip() if found else ""
-
-
-def broken_links(text, folder):
-    """Links and images of a Markdown text that lead to no file here; web links are not tried."""
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    broken = []
-    for _, _, target in LINK.findall(text):
-        if re.match(r"[a-z][a-z0-9+.-]*:", target) or target.startswith("#"):
-            continue
-        if not (folder / target.partition("#")[0]).exists():
-            broken.append(target)
-    return broken
 
 
 @each_notebook
@@ -144,13 +100,6 @@ def test_every_picture_has_alt_text(path):
 
 
 @each_notebook
-def test_links_lead_somewhere(path):
-    for cell in load(path)["cells"]:
-        if cell["cell_type"] == "markdown":
-            assert not broken_links(text_of(cell["source"]), path.parent)
-
-
-@each_notebook
 def test_says_what_it_is_for(path):
     """Each opens with a title and a promise, and its first code cell says where it runs."""
     book = load(path)
@@ -187,5 +136,3 @@ def test_patterns_find_what_they_should():
     assert alt_of('<img alt="a b c" src="x">') == "a b c"
     assert alt_of("<img src='x' alt='d e'>") == "d e"
     assert alt_of('<img src="x">') == alt_of('<img alt="">') == ""
-    text = "[a](no_such.md) ![b](#x) [c](https://example.org) [[d]](tests) ```[e](none)```"
-    assert broken_links(text, ROOT) == ["no_such.md"]
