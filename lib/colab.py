@@ -28,7 +28,7 @@ COLAB = "https://colab.research.google.com"
 # widgets fit the page that shows the notebook.
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "ipywidgets")
 # Never installed: a lone notebook is open already, and runs no tests.
-NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "pytest", "nbmake", "beartype")
+NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "pytest", "nbmake", "beartype", "ruff", "codespell")
 
 _FIRST_CELL = """\
 import os, sys
