@@ -106,7 +106,8 @@ def expand(name: str, media: dict[str, str]) -> str:
 def _player(file: str, caption: str) -> str:
     caption = html.escape(caption)
     words = f"<figcaption>{caption}</figcaption>" if caption else ""
-    audio = f'<audio controls preload="auto" aria-label="{caption}" src="{file}"></audio>'
+    label = caption or "sound"
+    audio = f'<audio controls preload="auto" aria-label="{label}" src="{file}"></audio>'
     return f'<figure class="sound">{words}{audio}</figure>'
 
 
