@@ -5,7 +5,6 @@ was played is set beside real music and beside noise (`lib.anchors`).
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from lib.errors import UserError
-from lib.files import whole
+from lib.files import whole, write_json
 from lib.streams import Piece, Streams
 
 
@@ -194,8 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     pieces, seconds = read_folder(args.folder, args.seconds)
     anchor = anchors.anchors(performances(quick=args.quick), Tokenizer.load(args.model), seconds)
     result = anchors.compare(anchor, {args.folder.name: list(pieces.values())})
-    with whole(args.folder / "evaluation.json") as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.folder / "evaluation.json", result)
     with whole(args.folder / "evaluation.png") as part:
         part.write_bytes(plots.png_bytes(anchors.plot(result)))
     print(anchors.table(result))

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,9 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value, what: str = "") -> None:
+    """A result or a description as JSON that people can read, whole or not at all."""
+    with whole(path, what) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,11 +7,8 @@ data/results/generate_DEVICE.json and draws it into a PNG of the same name.
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,11 +18,11 @@ import torch
 from torch import Tensor
 
 from lib import env, mamba, plots
-from lib.errors import UserError, os_errors
-from lib.files import whole
+from lib.errors import UserError
+from lib.files import whole, write_json
 from lib.generate_rivals import NAMES, WARM, Contender, Rivals
 from lib.scan_bench import slug
-from lib.timing import limit_memory, note, peak_bytes, spread, trim, why
+from lib.timing import answer, apart, limit_memory, note, peak_bytes, spread, trim, why, without_gpu
 
 POSITIONS = (512, 2048, 8192, 32768)
 
@@ -133,14 +130,8 @@ def child(task: dict) -> dict:
 
 def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.generate_bench", json.dumps(task), answer], check=False,
-                              cwd=env.ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise UserError(f"measuring {task['task']} ended with code {done.returncode}: try fewer contenders with "
-                            "--only or shorter --positions")
-        return json.loads(answer.read_text())
+    return apart("lib.generate_bench", task, what=task["task"], environment=without_gpu(),
+                 advice="try fewer contenders with --only or shorter --positions")
 
 
 # ---- what the times say -------------------------------------------------------------------
@@ -303,8 +294,7 @@ def main(argv: list[str] | None = None) -> None:
         result["memory"] = _run(task | {"task": "memory"})
     result["key"] = key_row(result)
     path = args.output or env.RESULTS / f"generate_{slug(result['device'])}.json"
-    with whole(path, path.name) as part:
-        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, result, path.name)
     with whole(path.with_suffix(".png")) as part:
         part.write_bytes(plots.png_bytes(draw(result)))
     print(table(result))
@@ -313,5 +303,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with os_errors("write the answer"):
-        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
+    answer(child)

@@ -28,7 +28,7 @@ from lib.endless import GrowingMidi, forever
 from lib.env import RESULTS, provenance
 from lib.errors import UserError
 from lib.evaluate import likelihood
-from lib.files import whole
+from lib.files import whole, write_json
 from lib.generate import MODEL, Player, continuations, hear, load_model, variations
 from lib.grammar import NoteReader
 from lib.memorisation import keys, longest_repeat
@@ -215,8 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         result[part] = globals()[part](model, tokenizer, found, args)
         result.setdefault("measured_by", {})[part] = line
         note(f"{part}: {time.perf_counter() - begin:.0f} s")
-        with whole(args.result) as file:  # after each part, so that an interruption loses little
-            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.result, result)  # after each part, so that an interruption loses little
     if "pieces" in args.parts:
         with whole(args.out / "evaluation.png") as file:
             file.write_bytes(plots.png_bytes(anchors.plot(result["pieces"]["comparison"])))

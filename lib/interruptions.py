@@ -21,7 +21,7 @@ import numpy as np
 
 from lib import checkpoints, env, mamba
 from lib.errors import UserError
-from lib.files import whole
+from lib.files import write_json
 from lib.streams import INDEX, TOKENS, Piece, Streams
 from lib.timing import note
 from lib.train import TrainConfig, Trainer
@@ -165,8 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         result = torture(args.kills, args.writes, Path(work), seed=args.seed)
     command = f"python -m lib.bench interruptions --kills {args.kills} --writes {args.writes} --seed {args.seed}"
     result |= env.provenance(command, seed=args.seed)
-    with whole(args.output) as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result)
     print(f"{result['kills']} kills, {result['while_writing']} of them while a file was being written: at most "
           f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), {result['damaged']} damaged "
           f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from lib import conv_cpu
 from lib.errors import UserError
-from lib.files import whole
+from lib.files import whole, write_json
 from lib.scan import selective_scan, selective_step
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -266,8 +266,7 @@ def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     with whole(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata={"format": "pt"})
-    with whole(folder / CONFIG) as part:
-        part.write_text(json.dumps(description, indent=1) + "\n")
+    write_json(folder / CONFIG, description)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:

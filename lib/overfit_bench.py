@@ -7,7 +7,6 @@ official validation split. Writes data/results/overfit.json, arm by arm.
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from lib import env
 from lib.data import performances
 from lib.errors import UserError
 from lib.evaluate import bits_per_note, counting_baselines
-from lib.files import whole
+from lib.files import write_json
 from lib.streams import Augmentation, Streams, build
 from lib.timing import note
 from lib.tokens import TokenConfig, Tokenizer
@@ -159,8 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         for number, arm in enumerate(ARMS):
             streams = data_of(arm, base, tokenizer, names)
             result["arms"].append(run(arm, streams, notes, args.passes, Path(work) / f"run{number}"))
-            with whole(args.output) as part:
-                part.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(args.output, result)
     for arm in result["arms"]:
         print(f"{arm['name']:<20} best {arm['best']:.2f} (pass {arm['best_pass']}), "
               f"at the end {arm['final']:.2f} bits a note")

@@ -6,7 +6,6 @@ there, and measures what was stored: bits per note of whole validation and test 
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from lib.data import DATA, leaking_titles
 from lib.env import provenance
 from lib.errors import UserError
 from lib.evaluate import counting_baselines, interval, piece_bits
-from lib.files import whole
+from lib.files import whole, write_json
 from lib.generate import generate
 from lib.listen import save_mp3
 from lib.plots import save_roll
@@ -148,8 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     log = DATA / "results" / "training_log.csv"
     rows = whole_log(run["log"], log, init)
-    with whole(DATA / "results" / "model.json") as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(DATA / "results" / "model.json", result)
     with whole(log) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, LOG_FIELDS)
         writer.writeheader()

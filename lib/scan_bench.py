@@ -7,9 +7,7 @@ data/results/scan_DEVICE.json, and draws it into a PNG of the same name.
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -19,11 +17,23 @@ import numpy as np
 import torch
 
 from lib import env, native, peers, scan, scan_cpu
-from lib.errors import UserError, os_errors
-from lib.files import whole
+from lib.errors import UserError
+from lib.files import whole, write_json
 from lib.scan_figures import draw, draw_figure3, picture
 from lib.scan_rivals import arguments, contender, lay_out, names
-from lib.timing import Contender, exponent, limit_memory, measure, memory, note, stopwatch, why
+from lib.timing import (
+    Contender,
+    answer,
+    apart,
+    exponent,
+    limit_memory,
+    measure,
+    memory,
+    note,
+    stopwatch,
+    why,
+    without_gpu,
+)
 
 __all__ = ["draw", "draw_figure3", "load", "main"]
 
@@ -101,15 +111,10 @@ def child(task: dict) -> dict:
 
 def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU unless it is to use one."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.get("device", "cpu") == "cpu" else {}
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.scan_bench", json.dumps(task | {"cache": folder}), answer],
-                              check=False, cwd=env.ROOT, env={**os.environ, **hidden}, stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise UserError(f"measuring {', '.join(task.get('names', [task['task']]))} ended with code "
-                            f"{done.returncode}: try fewer contenders with --only or shorter --lengths")
-        return json.loads(answer.read_text())
+        return apart("lib.scan_bench", task | {"cache": folder}, what=", ".join(task.get("names", [task["task"]])),
+                     advice="try fewer contenders with --only or shorter --lengths",
+                     environment=without_gpu() if task.get("device", "cpu") == "cpu" else None)
 
 
 # ---- what the times say -------------------------------------------------------------------
@@ -307,8 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     result["floors"] = floor_rows(rows, ours, result["device"], result["shape"])
     result["key"] = key_row(result)
     path = args.output or env.RESULTS / f"scan_{slug(result['device'])}.json"
-    with whole(path, path.name) as part:
-        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, result, path.name)
     with whole(path.with_suffix(".png")) as part:
         part.write_bytes(picture(result))
     print(table(result))
@@ -317,5 +321,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with os_errors("write the answer"):
-        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
+    answer(child)

@@ -6,8 +6,12 @@ drifts hits all of them alike.
 
 import ctypes
 import gc
+import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.errors import UserError
+from lib.errors import UserError, os_errors
 
+ROOT = Path(__file__).resolve().parents[1]
 MIN_ROUNDS = 3  # so that there are quartiles, however slow a contender is
 
 
@@ -35,6 +40,31 @@ class Contender:
 def note(text: str) -> None:
     """Progress, kept apart from results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def apart(module: str, task: dict, *, what: str, advice: str, environment: dict | None = None) -> dict:
+    """`child(task)` of a module in a process of its own, with an environment of its own; what it prints is not shown.
+
+    The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "answer.json"
+        done = subprocess.run([sys.executable, "-m", module, json.dumps(task), path], check=False, cwd=ROOT,
+                              env=environment, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f"measuring {what} ended with code {done.returncode}: {advice}")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def answer(child: Callable[[dict], dict]) -> None:
+    """The other end of `apart`: do the task that the command line holds, and write down what came of it."""
+    with os_errors("write the answer"):
+        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
+
+
+def without_gpu() -> dict:
+    """This process's environment, but no GPU can be seen in it."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def stopwatch(device: str) -> Callable[[Callable], float]:

@@ -6,7 +6,6 @@ split; everything else is measured on held-out validation pieces.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from lib.data import Performance, leaking_titles
 from lib.env import RESULTS, provenance
 from lib.errors import UserError
-from lib.files import whole
+from lib.files import write_json
 from lib.notes import Music, read_midi
 from lib.tokens import TokenConfig, Tokenizer, round_trip
 
@@ -201,6 +200,5 @@ def main(argv: list[str] | None = None) -> None:
         "sample": {name: {"pieces": len(pieces), "notes": sum(len(m.notes) for m in music),
                           "files": [p.path.name for p in pieces]}
                    for name, pieces, music in zip(("train", "held_out"), (train, held_out), musics)}}
-    with whole(RESULTS / "tokens.json", "data/results/tokens.json") as part:
-        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(RESULTS / "tokens.json", result, "data/results/tokens.json")
     print(f"in data/results/tokens.json: {len(train)} train and {len(held_out)} held-out pieces")

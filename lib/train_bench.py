@@ -6,11 +6,6 @@ system gives it or told to keep freed memory. Writes data/results/train_cpu.json
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +18,10 @@ from torch.nn import functional as F
 
 from lib import baselines, env, scan_cpu
 from lib.errors import UserError
-from lib.files import whole
+from lib.files import write_json
 from lib.mamba import MambaConfig, MambaLM
 from lib.recipe import parameter_groups
-from lib.timing import limit_memory, note, spread, trim, why
+from lib.timing import answer, apart, limit_memory, note, spread, trim, why, without_gpu
 
 KEY_LENGTH, MIN_ROUNDS = 1024, 3
 TOLERANCE = 1e-4  # relative difference of the loss from ours, with equal weights: float32 sums in another order
@@ -208,15 +203,9 @@ def child(task: dict) -> dict:
 
 def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU and whose allocator nobody has touched."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.train_bench", json.dumps(task), answer], check=False,
-                              cwd=env.ROOT, env={**clean, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise UserError(f"measuring training steps ended with code {done.returncode}: "
-                            "try fewer contenders with --only")
-        return json.loads(answer.read_text())
+    clean = {k: v for k, v in without_gpu().items() if not k.startswith("MALLOC_")}
+    return apart("lib.train_bench", task, what="training steps", advice="try fewer contenders with --only",
+                 environment=clean)
 
 
 def ratios(rows: list[dict]) -> list[dict]:
@@ -267,14 +256,11 @@ def main(argv: list[str] | None = None) -> None:
         result["cut"] += [stop | {"allocator": allocator} for stop in found["cut"]]
     command = "python -m lib.bench train " + " ".join(argv if argv is not None else [])
     result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command.strip()}
-    with whole(args.output) as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result)
     print(table(result))
     for stop in result["cut"]:
         print(f"left out at length {stop['length']}, {stop['allocator']} allocator: {stop['contender']}: {stop['why']}")
 
 
 if __name__ == "__main__":
-    answer = child(json.loads(sys.argv[1]))
-    with whole(sys.argv[2]) as part:
-        part.write_text(json.dumps(answer))
+    answer(child)
