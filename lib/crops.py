@@ -36,6 +36,7 @@ class Crops:
         self.first = True
 
     def next(self) -> tuple[np.ndarray, np.ndarray]:
+        """The next batch: tokens, int64 (B, L + 1), and which rows jumped, bool (B,)."""
         length = self.config.length
         tokens = np.full((len(self.rows), length + 1), -1, np.int64)
         jumped = np.zeros(len(self.rows), bool)
@@ -63,6 +64,7 @@ class Crops:
         return {"rows": self.rows, "drawn": self.drawn, "first": self.first, "rng": self.rng.bit_generator.state}
 
     def load(self, position: dict) -> None:
+        """Go on from what `position` gave."""
         self.rows, self.first = [list(row) for row in position["rows"]], position["first"]
         self.drawn = [list(pair) for pair in position.get("drawn", [[0, 0]] * len(self.rows))]
         self.rng.bit_generator.state = position["rng"]

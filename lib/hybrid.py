@@ -36,13 +36,16 @@ class Selective(nn.Module):
         self.mamba = MambaMixer(config)
 
     def new_memory(self, batch: int = 1) -> Memory:
+        """The convolution's inputs (B, K-1, D) and the state (B, D, N) before the first token: zeros."""
         config, zeros = self.mamba.config, self.mamba.D.new_zeros
         return zeros(batch, config.d_conv - 1, config.d_inner), zeros(batch, config.d_inner, config.d_state)
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """u (B, L, M) to (B, L, M), and the memory after it."""
         return self.mamba(u, memory)
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The same for one position, u (B, M)."""
         return self.mamba.step(u, memory)
 
 

@@ -36,9 +36,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The residual x (B, L, M) after this layer, and the memory after it."""
         return self._add(x, *self.mixer(self.norm(x), memory))
 
     def step(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The same for one position, x (B, M)."""
         return self._add(x, *self.mixer.step(self.norm(x), memory))
 
     def _add(self, x: Tensor, y: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
@@ -68,6 +70,7 @@ class LanguageModel(nn.Module):
         return self.backbone.embeddings.weight.device
 
     def parameter_count(self) -> int:
+        """Numbers that are learnt, each once."""
         return sum(p.numel() for p in self.parameters())
 
     def new_state(self, batch: int = 1) -> State:
@@ -75,6 +78,7 @@ class LanguageModel(nn.Module):
         return [layer.mixer.new_memory(batch) for layer in self.backbone.layers]
 
     def logits(self, x: Tensor) -> Tensor:
+        """The residual (…, M) to logits (…, V); the embedding is the output layer too."""
         return F.linear(self.backbone.norm_f(x), self.backbone.embeddings.weight)
 
     def forward(self, tokens: Tensor, state: State | None = None, *, return_state: bool = False,

@@ -33,10 +33,12 @@ class LSTMMixer(nn.Module):
             self.lstm.bias_ih_l0[width : 2 * width] = 1
 
     def new_memory(self, batch: int = 1) -> Memory:
+        """h and c, each (B, 1, M), before the first token: zeros."""
         zeros = self.lstm.weight_hh_l0.new_zeros(batch, 1, self.width)
         return zeros, zeros.clone()
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """u (B, L, M) to (B, L, M), and h and c after it."""
         if not u.shape[1]:
             return u, memory
         h, c = (t.transpose(0, 1).to(u.dtype).contiguous() for t in memory)

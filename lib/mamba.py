@@ -195,6 +195,7 @@ class MambaLM(nn.Module):
         return self.backbone.embeddings.weight.device
 
     def parameter_count(self) -> int:
+        """Numbers that are learnt, each once: a tied embedding counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def new_state(self, batch: int = 1) -> State:
@@ -205,6 +206,7 @@ class MambaLM(nn.Module):
                 for _ in range(config.n_layer)]
 
     def logits(self, x: Float[Tensor, "*any M"]) -> Float[Tensor, "*any V"]:
+        """The residual to logits, by the last norm and the embedding or `lm_head`."""
         head = self.backbone.embeddings if self.config.tied else self.lm_head
         return F.linear(self.backbone.norm_f(x), head.weight)
 

@@ -54,6 +54,7 @@ class Systems(S4D):
         return self._known[1]
 
     def mix(self, y: Tensor) -> Tensor:
+        """Nothing: the block around it mixes the channels."""
         return y
 
 
@@ -75,10 +76,12 @@ class S4DMixer(nn.Module):
     convolve = MambaMixer.convolve
 
     def new_memory(self, batch: int = 1) -> Memory:
+        """The convolution's inputs and the states before the first token: zeros."""
         config, zeros = self.config, self.out_proj.weight.new_zeros
         return zeros(batch, config.d_conv - 1, config.d_inner), zeros(batch, config.d_inner, config.d_state)
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """u (B, L, M) to (B, L, M) by convolution, and the memory after it."""
         before, h = memory
         x, z = self.in_proj(u).chunk(2, -1)
         x, after = self.convolve(x, before)
@@ -87,6 +90,7 @@ class S4DMixer(nn.Module):
         return self.out_proj(y * F.silu(z)), (after, _real(h))
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The same for one position, u (B, M), by the recurrence."""
         before, h = memory
         x, z = self.in_proj(u).chunk(2, -1)
         x, after = self.convolve(x[:, None], before)

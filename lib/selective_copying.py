@@ -37,10 +37,12 @@ class Task:
 
     @property
     def rest(self) -> int:
+        """The token of a rest; the tokens below it are notes."""
         return self.notes
 
     @property
     def cue(self) -> int:
+        """The token that asks for the next note."""
         return self.notes + 1
 
     @property
@@ -67,6 +69,7 @@ class FixedSystem(S4D):
         self.out_proj = None  # the block around it mixes the channels
 
     def mix(self, y: Tensor) -> Tensor:
+        """Nothing: the block around it mixes the channels."""
         return y
 
 
@@ -98,6 +101,7 @@ class SelectiveSystem(nn.Module):
 
     @property
     def A(self) -> Tensor:
+        """(D, N), negative."""
         return -torch.exp(self.A_log)
 
     def select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,6 +112,7 @@ class SelectiveSystem(nn.Module):
         return F.softplus(delta + self.dt_bias), B, C
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) to (B, L, D)."""
         delta, B, C = self.select(x)
         return selective_scan(x, delta, self.A, B, C, self.D)
 
@@ -132,6 +137,7 @@ class Block(nn.Module):
         return F.silu(x)
 
     def forward(self, u: Tensor) -> Tensor:
+        """The residual u (B, L, d_model) after this block."""
         return u + self.out_proj(self.system(self.prepare(u)))
 
 
@@ -154,9 +160,11 @@ class Copier(nn.Module):
         self.head = nn.Linear(d_model, task.notes)
 
     def parameter_count(self) -> int:
+        """Numbers that are learnt, each once."""
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to logits (B, L, notes)."""
         u = self.embeddings(tokens)
         for block in self.layers:
             u = block(u)

@@ -44,6 +44,7 @@ class SwiGLU(nn.Module):
         initialise(self.out_proj, scale=1 / math.sqrt(2 * n_layer))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, M) to (…, M)."""
         gate, up = self.in_proj(x).chunk(2, -1)
         return self.out_proj(F.silu(gate) * up)
 
@@ -71,6 +72,7 @@ class Attention(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def new_memory(self, batch: int = 1) -> Memory:
+        """An empty ring, and 0 positions read."""
         zeros = self.out_proj.weight.new_zeros
         return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(batch, 1, 1)
 
@@ -92,6 +94,7 @@ class Attention(nn.Module):
         return ring, (at % self.window)[:, None, :, None].expand(-1, ring.shape[1], -1, ring.shape[3])
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """u (B, L, M) to (B, L, M), and the ring with the last `window` positions."""
         ring, position = memory
         start, length = position[:, 0].long(), u.shape[1]  # (B, 1)
         at = start + torch.arange(length, device=u.device)
