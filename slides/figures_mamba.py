@@ -244,10 +244,12 @@ def memory():
     fig, ax = _figure(height=3.4)
     for name, label, look, colour in (("gpt2", "GPT-2's cache", "s--", plots.OTHER[0]),
                                       ("stepper", "Mamba's state", "o-", plots.STATE)):
-        rows = sorted((row["position"], row["cache_bytes"] / 2**20) for row in result["rows"] if row["contender"] == name)
+        rows = sorted((row["position"], row["cache_bytes"] / 2**20) for row in result["rows"]
+                      if row["contender"] == name)
         ax.plot(*zip(*rows), look, color=colour, linewidth=2.5, label=label)
         for position, size in rows:
-            ax.annotate(f"{size:,.{0 if size > 9 else 1}f}", (position, size), xytext=(0, 8), textcoords="offset points",
+            ax.annotate(f"{size:,.{0 if size > 9 else 1}f}", (position, size), xytext=(0, 8),
+                        textcoords="offset points",
                         ha="center", color=colour)
     ax.set(xscale="log", yscale="log", xlabel="tokens in the piece so far", ylabel="MiB kept", ylim=(0.1, 1500))
     positions = result["positions"]
@@ -319,7 +321,8 @@ def states():
     ax.set_yticks(ticks, [f"{memory[chosen[i]]:,.{int(i < 12)}f}" for i in ticks])
     ax.set(xlabel="tokens read", ylabel="remembers, in tokens")
     for row, some, name in ((7.5, alike[:16], "fast"), (39.5, alike[32:], "slow")):
-        ax.text(162, row, f"{name}: {some.mean():.2f}\nalike, one\ntoken later", va="center", clip_on=False, fontsize=10)
+        ax.text(162, row, f"{name}: {some.mean():.2f}\nalike, one\ntoken later", va="center",
+                clip_on=False, fontsize=10)
     fig.colorbar(image, ax=ax, pad=0.13, aspect=24, label="state, of its largest")
     return fig
 

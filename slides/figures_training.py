@@ -119,19 +119,22 @@ def training_speed():
     rows.sort(key=lambda r: -r["tokens_per_second"])
     return _bars([r["label"] for r in rows], [r["tokens_per_second"] for r in rows],
                  [plots.OUTPUT if r["contender"] == "ours" else plots.GREY for r in rows],
-                 f"tokens a second, forward + backward + AdamW, length {result['key_length']:,}", form="{:,.0f}", height=2.9)
+                 f"tokens a second, forward + backward + AdamW, length {result['key_length']:,}", form="{:,.0f}",
+                 height=2.9)
 
 
 def kills():
     """Steps lost at each of the kills, in order."""
     result = env.read_results("interruptions")
     fig, ax = _figure(height=2.7)
-    for writing, colour, label in ((False, plots.INPUT, "killed at work"), (True, plots.OTHER[0], "killed while it wrote")):
+    for writing, colour, label in ((False, plots.INPUT, "killed at work"),
+                                   (True, plots.OTHER[0], "killed while it wrote")):
         rows = [(i, r["lost"]) for i, r in enumerate(result["rows"], 1) if r["was_writing"] == writing]
         ax.plot(*zip(*rows), "o", color=colour, markersize=9, label=label)
     ax.axhline(result["save_every"], color=plots.GREY, linestyle="--", linewidth=1)
     ax.text(0.5, result["save_every"] + 0.12, f"a checkpoint every {result['save_every']} steps", color=plots.GREY)
-    ax.set(xlabel="kill", ylabel="steps lost", ylim=(-0.3, result["save_every"] + 1.2), yticks=range(result["save_every"] + 1))
+    ax.set(xlabel="kill", ylabel="steps lost", ylim=(-0.3, result["save_every"] + 1.2),
+           yticks=range(result["save_every"] + 1))
     ax.legend(loc="upper right", ncols=2)
     return fig
 
@@ -146,9 +149,11 @@ def overfitting():
     for key, label, colour in (("held_out", "whole performances\nnever seen", plots.OUTPUT),
                                ("own_validation", "its own validation:\nrandom chunks", plots.STATE),
                                ("train", "training", plots.INPUT)):
-        ax.plot([r["pass"] for r in first["curve"]], [r[key] for r in first["curve"]], "o-", color=colour, linewidth=2.5)
+        ax.plot([r["pass"] for r in first["curve"]], [r[key] for r in first["curve"]], "o-", color=colour,
+                linewidth=2.5)
         ax.text(first["curve"][-1]["pass"] + 0.2, first["curve"][-1][key], label, color=colour, va="center")
-    ax.set(xlabel="passes over the data", ylabel="bits per note", xlim=(0.8, first["curve"][-1]["pass"] + 4), ylim=(0, None))
+    ax.set(xlabel="passes over the data", ylabel="bits per note",
+           xlim=(0.8, first["curve"][-1]["pass"] + 4), ylim=(0, None))
     return fig
 
 
@@ -159,7 +164,8 @@ def leak():
     validation = {3, 8}
     for i in range(11):
         colour = plots.STATE if i in validation else plots.INPUT
-        cells.cells(ax, 1.75 * i, 0.4 + 1.3 * (i % 2), ["validation" if i in validation else "train"], colour, width=2.6)
+        cells.cells(ax, 1.75 * i, 0.4 + 1.3 * (i % 2), ["validation" if i in validation else "train"],
+                    colour, width=2.6)
     for i in validation:
         for edge in (1.75 * i, 1.75 * i + 1.75):
             ax.axvspan(edge, edge + 0.85, ymin=0.05, ymax=0.62, color=plots.OTHER[0], alpha=0.3, linewidth=0, zorder=3)
@@ -174,9 +180,12 @@ def repairs():
     arms = env.read_results("overfit")["arms"]
     names = [arm["name"] for arm in arms]
     fig, ax = _figure(height=3.8)
-    ax.hlines(range(len(arms)), [arm["best"] for arm in arms], [arm["final"] for arm in arms], color=plots.PALE, linewidth=7)
-    ax.plot([arm["final"] for arm in arms], range(len(arms)), "o", color=plots.OTHER[0], markersize=10, label="after the last pass")
-    ax.plot([arm["best"] for arm in arms], range(len(arms)), "o", color=plots.OUTPUT, markersize=10, label="at its best")
+    ax.hlines(range(len(arms)), [arm["best"] for arm in arms], [arm["final"] for arm in arms],
+              color=plots.PALE, linewidth=7)
+    ax.plot([arm["final"] for arm in arms], range(len(arms)), "o", color=plots.OTHER[0], markersize=10,
+            label="after the last pass")
+    ax.plot([arm["best"] for arm in arms], range(len(arms)), "o", color=plots.OUTPUT, markersize=10,
+            label="at its best")
     for i, arm in enumerate(arms):
         ax.text(arm["best"] - 0.6, i, f"{arm['best']:.1f}", ha="right", va="center", color=plots.OUTPUT)
         ax.text(arm["final"] + 0.6, i, f"{arm['final']:.1f}", va="center", color=plots.OTHER[0])
@@ -228,7 +237,8 @@ def temperature():
     for t, colour in zip((0.5, 1.0, 1.5), (plots.INPUT, plots.OUTPUT, plots.OTHER[0])):
         p = torch.softmax(logits / t, -1).sort(descending=True).values
         count = int((p.cumsum(0) < 0.9).sum()) + 1
-        ax.step(range(1, 101), p[:100], where="mid", color=colour, linewidth=2.5, label=f"{t}: {count} tokens hold 90 %")
+        ax.step(range(1, 101), p[:100], where="mid", color=colour, linewidth=2.5,
+                label=f"{t}: {count} tokens hold 90 %")
     ax.set(yscale="log", xlabel="rank of the token", ylabel="probability", xlim=(0.5, 100), ylim=(1e-4, 1))
     ax.legend(title="temperature")
     return fig
@@ -243,7 +253,8 @@ def kept_tokens():
     for (name, n), colour in zip(counts.items(), (plots.GREY, plots.OUTPUT, plots.OTHER[1])):
         ax.step(range(len(n)), n, where="mid", color=colour, linewidth=1.6,
                 label=f"{name}: {n.min()} to {n.max()}" if n.min() < n.max() else f"{name}: always")
-    ax.set(yscale="log", xlabel="place in the prompt (tokens)", ylabel="tokens kept", xlim=(0, len(p)), ylim=(0.8, 2000))
+    ax.set(yscale="log", xlabel="place in the prompt (tokens)", ylabel="tokens kept",
+           xlim=(0, len(p)), ylim=(0.8, 2000))
     ax.legend(ncols=3, loc="upper right")
     return fig
 
@@ -333,7 +344,8 @@ def endless():
     right.text(tokens[-1], curve[0]["state_bytes"] / 2**20 * 1.5, "the state, measured", color=plots.STATE, ha="right")
     if curve[0]["resident_bytes"]:
         right.plot(tokens, [row["resident_bytes"] / 2**20 for row in curve], color=plots.INPUT, linewidth=2.5)
-        right.text(tokens[-1], curve[0]["resident_bytes"] / 2**20 * 0.45, "whole process, measured", color=plots.INPUT, ha="right")
+        right.text(tokens[-1], curve[0]["resident_bytes"] / 2**20 * 0.45, "whole process, measured",
+                   color=plots.INPUT, ha="right")
     config = env.read_results("model")
     right.plot(tokens, 8 * config["n_layer"] * config["d_model"] * tokens / 2**20, "--", color=plots.GREY)
     right.text(tokens[-1], 8 * config["n_layer"] * config["d_model"] * tokens[-1] / 2**20 * 1.6,
@@ -358,7 +370,8 @@ def controls():
         for x, value in zip((-1, 0, 1), values):
             ax.annotate(f"{value:.1f}", (x, value), xytext=(0, 9), textcoords="offset points", ha="center")
         margin = 0.3 * (values[2] - values[0])
-        ax.set(xlabel=name, ylabel=label, xticks=(-1, 0, 1), xlim=(-1.4, 1.4), ylim=(values[0] - margin, values[2] + margin))
+        ax.set(xlabel=name, ylabel=label, xticks=(-1, 0, 1), xlim=(-1.4, 1.4),
+               ylim=(values[0] - margin, values[2] + margin))
     return fig
 
 
@@ -380,11 +393,12 @@ def copied():
              "same title": "same piece, another pianist"}
     colours = {"noise": plots.GREY, "model": plots.OUTPUT, "real": plots.INPUT, "same title": plots.OTHER[0]}
     fig, ax = _figure(height=3.1)
-    for i, (key, label) in enumerate(names.items()):
+    for i, key in enumerate(names):
         row = rows[key]
         ax.plot([row["median"], row["longest"]], [i, i], color=colours[key], linewidth=3, alpha=0.4)
         for value, mark in ((row["median"], "o"), (row["p95"], "|"), (row["longest"], "D")):
-            ax.plot(value, i, mark, color=colours[key], markersize=14 if mark == "|" else 9, markeredgewidth=3 if mark == "|" else 1)
+            ax.plot(value, i, mark, color=colours[key], markersize=14 if mark == "|" else 9,
+                    markeredgewidth=3 if mark == "|" else 1)
         ax.text(row["longest"] * 1.08, i, f"{row['longest']}", va="center", color=colours[key])
         ax.text(row["median"] / 1.08, i, f"{row['median']:.0f}", va="center", ha="right", color=colours[key])
     ax.set_yticks(range(len(names)), names.values())
@@ -444,7 +458,7 @@ def heard_wishes():
 
 
 def _openings() -> tuple[Music, Music, Music]:
-    """Ten seconds each: a real opening through the tokens, the model from nothing (seed 1), the real one's tokens shuffled."""
+    """Ten seconds each: a real opening through the tokens, the model from nothing, and the real tokens shuffled."""
     model, tokenizer = load_model()
     ids = tokenizer.encode(crop(sustain(_piece("test")), 0, 30))
     noise = tokenizer.decode(np.random.default_rng(0).permutation(ids))
