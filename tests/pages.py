@@ -21,7 +21,8 @@ FENCED = re.compile(r"^ *(```|~~~).*?^ *\1", re.DOTALL | re.MULTILINE)
 def files(*patterns: str) -> list[Path]:
     """The course's own files that fit a pattern, wherever they lie."""
     found = {path for pattern in patterns for path in ROOT.rglob(pattern) if path.is_file()}
-    return sorted(path for path in found if not NOT_OURS & set(path.relative_to(ROOT).parts)
+    others = NOT_OURS | {path.parent.name for path in ROOT.glob("*/pyvenv.cfg")}  # an environment, whatever its name
+    return sorted(path for path in found if not others & set(path.relative_to(ROOT).parts)
                   and not path.relative_to(ROOT).as_posix().startswith("data/maestro-"))
 
 

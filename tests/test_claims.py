@@ -88,6 +88,17 @@ README = {
     "1,276": "MAESTRO's list", "4.0": "the licence's version", "3.11": "Python", "3.0.0": "MAESTRO's version",
 }
 
+DECKS = {  # all decks together
+    "4.0": "the licence's version", "62.5": "MidiTok's default grid", "31.25": "half of it", "16,000": "a sample rate",
+    "1,024": "a length", "8,192": "a position", "16,384": "a length", "20,000": "the original work",
+    "95": "an interval",
+    "0.001": "Mamba's paper, section 3.6", "0.1": "Mamba's paper, section 3.6", "3.4": "a section of Mamba's paper",
+    "1.4": "Mamba's paper, its largest model, in billions", "1.0": "the mean, of itself", "8.0": "a compute capability",
+    "65,536": "2 to the power of 16",
+    "3.65": "results:tokens.json rows[grid_ms=62.5,pedal=extend,bpe=null].tokens_per_note .2f",
+    "3.89": "results:tokens.json rows[grid_ms=10,pedal=extend,bpe=null].tokens_per_note .2f",
+}
+
 
 def numbers(text: str) -> list[str]:
     """Numbers of a prose text that look measured; formulas, code and addresses left out."""
@@ -116,6 +127,10 @@ def test_numbers_in_prose_were_printed_or_have_a_source(path):
     found = [number for text_ in markdown(book) for number in numbers(text_)]
     assert not unsourced(found, text, sourced), "print it in a cell, or name its source in tests/test_claims.py"
     assert set(sourced) <= set(found), f"said no more: {set(sourced) - set(found)}"
+    check_results(sourced)
+
+
+def check_results(sourced: dict) -> None:
     for number, source in sourced.items():
         if source.startswith("results:"):
             assert result(source.removeprefix("results:")) == number, source
@@ -125,6 +140,17 @@ def test_numbers_in_the_readme_are_stamped_or_have_a_source():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     by_hand = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)  # the rest is checked in test_readme
     assert not unsourced(numbers(by_hand), "", README), "stamp it, or name its source in tests/test_claims.py"
+
+
+def test_numbers_on_slides_are_quoted_or_have_a_source():
+    """What stands in {{ … }} a deck's build fetches and tests; here is what was typed."""
+    found = set()
+    for deck in files("slides/[0-9]_*.md"):
+        text = re.sub(r"\{\{.*?\}\}|<(?!!--)[^>]*>", " ", deck.read_text(encoding="utf-8"))
+        found |= {number for number in numbers(text) if not re.fullmatch(r"0\d\.\d", number)}  # 05.1 is an exercise
+    assert not unsourced(found, "", DECKS), "quote it, or name its source in tests/test_claims.py"
+    assert set(DECKS) <= found, f"said no more: {set(DECKS) - found}"
+    check_results(DECKS)
 
 
 def test_a_number_without_a_source_is_found():

@@ -248,6 +248,15 @@ def test_execute_drops_progress_bars_and_nothing_else():
     assert execute.final_text("a\rb\r\nc\n", drop_bars=False) == "b\nc\n"
 
 
+def test_printed_text_is_put_together_wherever_it_was_cut():
+    def stream(name, text):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    outputs = [stream("stdout", "a\n"), stream("stdout", "b\n"), stream("stderr", "c"), stream("stdout", "d")]
+    assert [(out.name, out.text) for out in execute.joined(outputs)] == [
+        ("stdout", "a\nb\n"), ("stderr", "c"), ("stdout", "d")]
+
+
 def test_execute_writes_nothing_when_a_cell_fails(folder):
     path = folder / "01_bad.ipynb"
     write_notebook(path, "raise ValueError('no such piece')")
