@@ -1,0 +1,324 @@
+"""Figures and sounds of the deck on results: what the experiments of notebook 10 measured, and what the models play.
+
+All is drawn from data/results. A slide's title states the claim, so that these figures have none of their own.
+"""
+
+import numpy as np
+
+from lib import plots
+from lib.baselines import LABELS
+from lib.experiment_efficiency import label, show
+from lib.experiment_figures import LOOKS, load
+from lib.notes import Music, crop
+from lib.tokens import TokenConfig, Tokenizer
+
+WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
+BEFORE, AFTER = 2, 10  # seconds of the prompt and of the continuation that are heard
+
+
+def _figure(rows: int = 1, columns: int = 1, **options):
+    return plots.figure(rows, columns, **{"width": WIDTH, "height": HEIGHT} | options)
+
+
+def _rows(part: str, kind: str) -> list[dict]:
+    return [row for row in load(part)["rows"] if row["kind"] == kind]
+
+
+def _names(ax, ends: list[tuple[float, float, str, str]], logarithmic: bool) -> None:
+    """Write names at the ends of lines: (x, y, name, colour) each; one that would lie on another is lifted."""
+    scale, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
+    low, high = scale(ax.get_ylim())
+    placed = -np.inf
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        placed = max(float(scale(y)), placed + 0.075 * (high - low))
+        ax.annotate(name, (x, float(back(placed))), xytext=(8, 0), textcoords="offset points", va="center",
+                    color=colour, annotation_clip=False)
+
+
+def _lines(rows: list[dict], x: str, y: str, xlabel: str, ylabel: str, *, name=label, logarithmic: bool = True,
+           bars: bool = False):
+    """A line an architecture over a doubling x, its name at its end."""
+    fig, ax = _figure()
+    ends, ticks = [], sorted({row[x] for row in rows})
+    for arch in dict.fromkeys(row["arch"] for row in rows):
+        mine = sorted((row for row in rows if row["arch"] == arch), key=lambda row: row[x])
+        colour, dash = LOOKS[arch]
+        ax.plot([row[x] for row in mine], [row[y] for row in mine], dash, marker="o", markersize=4, color=colour)
+        if bars:
+            ax.fill_between([row[x] for row in mine], *zip(*(row["interval_95"] for row in mine), strict=True),
+                            color=colour, alpha=0.1, linewidth=0)
+        ends.append((mine[-1][x], mine[-1][y], name(arch), colour))
+    ax.set_xscale("log", base=2)
+    if logarithmic:
+        ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(ticks[0] / 1.15, ticks[-1] * 1.15))
+    _names(ax, ends, logarithmic)
+    return fig
+
+
+def _with_slope(kind: str, quantity: str):
+    """Names an architecture with its fitted exponent."""
+    found = load("efficiency")
+    return lambda arch: f"{label(arch)}: {show(found, arch, kind, quantity)}"
+
+
+# ---- the rules --------------------------------------------------------------------------------
+
+
+def time_budget():
+    """What each architecture reads in the time that Mamba needs for its tokens."""
+    found = load("likelihood")
+    speeds, million = found["speeds"], found["protocol"]["likelihood"]["tokens"] / 1e6
+    fig, ax = _figure(height=2.9)
+    order = sorted(speeds, key=speeds.get, reverse=True)
+    read = [million * speeds[arch] / speeds["mamba"] for arch in order]
+    bars = ax.barh([LABELS[arch] for arch in order], read, color=[LOOKS[arch][0] for arch in order], height=0.64)
+    ax.bar_label(bars, [f" {n:.1f} million, {speeds[arch]:,.0f} a second" for n, arch in zip(read, order, strict=True)])
+    ax.axvline(million, color=plots.GREY, linewidth=1, linestyle=":")
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel=f"million tokens in {found['minutes']:.1f} minutes", xlim=(0, 1.45 * max(read)))
+    return fig
+
+
+def rate_grid():
+    """Validation bits per note of each architecture's three trials."""
+    found = load("likelihood")
+    fig, ax = _figure()
+    rates, ends = found["protocol"]["likelihood"]["rates"], []
+    for arch in found["rates"]:
+        bits = {row["lr"]: row["validation_bits_per_note"] for row in found["grid"] if row["arch"] == arch}
+        best, colour = found["rates"][arch], LOOKS[arch][0]
+        ax.plot(rates, [bits[lr] for lr in rates], "o-", color=colour, markersize=4)
+        ax.plot(best, bits[best], "o", color=colour, markersize=11)
+        ends.append((rates[-1], bits[rates[-1]], LABELS[arch], colour))
+    ax.set_xscale("log")
+    ax.minorticks_off()
+    ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    ax.set(xlabel="learning rate (large dot: chosen)", ylabel="bits a note, validation")
+    _names(ax, ends, logarithmic=False)
+    return fig
+
+
+# ---- likelihood -------------------------------------------------------------------------------
+
+
+def _forest(budget: str):
+    rows = load("likelihood")["summary"]["budgets"][budget]
+    order = sorted(rows, key=lambda arch: rows[arch]["bits_per_note"])
+    fig, ax = _figure(height=2.9)
+    for at, arch in enumerate(order):
+        row, colour = rows[arch], LOOKS[arch][0]
+        ax.plot(row["interval_95"], [at, at], color=colour, linewidth=3)
+        ax.plot(row["bits_per_note"], at, "o", color=colour, markersize=9)
+        ax.text(row["interval_95"][1] + 0.06, at, f"{row['bits_per_note']:.2f}", va="center", color=colour)
+    ax.set_yticks(range(len(order)), [LABELS[arch] for arch in order])
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", visible=True)
+    ax.set(xlabel="bits a note, whole test pieces, 95 % over pieces", xlim=(17.4, 21.2))
+    return fig
+
+
+def equal_tokens():
+    """Bits per note of the test split at equal tokens."""
+    return _forest("tokens")
+
+
+def equal_time():
+    """Bits per note of the test split at equal time."""
+    return _forest("minutes")
+
+
+def _by_piece(arch: str) -> np.ndarray:
+    """Bits per note of each test piece, mean over seeds, equal tokens."""
+    found = load("likelihood")
+    bits = [row["bits"] for row in found["test"] if (row["arch"], row["budget"]) == (arch, "tokens")]
+    return np.mean(bits, 0) / np.array(found["pieces"]["notes"])
+
+
+def pieces_apart():
+    """Left: each test piece by two models. Right: the differences alone."""
+    ours, theirs = _by_piece("mamba"), _by_piece("transformer")
+    fig, (left, right) = _figure(1, 2)
+    ends = [min(ours.min(), theirs.min()) - 0.5, max(ours.max(), theirs.max()) + 0.5]
+    left.plot(ends, ends, color=plots.GREY, linewidth=1)
+    left.plot(theirs, ours, "o", color=plots.OUTPUT, alpha=0.5, markersize=5, markeredgewidth=0)
+    left.set(xlabel="Transformer, bits a note", ylabel="Mamba, bits a note", xlim=ends, ylim=ends)
+    right.hist(ours - theirs, bins=24, color=plots.OUTPUT)
+    right.axvline(0, color=plots.GREY, linewidth=1)
+    right.set(xlabel="Mamba − Transformer, bits a note", ylabel="pieces")
+    return fig
+
+
+def seed_spread():
+    """Test bits per note of every run at equal tokens."""
+    rows = load("likelihood")["summary"]["budgets"]["tokens"]
+    order = sorted(rows, key=lambda arch: min(rows[arch]["by_seed"]))
+    fig, ax = _figure(height=2.7)
+    for at, arch in enumerate(order):
+        for seed, bits in enumerate(rows[arch]["by_seed"]):
+            ax.plot(bits, at, "o", color=LOOKS[arch][0], markersize=10, alpha=0.75)
+            if rows[arch]["seeds"] > 1:
+                ax.annotate(str(seed), (bits, at), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=10,
+                            color=plots.GREY)
+    ax.set_yticks(range(len(order)), [LABELS[arch] for arch in order])
+    ax.set(xlabel="bits a note, test, equal tokens (number: seed)", ylim=(len(order) - 0.5, -0.7))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", visible=True)
+    return fig
+
+
+def learning():
+    """Validation bits per note of all runs of equal tokens."""
+    fig, ax = _figure()
+    ends = []
+    for run in load("likelihood")["runs"]:
+        if run["budget"] == "tokens":
+            tokens, bits = zip(*run["curve"], strict=True)
+            colour = LOOKS[run["arch"]][0]
+            ax.plot(np.array(tokens) / 1e6, bits, color=colour, alpha=1 if run["seed"] == 0 else 0.45)
+            if run["seed"] == 0:
+                ends.append((tokens[-1] / 1e6, bits[-1], LABELS[run["arch"]], colour))
+    ax.set(xlabel="million tokens read (pale: second and third seed)", ylabel="bits a note, validation")
+    _names(ax, ends, logarithmic=False)
+    return fig
+
+
+def warm_up():
+    """Validation bits per note of the headline pair, first seed, with a short and a longer warm-up."""
+    found = load("likelihood")
+    fig, ax = _figure(height=3.3)
+    short = found["protocol"]["config"]["warmup"]
+    for row in found["checks"]:
+        arch, colour = row["arch"], LOOKS[row["arch"]][0]
+        plain = {run["seed"]: run["validation_bits_per_note"] for run in found["runs"]
+                 if (run["arch"], run["budget"]) == (arch, "tokens")}
+        bits = [plain[row["seed"]], row["validation_bits_per_note"]]
+        ax.plot([0, 1], bits, "o-", color=colour, markersize=9)
+        others = [value for seed, value in plain.items() if seed != row["seed"]]
+        ax.plot([0] * len(others), others, "o", color=colour, markersize=6, alpha=0.4)
+        ax.text(-0.04, bits[0], f"{LABELS[arch]}, {bits[0]:.2f}", ha="right", va="center", color=colour)
+        ax.text(1.04, bits[1], f"{bits[1]:.2f}", va="center", color=colour)
+    ax.set_xticks([0, 1], [f"warm-up {short:.0%} (pale: other seeds)", f"warm-up {found['checks'][0]['warmup']:.0%}"])
+    ax.set(xlim=(-0.6, 1.4), ylabel="bits a note, validation")
+    return fig
+
+
+# ---- cost -------------------------------------------------------------------------------------
+
+
+def carried():
+    """KiB that each remembers against the tokens that it has read."""
+    rows = [row | {"kib": row["state_bytes"] / 1024} for row in _rows("efficiency", "generation")
+            if row["arch"] in LABELS]
+    return _lines(rows, "length", "kib", "tokens read", "KiB remembered")
+
+
+def training_time():
+    """Time of a training step against its length; exponents with one standard error."""
+    rows = [row | {"seconds": row["median_ms"] / 1e3} for row in _rows("efficiency", "training")]
+    return _lines(rows, "length", "seconds", "length of a training step, tokens", "seconds",
+                  name=_with_slope("training", "median_ms"))
+
+
+def training_memory():
+    """Memory that a training step takes against its length; exponents with one standard error."""
+    rows = [row | {"mib": row["peak_bytes"] / 2**20} for row in _rows("efficiency", "memory") if row["peak_bytes"]]
+    return _lines(rows, "length", "mib", "length of a training step, tokens", "MiB",
+                  name=_with_slope("memory", "peak_bytes"))
+
+
+def token_time():
+    """Milliseconds a generated token against the tokens read so far."""
+    return _lines(_rows("efficiency", "generation"), "length", "median_ms", "tokens read so far", "ms a token")
+
+
+def side_by_side():
+    """Tokens a second of all pieces of a batch: figure 3, right, on this machine."""
+    return _lines(_rows("efficiency", "throughput"), "batch", "tokens_per_second", "pieces side by side",
+                  "tokens a second, all pieces")
+
+
+# ---- what they hear and play ------------------------------------------------------------------
+
+
+def reach():
+    """Bits per note against the tokens in reach."""
+    rows = [row for row in load("context")["reach"] if row["bits_per_note"] is not None]
+    return _lines(rows, "tokens", "bits_per_note", "tokens in reach", "bits a note, validation", logarithmic=False)
+
+
+def _continued(arch: str) -> Music:
+    """The prompt and what this architecture plays after it."""
+    found = load("playing")
+    row = next(row for row in found["played"] if row["arch"] == arch)
+    tokenizer = Tokenizer(TokenConfig(found["protocol"]["grid_ms"], "extend", None))
+    return tokenizer.decode(np.array(found["prompt"] + row["tokens"], np.uint16))
+
+
+def five_rolls():
+    """The same opening, continued by each of the five."""
+    found = load("playing")
+    archs = [row["arch"] for row in found["played"]]
+    fig, axes = _figure(len(archs), 1, height=3.9, sharex=True)
+    end = found["prompt_seconds"] + found["protocol"]["playing"]["seconds"]
+    for ax, arch in zip(axes, archs, strict=True):
+        plots.piano_roll(_continued(arch), prompt_seconds=found["prompt_seconds"], end=end, ax=ax, colourbar=False)
+        ax.set_ylabel("")
+        ax.set_yticks([])
+        if ax is not axes[-1]:
+            ax.set_xlabel("")
+        ax.text(1.005, 0.5, LABELS[arch].replace(" + ", " +\n").replace(" (", "\n("), transform=ax.transAxes,
+                va="center", color=LOOKS[arch][0])
+    return fig
+
+
+def _heard(arch: str) -> Music:
+    begin = load("playing")["prompt_seconds"]
+    return crop(_continued(arch), begin - BEFORE, begin + AFTER)
+
+
+def heard_lstm():
+    """Two seconds of the prompt and ten of the LSTM."""
+    return _heard("lstm")
+
+
+def heard_transformer():
+    """Two seconds of the prompt and ten of the Transformer."""
+    return _heard("transformer")
+
+
+# ---- tokens and the original ------------------------------------------------------------------
+
+
+def _intervals(rows: list[tuple[str, float, tuple[float, float], str]], unit: str):
+    """A point and an interval a row, the first at the top."""
+    fig, ax = _figure()
+    for at, (_, value, (low, high), colour) in enumerate(rows):
+        ax.plot([low, high], [at, at], color=colour, linewidth=3)
+        ax.plot(value, at, "o", color=colour, markersize=8)
+    ax.set_yticks(range(len(rows)), [row[0] for row in rows])
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", visible=True)
+    ax.set_xlabel(unit)
+    return fig
+
+
+def tokenizers():
+    """Bits per note at 10 ms of each tokenizer."""
+    colours = {62.5: plots.OTHER[0], 10.0: plots.INK}
+    return _intervals([(f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}", row["bits_per_note_10_ms"],
+                        row["interval_95"], colours[row["grid_ms"]]) for row in load("tokens")["rows"]],
+                      "bits a note at 10 ms")
+
+
+def repairs_alone():
+    """What each repair of the original's recipe gains, alone."""
+    return _intervals([(arm["arm"], arm["gain"]["bits_per_note"], arm["gain"]["interval_95"], plots.INK)
+                       for arm in load("original")["arms"] if arm["arm"] != "original"],
+                      "bits a note gained on held-out pieces")
