@@ -77,7 +77,14 @@ def _badges(block: str) -> str:
     return " ·\n".join([colab.badge(first), *links])
 
 
-BLOCKS = {"badges": _badges, "minutes": _minutes, "model": _model}
+def _results(block: str) -> str:
+    """The table of what was measured, with its baselines and commands."""
+    from lib.results_table import table
+
+    return table()
+
+
+BLOCKS = {"badges": _badges, "minutes": _minutes, "results": _results, "model": _model}
 
 
 def readme(text: str) -> str:
