@@ -75,7 +75,7 @@ def _resume() -> tuple[str, str, str]:
 def _model() -> tuple[str, str, str]:
     found = env.read_results("model")
     what, command = "the shipped model, bits a note on whole test pieces (95 %)", "`python -m lib.release`"
-    if not found.get("test_bits_per_note"):
+    if not found.get("test_interval_95"):
         return what, env.UNKNOWN, command
     low, high = found["test_interval_95"]
     beside = ", ".join(f"{name} {bits:.1f}" for name, bits in found["test_baselines"].items())
