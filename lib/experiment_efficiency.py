@@ -268,6 +268,7 @@ def exponents(rows: list[dict]) -> list[dict]:
 
 
 def label(arch: str) -> str:
+    """The name of an architecture in figures and tables."""
     return "Mamba, step in C++" if arch == STEPPER else LABELS[arch]
 
 

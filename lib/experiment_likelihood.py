@@ -186,6 +186,7 @@ def table(result: dict) -> str:
 
 
 def show(row: dict, sign: str = "") -> str:
+    """An estimate and its interval in words."""
     if row["bits_per_note"] is None:
         return "no piece"
     low, high = row["interval_95"]
