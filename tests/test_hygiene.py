@@ -62,7 +62,8 @@ def test_cells_are_short(path):
 def test_six_to_nine_words_of_prose_for_a_line_of_code(path):
     book = load(path)
     code = sum(map(lines, code_cells(book)[1:]))  # the first cell is the same in all, and nobody has to read it
-    assert 6 <= sum(map(words, markdown(book))) / code <= 9
+    most = 11 if path.stem.startswith("10") else 9  # notebook 10 is the missing text of a paper
+    assert 6 <= sum(map(words, markdown(book))) / code <= most
 
 
 @each_notebook
