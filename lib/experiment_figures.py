@@ -117,8 +117,8 @@ def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "leng
     ratio = found["mamba", max(both)] / found["transformer", max(both)]
     ratio = 1 / ratio if less else ratio
     if ratio >= 1:
-        return f"at {max(both):,} Mamba is {ratio:.1f} × as fast"
-    return f"at {max(both):,} the Transformer is {1 / ratio:.1f} × as fast"
+        return f"Mamba is {ratio:.1f} × the Transformer at {max(both):,}"
+    return f"the Transformer is {1 / ratio:.1f} × Mamba at {max(both):,}"
 
 
 def figure3(scan: dict, efficiency: dict):
@@ -151,7 +151,13 @@ def context(result: dict):
     reach = [row for row in result.get("reach", []) if row["bits_per_note"] is not None]
     _curve(axes[1], reach, "tokens", "bits_per_note", "bits a note", bars=True, logarithmic=False)
     axes[1].set_xlabel("tokens in reach")
-    _title(axes[1], "Bits a note against the tokens in reach")
+    best: dict[str, dict] = {}
+    for row in reach:
+        best.setdefault(row["arch"], {})[row["tokens"]] = row["bits_per_note"]
+    enough = [n for n in sorted({row["tokens"] for row in reach})
+              if all(bits.get(n, np.inf) - min(bits.values()) < 0.05 for bits in best.values())]
+    _title(axes[1], f"More than {enough[0]:,} tokens are worth less than 0.05 bits" if enough else
+           "Bits a note against the tokens in reach")
     return fig
 
 
@@ -182,18 +188,22 @@ def likelihood(result: dict):
 
 
 def curves(result: dict):
-    """Validation bits per note against the tokens read, runs of equal tokens, first seed; returns the figure."""
-    fig, ax = plots.figure(height=4)
-    rows = [{"arch": run["arch"], "tokens": tokens / 1e6, "bits": bits} for run in result.get("runs", [])
-            if run["budget"] == "tokens" and run["seed"] == 0 for tokens, bits in run["curve"]]
-    _curve(ax, rows, "tokens", "bits", "bits a note, validation", logarithmic=False)
-    if rows:
-        ax.set_xscale("linear")
-        most = max(row["tokens"] for row in rows)
-        ax.set(xlim=(0, 1.3 * most), xlabel="million tokens read")
-        ticks = [n / 2 for n in range(1, 1 + int(2 * most))]
-        ax.set_xticks(ticks, [f"{n:g}" for n in ticks])
-    _title(ax, "How each architecture learns")
+    """Validation bits per note against the tokens read, every run of equal tokens; returns the figure."""
+    fig, ax = plots.figure(height=4.2)
+    runs = [run for run in result.get("runs", []) if run["budget"] == "tokens"]
+    for run in runs:
+        colour, dash = LOOKS[run["arch"]]
+        named = LABELS[run["arch"]] if run["seed"] == 0 else None  # one name for all its seeds
+        ax.plot([tokens / 1e6 for tokens, _ in run["curve"]], [bits for _, bits in run["curve"]], dash, color=colour,
+                marker="o", markersize=3, linewidth=1.4, label=named)
+    if runs:
+        ax.legend()
+        ax.grid(axis="y", visible=True)
+        spread = {arch: np.ptp([run["validation_bits_per_note"] for run in runs if run["arch"] == arch])
+                  for arch in ("mamba", "transformer")}
+        _title(ax, f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits apart, of Mamba "
+                   f"{spread['mamba']:.1f}")
+    ax.set(xlabel="million tokens read", ylabel="bits a note, validation")
     return fig
 
 
@@ -213,5 +223,7 @@ def tokens(result: dict):
     colours = {62.5: plots.OTHER[0], 10.0: plots.INK}
     _forest(ax, [(f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}", row["bits_per_note_10_ms"], row["interval_95"],
                   colours.get(row["grid_ms"], plots.GREY)) for row in result.get("rows", [])], "bits a note at 10 ms")
-    _title(ax, "The same music through each tokenizer")
+    rows = sorted(result.get("rows", []), key=lambda row: row["bits_per_note_10_ms"])
+    _title(ax, f"Fewest bits: {rows[0]['grid_ms']:g} ms, {rows[0]['bpe'] or 'no BPE'}; most: {rows[-1]['grid_ms']:g} ms, "
+               f"{rows[-1]['bpe'] or 'no BPE'}" if rows else "The same music through each tokenizer")
     return fig

@@ -35,7 +35,7 @@ def spec(lab, arch: str, *, lr: float, seed: int, budget: str, speeds: dict | No
     return Spec(f"likelihood/{arch}-lr{lr:g}-seed{seed}-steps{steps}", arch, protocol.size, config)
 
 
-def speeds(lab) -> dict[str, float]:
+def measure_speeds(lab) -> dict[str, float]:
     """Tokens a second of each architecture's training steps: medians of rounds in which all take turns.
 
     On as many threads as a run has.
@@ -62,12 +62,12 @@ def seeds(chosen, arch: str) -> tuple[int, ...]:
 
 
 def run(lab) -> dict:
-    """Everything, as far as the minutes go; the result is written after every run."""
+    """Everything, as far as the minutes go; the result is written after every stage."""
     chosen, streams = lab.protocol.likelihood, lab.base
     result = lab.read("likelihood") or {"speeds": {}, "grid": [], "rates": {}, "runs": [], "test": []}
     if result.get("summary"):
         return result
-    result["speeds"] = lab.once("speeds", lambda: speeds(lab))
+    result["speeds"] = lab.once("speeds", lambda: measure_speeds(lab))
     result["minutes"] = chosen.tokens / result["speeds"][chosen.headline[0]] / 60
     grid = [("grid", spec(lab, arch, lr=lr, seed=chosen.seeds[0], budget="grid")) for arch in chosen.archs for lr in chosen.rates]
     result["grid"] = trained(lab, grid, result["speeds"])
@@ -178,9 +178,10 @@ def table(result: dict) -> str:
     lines = ["| budget | architecture | seeds | bits a note, test (95 %) | without leaking titles | Mamba minus this (95 %) |",
              "|---|---|---|---|---|---|"]
     for budget, rows in result["summary"]["budgets"].items():
+        name = {"minutes": "time"}.get(budget, budget)
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
             difference = row.get("first_minus_this")
-            lines.append(f"| equal {budget} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {show(row['without_leaks'])} | "
+            lines.append(f"| equal {name} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {show(row['without_leaks'])} | "
                          f"{show(difference, '+') if difference else ''} |")
     return "\n".join(lines)
 

@@ -141,7 +141,7 @@ class Lab:
     def write(self, part: str, result: dict) -> None:
         """Keep a part's result, with the device, the versions, the command, the seed and the protocol."""
         command = f"python -m lib.experiments --only {part}" + {"quick": " --quick", "cpu": "", "gpu": " --scale gpu"}[
-            self.protocol.scale]
+            self.protocol.scale] + (f" --jobs {self.jobs}" if self.jobs > 1 else "")  # speeds hang on it
         result = env.provenance(command) | {"protocol": self._protocol(part), **result}
         with whole(self.path(part)) as file:
             file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

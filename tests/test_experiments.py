@@ -235,7 +235,7 @@ def test_equal_time_follows_from_the_speeds(lab):
     steps = {budget: {arch: likelihood.spec(lab, arch, lr=1e-3, seed=0, budget=budget, speeds=rates).config.steps
                       for arch in rates} for budget in likelihood.BUDGETS}
     assert steps == {"tokens": {"mamba": 4, "transformer": 4}, "minutes": {"mamba": 4, "transformer": 2}}
-    found = likelihood.speeds(lab)
+    found = likelihood.measure_speeds(lab)
     assert set(found) == set(rates) and min(found.values()) > 0
 
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from pages import LINK, ROOT
 
@@ -103,3 +104,12 @@ def test_damaged_results_are_one_sentence(results):
         (results / "model.json").write_bytes(damage)
         with pytest.raises(UserError, match="model.json is damaged"):
             stamp.readme(EMPTY)
+
+
+def test_the_quoted_difference_is_that_of_the_pieces():
+    found = env.read_results("experiments_likelihood_cpu")
+    for budget in ("tokens", "minutes"):
+        mean = {arch: np.mean([row["bits"] for row in found["test"] if (row["arch"], row["budget"]) == (arch, budget)], 0)
+                for arch in ("mamba", "transformer")}
+        difference = (mean["mamba"] - mean["transformer"]).sum() / sum(found["pieces"]["notes"])
+        assert f"| {difference:+.2f} (" in README
