@@ -106,20 +106,28 @@ def rate_grid():
 # ---- likelihood -------------------------------------------------------------------------------
 
 
-def _forest(budget: str):
-    rows = load("likelihood")["summary"]["budgets"][budget]
-    order = sorted(rows, key=lambda arch: rows[arch]["bits_per_note"])
-    fig, ax = _figure(height=2.9)
-    for at, arch in enumerate(order):
-        row, colour = rows[arch], LOOKS[arch][0]
-        ax.plot(row["interval_95"], [at, at], color=colour, linewidth=3)
-        ax.plot(row["bits_per_note"], at, "o", color=colour, markersize=9)
-        ax.text(row["interval_95"][1] + 0.06, at, f"{row['bits_per_note']:.2f}", va="center", color=colour)
-    ax.set_yticks(range(len(order)), [LABELS[arch] for arch in order])
+def _intervals(rows: list[tuple[str, float, tuple[float, float], str]], unit: str, height: float):
+    """A point, an interval and its number a row, the first at the top."""
+    fig, ax = _figure(height=height)
+    for at, (_, value, (low, high), colour) in enumerate(rows):
+        ax.plot([low, high], [at, at], color=colour, linewidth=3)
+        ax.plot(value, at, "o", color=colour, markersize=9)
+        ax.annotate(f"{value:.2f}", (high, at), xytext=(8, 0), textcoords="offset points", va="center", color=colour)
+    ax.set_yticks(range(len(rows)), [row[0] for row in rows])
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", visible=True)
-    ax.set(xlabel="bits a note, whole test pieces, 95 % over pieces", xlim=(17.4, 21.2))
+    ax.margins(x=0.12)  # room for the last number
+    ax.set_xlabel(unit)
+    return fig
+
+
+def _forest(budget: str):
+    rows = load("likelihood")["summary"]["budgets"][budget]
+    fig = _intervals([(LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
+                      for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])],
+                     "bits a note, whole test pieces, 95 % over pieces", height=2.9)
+    fig.axes[0].set_xlim(17.4, 21.2)  # the same for both budgets
     return fig
 
 
@@ -292,21 +300,7 @@ def heard_transformer():
     return _heard("transformer")
 
 
-# ---- tokens and the original ------------------------------------------------------------------
-
-
-def _intervals(rows: list[tuple[str, float, tuple[float, float], str]], unit: str):
-    """A point and an interval a row, the first at the top."""
-    fig, ax = _figure()
-    for at, (_, value, (low, high), colour) in enumerate(rows):
-        ax.plot([low, high], [at, at], color=colour, linewidth=3)
-        ax.plot(value, at, "o", color=colour, markersize=8)
-    ax.set_yticks(range(len(rows)), [row[0] for row in rows])
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", visible=True)
-    ax.set_xlabel(unit)
-    return fig
+# ---- tokens -----------------------------------------------------------------------------------
 
 
 def tokenizers():
@@ -314,11 +308,4 @@ def tokenizers():
     colours = {62.5: plots.OTHER[0], 10.0: plots.INK}
     return _intervals([(f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}", row["bits_per_note_10_ms"],
                         row["interval_95"], colours[row["grid_ms"]]) for row in load("tokens")["rows"]],
-                      "bits a note at 10 ms")
-
-
-def repairs_alone():
-    """What each repair of the original's recipe gains, alone."""
-    return _intervals([(arm["arm"], arm["gain"]["bits_per_note"], arm["gain"]["interval_95"], plots.INK)
-                       for arm in load("original")["arms"] if arm["arm"] != "original"],
-                      "bits a note gained on held-out pieces")
+                      "bits a note at 10 ms", height=3.6)
