@@ -50,7 +50,7 @@ class Run(Trainer):
         super().__init__(streams, spec.config, folder, save=baselines.save,
                          build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size), **options)
         if spec.cut_every:  # after the loop has set its own rate
-            self.optimizer.register_step_pre_hook(self._cut)
+            self.optimizers[0].register_step_pre_hook(self._cut)
 
     def _cut(self, optimizer, args, kwargs) -> None:
         for group in optimizer.param_groups:
@@ -91,7 +91,8 @@ def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.
     outcome = folder / OUTCOME
     if outcome.exists():
         found = json.loads(outcome.read_text())
-        if found["spec"] != facts:
+        known = {"config": asdict(TrainConfig()) | found["spec"]["config"]}  # older outcomes lack newer fields
+        if found["spec"] | known != facts:
             raise UserError(f"{folder} holds a run of another protocol: delete it, or choose another --folder")
         return found
     if time.monotonic() > deadline:

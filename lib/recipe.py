@@ -9,6 +9,8 @@ from torch import nn
 from lib.env import choose_device
 from lib.errors import UserError
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -30,6 +32,7 @@ class TrainConfig:
     lr: float = 3e-3  # at the end of the warm-up
     warmup: float = 0.02  # share of the run
     final_lr: float = 0.05  # share of `lr` left at the end of the cosine
+    optimizer: str = "adamw"  # or muon, for the blocks' matrices alone
     weight_decay: float = 0.1  # not on A_log, D, norms and biases
     beta2: float = 0.95
     clip: float = 1.0  # largest norm of all gradients together
@@ -56,12 +59,15 @@ class TrainConfig:
         for name in ("transpose", "louder", "patience", "weight_decay", "seed"):
             if not 0 <= getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)} is below 0: give 0 or more")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer {self.optimizer!r} is unknown: choose {' or '.join(OPTIMIZERS)}")
         if self.batch % self.accumulate:
             raise UserError(f"batch={self.batch} cannot be read in {self.accumulate} equal parts: change accumulate")
 
 
 # the data and the model decide these together: a run goes on only with the same
-FIXED = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "copies", "transpose", "louder", "seed")
+FIXED = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "copies", "transpose", "louder", "seed",
+         "optimizer")
 
 PRESETS = {
     # seconds: for tests, and to see that everything works
@@ -104,6 +110,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         plain = parameter.dim() < 2 or name.endswith(("A_log", "A_imag")) or "conv1d" in name
         (rest if plain else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or for what is left by Muon, which takes the matrices inside the blocks.
+
+    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix whose singular values are
+    all about one; scaled as in Liu et al. (2025, eq. 4), it shares AdamW's learning rate and weight decay.
+    """
+    decay, rest = parameter_groups(model, config.weight_decay)
+    inner = {id(p) for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
+    matrices = [p for p in decay["params"] if id(p) in inner] if config.optimizer == "muon" else []
+    taken = {id(p) for p in matrices}
+    decay["params"] = [p for p in decay["params"] if id(p) not in taken]
+    chosen = [torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2), fused=device.type == "cuda")]
+    if matrices:
+        chosen.append(torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
+                                       adjust_lr_fn="match_rms_adamw"))
+    return chosen
 
 
 def learning_rate(progress: float, config: TrainConfig) -> float:

@@ -1,6 +1,6 @@
 """Train a Mamba on token streams: `python -m lib.train --preset NAME`, or with `torchrun` on many GPUs.
 
-The loop is the plain one: AdamW, warm-up and cosine, clipped gradients, validation in bits per
+The loop is the plain one: AdamW (or Muon), warm-up and cosine, clipped gradients, validation in bits per
 note, the best checkpoint kept. A run lives in one folder and goes on where it stopped.
 """
 
@@ -35,6 +35,7 @@ from lib.recipe import (
     choose_precision,
     given,
     learning_rate,
+    optimizers,
     parameter_groups,
     recompute,
 )
@@ -75,8 +76,7 @@ class Trainer:
             scan_cpu.keep_memory()
         torch.manual_seed(config.seed)
         self.model, self.init = (build().to(self.device), None) if build else self._build(init)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr,
-                                           betas=(0.9, config.beta2), fused=self.device.type == "cuda")
+        self.optimizers = optimizers(self.model, config, self.device)
         if config.recompute:
             recompute(self.model)
         self.wrapped = distributed.wrap(self.model, self.world)
@@ -120,8 +120,9 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """All numbers that the next step depends on; what each process has of its own, gathered."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        for name, optimizer in self._named_optimizers():
+            for i, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
         for i, layer in enumerate(self.state):
             tensors |= {f"state.{i}.{j}": torch.cat(self.world.gather(t)) for j, t in enumerate(layer)}
         random = {"rng": torch.get_rng_state()}
@@ -130,6 +131,10 @@ class Trainer:
         for name, state in random.items():
             tensors |= {f"{name}.{rank}": t for rank, t in enumerate(self.world.gather(state))}
         return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+
+    def _named_optimizers(self):
+        """Each optimiser with the name that its numbers have in a checkpoint."""
+        return zip(("optimizer", "muon"), self.optimizers, strict=False)
 
     def _facts(self) -> dict:
         """The rest of it, as JSON."""
@@ -166,12 +171,13 @@ class Trainer:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
-        state: dict[int, dict] = {}
-        for name, tensor in part("optimizer.").items():
-            number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = tensor.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for kind, optimizer in self._named_optimizers():
+            state: dict[int, dict] = {}
+            for name, tensor in part(f"{kind}.").items():
+                number, key = name.split(".")
+                state.setdefault(int(number), {})[key] = tensor.clone()
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
         layers = part("state.")
         self.state = [tuple(layers[f"{i}.{j}"][self.rows].to(self.device) for j in range(2))
                       for i in range(len(self.state))]
@@ -207,8 +213,9 @@ class Trainer:
         tokens, fresh = (torch.from_numpy(a[self.rows]).to(self.device) for a in (tokens, jumped))
         self.state = [tuple(t.detach().float().masked_fill(fresh[:, None, None], 0) for t in layer)
                       for layer in self.state]
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress, self.config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.progress, self.config)
         parts, total = self.config.accumulate, 0.0
         states = [[tuple(t.chunk(parts)[i] for t in layer) for layer in self.state] for i in range(parts)]
         for i, part in enumerate(tokens.chunk(parts)):
@@ -218,15 +225,17 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             total += loss.item() / self.world.size
         self.state = [tuple(torch.cat(t) if parts > 1 else t[0] for t in zip(*layer)) for layer in zip(*states)]
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         value = self.world.total(total)[0]
         if not math.isfinite(value) or (self.precision is not torch.float16 and not torch.isfinite(norm)):
             raise UserError(f"the loss is no longer a number at step {self.step}: resume from the last checkpoint "
                             "with a smaller --lr")
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += count
         self.losses.append(value / math.log(2))
@@ -287,7 +296,7 @@ class Trainer:
     def _validate_and_log(self, write) -> None:
         bits, recent = self.validate(), float(np.mean(self.losses[-RECENT:]))
         self.log.append(dict(zip(LOG_FIELDS, (
-            self.step, self.tokens, round(self.seconds / 60, 3), round(self.optimizer.param_groups[0]["lr"], 7),
+            self.step, self.tokens, round(self.seconds / 60, 3), round(self.optimizers[0].param_groups[0]["lr"], 7),
             round(recent, 6), round(bits, 6)), strict=True)))
         if write and self.world.first:
             write(f"step {self.step}: {recent:.3f} bits a token, validation {bits:.2f} bits a note", file=sys.stderr)

@@ -18,7 +18,7 @@ from lib.errors import UserError
 from lib.evaluate import bits_per_note, counting_baselines, piece_bits
 from lib.mamba import MambaConfig, MambaLM
 from lib.native import compiler
-from lib.recipe import recompute
+from lib.recipe import OPTIMIZERS, optimizers, recompute
 from lib.rehearsal import plan, rehearse
 from lib.train import (
     PRESETS,
@@ -43,20 +43,46 @@ def test_training_learns_a_sequence_that_can_be_learnt(tmp_path):
     assert log[-1]["validation_bits_per_note"] < floor["unigram"] / 3
 
 
-def test_resuming_is_as_if_it_had_never_stopped(tmp_path):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resuming_is_as_if_it_had_never_stopped(tmp_path, optimizer):
     """The same losses to the last digit, in float32 on a CPU, from a stop between two saves too."""
-    streams = make_streams()
-    straight = Trainer(streams, TINY, tmp_path / "a", device="cpu", say=quiet)
+    streams, config = make_streams(), replace(TINY, optimizer=optimizer)
+    straight = Trainer(streams, config, tmp_path / "a", device="cpu", say=quiet)
     losses = [straight.train_step() for _ in range(12)]
-    broken = Trainer(streams, TINY, tmp_path / "b", device="cpu", say=quiet)
+    broken = Trainer(streams, config, tmp_path / "b", device="cpu", say=quiet)
     first = [broken.train_step() for _ in range(5)]
     broken._save()
     broken.train_step()  # work that is lost
     torch.rand(7)  # the random state of another process
-    again = Trainer(streams, TINY, tmp_path / "b", device="cpu", resume=True, say=quiet)
+    again = Trainer(streams, config, tmp_path / "b", device="cpu", resume=True, say=quiet)
     assert first + [again.train_step() for _ in range(7)] == losses
     for a, b in zip(straight.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(tmp_path):
+    """Each parameter has one optimiser; a step of Muon spreads over more directions than the gradient does."""
+    config = replace(TINY, optimizer="muon")
+    trainer = Trainer(make_streams(), config, tmp_path / "run", device="cpu", say=quiet)
+    adamw, muon = optimizers(trainer.model, config, torch.device("cpu"))
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    taken, left = ([names[id(p)] for group in o.param_groups for p in group["params"]] for o in (muon, adamw))
+    assert sorted(taken + left) == sorted(names.values())
+    assert {name.split(".")[-2] for name in taken} == {"in_proj", "x_proj", "dt_proj", "out_proj"}
+    weight = trainer.model.backbone.layers[0].mixer.out_proj.weight
+    before = weight.detach().clone()
+    trainer.train_step()
+    moved, gradient = (torch.linalg.svdvals(m.float()) for m in (
+        weight.detach() - before, trainer.optimizers[1].state[weight]["momentum_buffer"]))
+    directions = lambda s: (s.sum() ** 2 / (s**2).sum()).item()
+    assert directions(moved) > 1.5 * directions(gradient), (directions(moved), directions(gradient))
+
+
+def test_a_run_of_one_optimiser_is_not_resumed_with_another(tmp_path):
+    streams = make_streams()
+    Trainer(streams, replace(TINY, steps=2), tmp_path / "run", device="cpu", say=quiet).run(progress=False)
+    with pytest.raises(UserError, match="optimizer=adamw, not muon"):
+        Trainer(streams, replace(TINY, optimizer="muon"), tmp_path / "run", device="cpu", resume=True, say=quiet)
 
 
 def test_a_run_leaves_a_log_a_best_checkpoint_and_no_rubbish(tmp_path):
@@ -242,7 +268,7 @@ def test_training_stops_early_when_validation_no_longer_falls(tmp_path):
 
 
 @pytest.mark.parametrize("changes, words", [({"batch": 0}, "batch=0"), ({"dropout": 1.0}, "dropout"),
-                                            ({"lr": math.nan}, "lr"),
+                                            ({"lr": math.nan}, "lr"), ({"optimizer": "sgd"}, "adamw or muon"),
                                             ({"transpose": -1}, "transpose"), ({"accumulate": 2}, "equal parts")])
 def test_a_choice_that_makes_no_sense_is_one_sentence(changes, words):
     with pytest.raises(UserError, match=words) as error:
