@@ -50,7 +50,7 @@ class Run(Trainer):
         super().__init__(streams, spec.config, folder, save=baselines.save,
                          build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size), **options)
         if spec.cut_every:  # after the loop has set its own rate
-            self.optimizers[0].register_step_pre_hook(self._cut)
+            self.optimizers["optimizer"].register_step_pre_hook(self._cut)
 
     def _cut(self, optimizer, args, kwargs) -> None:
         for group in optimizer.param_groups:

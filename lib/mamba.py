@@ -330,3 +330,25 @@ def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> Mamba
         raise UserError(f"the weights hold {min(extra)}, which a Mamba of this kind does not have")
     model.load_state_dict({k: weights[k].float() for k in wanted})
     return model.eval()
+
+
+def deepen(model: MambaLM, n_layer: int) -> MambaLM:
+    """The same function in more layers, to train on; raises `UserError` where `n_layer` is smaller.
+
+    New blocks are spread evenly. Each is a copy of the block below it (stacking, Gong et al. 2019) whose
+    `out_proj` is zero, so that the function is kept (Chen et al. 2016).
+    """
+    old = model.config.n_layer
+    if n_layer < old:
+        raise UserError(f"a model of {old} layers cannot be deepened to {n_layer}: give at least {old}")
+    sources = [at * old // n_layer for at in range(n_layer)]  # the old block of each new one, 0 0 1 1 2 …
+    deeper = MambaLM(replace(model.config, n_layer=n_layer)).to(model.device)
+    deeper.load_state_dict(model.state_dict(), strict=False)
+    for at, source in enumerate(sources):
+        block = deeper.backbone.layers[at]
+        block.load_state_dict(model.backbone.layers[source].state_dict())
+        if at and sources[at - 1] == source:
+            nn.init.zeros_(block.mixer.out_proj.weight)
+            if model.config.bias:
+                nn.init.zeros_(block.mixer.out_proj.bias)
+    return deeper

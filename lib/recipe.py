@@ -112,21 +112,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, torch.optim.Optimizer]:
     """AdamW for all parameters, or for what is left by Muon, which takes the matrices inside the blocks.
 
     Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix whose singular values are
     all about one; scaled as in Liu et al. (2025, eq. 4), it shares AdamW's learning rate and weight decay.
+    The keys are the names that their numbers have in a checkpoint.
     """
     decay, rest = parameter_groups(model, config.weight_decay)
     inner = {id(p) for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
     matrices = [p for p in decay["params"] if id(p) in inner] if config.optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     decay["params"] = [p for p in decay["params"] if id(p) not in taken]
-    chosen = [torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2), fused=device.type == "cuda")]
+    chosen = {"optimizer": torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2),
+                                             fused=device.type == "cuda")}
     if matrices:
-        chosen.append(torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
-                                       adjust_lr_fn="match_rms_adamw"))
+        chosen["muon"] = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
+                                          adjust_lr_fn="match_rms_adamw")
     return chosen
 
 

@@ -68,13 +68,15 @@ from it and carry the same terms: name the source, no commercial use, share alik
 """
 
 
-def earlier(init: dict | None) -> str:
+def earlier(init: dict | None, n_layer: int = 0) -> str:
     """What the card says of the weights that a run started from, and how much training was behind them."""
     if not init:
         return ""
     known = (f"{init['hours']:.2f} hours, {init['steps']:,} steps, {init['tokens']:,} tokens" if "steps" in init
              else "training that is not known")
-    return f"; part of it by the weights in {init['folder']} from which it started: {known}"
+    layers = init.get("n_layer", n_layer)
+    fewer = f" ({layers} layers then)" if layers < n_layer else ""
+    return f"; part of it by the weights in {init['folder']} from which it started{fewer}: {known}"
 
 
 def whole_log(run: list[dict], log: Path, init: dict | None) -> list[dict]:
@@ -153,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         writer.writeheader()
         writer.writerows(rows)
     with whole(args.out / "README.md") as part:
-        part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), before=earlier(init), **baselines, **result))
+        part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), before=earlier(init, config.n_layer), **baselines,
+                                    **result))
     music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays
     save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
     save_mp3(music, DATA / "results" / "tour.mp3")

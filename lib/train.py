@@ -97,16 +97,19 @@ class Trainer:
             self.say(f"nothing to resume in {self.folder.name} yet: starting at the beginning")
 
     def _build(self, init: str | Path | None) -> tuple[MambaLM, dict | None]:
-        """A fresh model, or one with the weights in the folder `init` and what is known of them."""
-        sizes = {name: getattr(self.config, name) for name in ("d_model", "n_layer", "d_state")}
+        """A fresh model, or one with the weights in the folder `init`, deepened, and what is known of them."""
+        sizes = {"vocab_size": self.streams.vocab_size, "d_model": self.config.d_model,
+                 "n_layer": self.config.n_layer, "d_state": self.config.d_state}
         if init is None:
-            fresh = MambaLM(MambaConfig(self.streams.vocab_size, dropout=self.config.dropout, **sizes))
-            return fresh.to(self.device), None
+            return MambaLM(MambaConfig(dropout=self.config.dropout, **sizes)).to(self.device), None
         model = mamba.load(init)
-        for name, size in {"vocab_size": self.streams.vocab_size, **sizes}.items():
-            if getattr(model.config, name) != size:
-                raise UserError(f"the weights in {init} have {name}={getattr(model.config, name)}, the run "
-                                f"{name}={size}: start from a checkpoint of the same sizes and tokens")
+        before = checkpoints.history(Path(init)) | {"n_layer": model.config.n_layer}
+        for name, size in sizes.items():
+            has = getattr(model.config, name)
+            if has != size and not (name == "n_layer" and has < size):
+                raise UserError(f"the weights in {init} have {name}={has}, the run {name}={size}: start from a "
+                                "checkpoint of the same sizes and tokens, or of fewer layers")
+        model = mamba.deepen(model, self.config.n_layer)
         for name in TOKENIZER_FILES:
             ours, theirs = (Path(folder) / name for folder in (self.streams.folder or ".", init))
             if ours.exists() and theirs.exists() and ours.read_bytes() != theirs.read_bytes():
@@ -114,13 +117,13 @@ class Trainer:
                                 "build the streams with that tokenizer's settings")
         for layer in model.backbone.layers:
             layer.dropout.p = self.config.dropout
-        return model.to(self.device), checkpoints.history(Path(init))
+        return model.to(self.device), before
 
     # -- going on after an interruption --------------------------------------------------------
     def _tensors(self) -> dict[str, Tensor]:
         """All numbers that the next step depends on; what each process has of its own, gathered."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for name, optimizer in self._named_optimizers():
+        for name, optimizer in self.optimizers.items():
             for i, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
         for i, layer in enumerate(self.state):
@@ -131,10 +134,6 @@ class Trainer:
         for name, state in random.items():
             tensors |= {f"{name}.{rank}": t for rank, t in enumerate(self.world.gather(state))}
         return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-
-    def _named_optimizers(self):
-        """Each optimiser with the name that its numbers have in a checkpoint."""
-        return zip(("optimizer", "muon"), self.optimizers, strict=False)
 
     def _facts(self) -> dict:
         """The rest of it, as JSON."""
@@ -171,7 +170,7 @@ class Trainer:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
-        for kind, optimizer in self._named_optimizers():
+        for kind, optimizer in self.optimizers.items():
             state: dict[int, dict] = {}
             for name, tensor in part(f"{kind}.").items():
                 number, key = name.split(".")
@@ -213,7 +212,7 @@ class Trainer:
         tokens, fresh = (torch.from_numpy(a[self.rows]).to(self.device) for a in (tokens, jumped))
         self.state = [tuple(t.detach().float().masked_fill(fresh[:, None, None], 0) for t in layer)
                       for layer in self.state]
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.progress, self.config)
         parts, total = self.config.accumulate, 0.0
@@ -225,14 +224,14 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             total += loss.item() / self.world.size
         self.state = [tuple(torch.cat(t) if parts > 1 else t[0] for t in zip(*layer)) for layer in zip(*states)]
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         value = self.world.total(total)[0]
         if not math.isfinite(value) or (self.precision is not torch.float16 and not torch.isfinite(norm)):
             raise UserError(f"the loss is no longer a number at step {self.step}: resume from the last checkpoint "
                             "with a smaller --lr")
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
@@ -295,9 +294,9 @@ class Trainer:
 
     def _validate_and_log(self, write) -> None:
         bits, recent = self.validate(), float(np.mean(self.losses[-RECENT:]))
-        self.log.append(dict(zip(LOG_FIELDS, (
-            self.step, self.tokens, round(self.seconds / 60, 3), round(self.optimizers[0].param_groups[0]["lr"], 7),
-            round(recent, 6), round(bits, 6)), strict=True)))
+        rate = self.optimizers["optimizer"].param_groups[0]["lr"]
+        self.log.append(dict(zip(LOG_FIELDS, (self.step, self.tokens, round(self.seconds / 60, 3), round(rate, 7),
+                                              round(recent, 6), round(bits, 6)), strict=True)))
         if write and self.world.first:
             write(f"step {self.step}: {recent:.3f} bits a token, validation {bits:.2f} bits a note", file=sys.stderr)
 

@@ -198,7 +198,7 @@ def test_weights_to_start_from_are_those_and_what_is_known_of_them_is_recorded(r
     trainer = Trainer(streams, TINY, tmp_path / "next", device="cpu", init=folder / "best", say=quiet)
     for a, b in zip(trainer.model.parameters(), mamba.load(folder / "best").parameters()):
         assert torch.equal(a, b)
-    assert not trainer.optimizers[0].state and trainer.step == 0
+    assert not trainer.optimizers["optimizer"].state and trainer.step == 0
     row = min(checkpoints.read(folder)[1]["log"], key=lambda row: row["validation_bits_per_note"])
     assert trainer.init["steps"] == row["step"] and trainer.init["tokens"] == row["tokens"]
     trainer.run(progress=False)

@@ -132,7 +132,7 @@ def test_the_original_schedule_cuts_the_rate_tenfold(tmp_path):
     rates = []
     for _ in range(7):
         run.train_step()
-        rates.append(run.optimizers[0].param_groups[0]["lr"])
+        rates.append(run.optimizers["optimizer"].param_groups[0]["lr"])
     np.testing.assert_allclose(rates, [1e-2] * 3 + [1e-3] * 3 + [1e-4])
 
 

@@ -193,3 +193,17 @@ def test_official_convolution_is_used_on_a_gpu_where_it_can_be(config, used, len
     assert len(calls) == used
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers, n_layer", [(1, 2), (3, 5), (5, 8), (2, 2), (2, 7)])
+def test_a_deepened_model_is_the_same_function_and_learns_in_every_layer(layers, n_layer):
+    torch.manual_seed(layers)
+    model = MambaLM(MambaConfig(11, 16, layers, 4))
+    deeper = mamba.deepen(model, n_layer)
+    tokens = torch.randint(11, (2, 17))
+    logits = deeper(tokens)
+    assert torch.equal(logits, model(tokens)) and len(deeper.backbone.layers) == n_layer
+    logits.logsumexp(-1).sum().backward()
+    assert all(layer.mixer.out_proj.weight.grad.abs().max() > 0 for layer in deeper.backbone.layers)
+    with pytest.raises(UserError, match=f"at least {n_layer}"):
+        mamba.deepen(deeper, n_layer - 1)

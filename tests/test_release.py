@@ -76,6 +76,7 @@ def test_the_card_says_what_the_run_started_from():
     assert release.earlier(None) == ""
     known = {"folder": "data/model", "steps": 7000, "tokens": 29_000_000, "hours": 1.5}
     assert "data/model from which it started: 1.50 hours, 7,000 steps, 29,000,000 tokens" in release.earlier(known)
+    assert "it started (5 layers then): 1.50 hours" in release.earlier(known | {"n_layer": 5}, 8)
     assert "not known" in release.earlier({"folder": "elsewhere"})
 
 

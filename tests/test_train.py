@@ -64,7 +64,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(tmp_path):
     """Each parameter has one optimiser; a step of Muon spreads over more directions than the gradient does."""
     config = replace(TINY, optimizer="muon")
     trainer = Trainer(make_streams(), config, tmp_path / "run", device="cpu", say=quiet)
-    adamw, muon = optimizers(trainer.model, config, torch.device("cpu"))
+    adamw, muon = optimizers(trainer.model, config, torch.device("cpu")).values()
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     taken, left = ([names[id(p)] for group in o.param_groups for p in group["params"]] for o in (muon, adamw))
     assert sorted(taken + left) == sorted(names.values())
@@ -73,7 +73,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(tmp_path):
     before = weight.detach().clone()
     trainer.train_step()
     moved, gradient = (torch.linalg.svdvals(m.float()) for m in (
-        weight.detach() - before, trainer.optimizers[1].state[weight]["momentum_buffer"]))
+        weight.detach() - before, trainer.optimizers["muon"].state[weight]["momentum_buffer"]))
     directions = lambda s: (s.sum() ** 2 / (s**2).sum()).item()
     assert directions(moved) > 1.5 * directions(gradient), (directions(moved), directions(gradient))
 
