@@ -39,6 +39,11 @@ class Spec:
         return json.loads(json.dumps(facts))
 
 
+def completed(facts: dict) -> dict:
+    """A record whose `config` may be older than a field of `TrainConfig`: that has its default then."""
+    return facts | ({"config": asdict(TrainConfig()) | facts["config"]} if "config" in facts else {})
+
+
 class Run(Trainer):
     """A `Trainer` for any architecture of `lib.baselines`.
 
@@ -91,8 +96,7 @@ def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.
     outcome = folder / OUTCOME
     if outcome.exists():
         found = json.loads(outcome.read_text())
-        known = {"config": asdict(TrainConfig()) | found["spec"]["config"]}  # older outcomes lack newer fields
-        if found["spec"] | known != facts:
+        if completed(found["spec"]) != facts:
             raise UserError(f"{folder} holds a run of another protocol: delete it, or choose another --folder")
         return found
     if time.monotonic() > deadline:

@@ -30,7 +30,7 @@ import torch
 from lib import env
 from lib.errors import UserError, cli
 from lib.experiment_protocol import SCALES, Protocol
-from lib.experiment_runs import OutOfTime, Spec, train
+from lib.experiment_runs import OutOfTime, Spec, completed, train
 from lib.files import whole
 from lib.streams import Augmentation, Streams, build
 
@@ -134,7 +134,7 @@ class Lab:
         """A part's result so far; empty where there is none. One of another protocol is refused."""
         path = self.path(part)
         found = json.loads(path.read_text()) if path.exists() else {}
-        if found and found["protocol"] != self._protocol(part):
+        if found and completed(found["protocol"]) != self._protocol(part):
             raise UserError(f"{path.name} was measured by another protocol: move it away to begin anew")
         return found
 

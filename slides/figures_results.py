@@ -162,24 +162,6 @@ def pieces_apart():
     return fig
 
 
-def seed_spread():
-    """Test bits per note of every run at equal tokens."""
-    rows = load("likelihood")["summary"]["budgets"]["tokens"]
-    order = sorted(rows, key=lambda arch: min(rows[arch]["by_seed"]))
-    fig, ax = _figure(height=2.7)
-    for at, arch in enumerate(order):
-        for seed, bits in enumerate(rows[arch]["by_seed"]):
-            ax.plot(bits, at, "o", color=LOOKS[arch][0], markersize=10, alpha=0.75)
-            if rows[arch]["seeds"] > 1:
-                ax.annotate(str(seed), (bits, at), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=10,
-                            color=plots.GREY)
-    ax.set_yticks(range(len(order)), [LABELS[arch] for arch in order])
-    ax.set(xlabel="bits a note, test, equal tokens (number: seed)", ylim=(len(order) - 0.5, -0.7))
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", visible=True)
-    return fig
-
-
 def learning():
     """Validation bits per note of all runs of equal tokens."""
     fig, ax = _figure()

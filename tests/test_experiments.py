@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from lib.data import Performance
 from lib.errors import UserError
 from lib.experiment_protocol import SCALES, Context, Efficiency, Likelihood, Original, Playing, Protocol, Tokens
 from lib.experiment_runs import OUTCOME, OutOfTime, Run, Spec, train
-from lib.experiments import Lab
+from lib.experiments import PARTS, Lab
 from lib.notes import Music, make_notes, write_midi
 from lib.recipe import TrainConfig
 from lib.streams import Piece, Streams
@@ -125,6 +126,9 @@ def test_time_runs_out_and_the_next_call_goes_on(tmp_path):
     assert train(spec, streams, folder, deadline=0, say=quiet) == outcome  # opened, not trained
     with pytest.raises(UserError, match="another protocol"):
         train(spec_of("lstm", steps=41), streams, folder, say=quiet)
+    del outcome["spec"]["config"]["optimizer"]  # as written before there was a choice
+    (folder / OUTCOME).write_text(json.dumps(outcome))
+    assert train(spec, streams, folder, deadline=0, say=quiet) == outcome
 
 
 def test_the_original_schedule_cuts_the_rate_tenfold(tmp_path):
@@ -369,6 +373,12 @@ def test_a_result_of_another_protocol_is_refused(lab, found):
     other = Lab(replace(TINY, size=replace(SIZE, d_model=18)), lab.folder, device="cpu", found=found, say=quiet)
     with pytest.raises(UserError, match="another protocol"):
         efficiency.run(other)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_results_that_are_shipped_are_of_todays_protocol(part):
+    lab = Lab(SCALES["cpu"], Path("unused"), device="cpu", say=quiet)
+    assert lab.read(part), f"python -m lib.experiments --only {part}"
 
 
 def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeypatch, tmp_path, capsys, found):
