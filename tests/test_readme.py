@@ -75,7 +75,7 @@ def test_stamp_says_not_measured_where_nothing_was(results):
     text = stamp.readme(EMPTY)
     assert "| [00_tour](notebooks/00_tour.ipynb) | a piece | not measured | not measured |" in text
     assert "| 03_state_spaces | a spring | to come | |" in text
-    assert text.count("not measured") == 4 + 8 + 7
+    assert text.count("not measured") == 4 + 9 + 7
     assert text.startswith("top\n") and "\nmiddle\n" in text and text.endswith("\nend")
 
 
