@@ -213,7 +213,10 @@ def original(result: dict):
     _forest(ax, [(arm["arm"], arm["gain"]["bits_per_note"], arm["gain"]["interval_95"], plots.INK)
                  for arm in result.get("arms", []) if arm["arm"] != "original"], "bits a note gained on held-out pieces")
     ax.axvline(0, color=plots.GREY, linewidth=0.8)
-    _title(ax, "What each repair of the original is worth, alone")
+    alone = {arm["arm"]: arm["gain"]["bits_per_note"] for arm in result.get("arms", []) if "all" not in arm["arm"]}
+    first, second = sorted(alone, key=alone.get, reverse=True)[:2] if alone else ("", "")
+    _title(ax, f"Alone, {first} and {second} repair most: {alone[first]:.1f} and {alone[second]:.1f} bits a note" if alone
+           else "What each repair of the original is worth, alone")
     return fig
 
 
