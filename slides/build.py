@@ -264,7 +264,7 @@ def write_table() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     ask = argparse.ArgumentParser(prog="python -m slides.build", description=__doc__.split("\n\n")[0])
-    ask.add_argument("names", nargs="*", metavar="NAME", help="decks, such as 1_data; without one, those that are stale")
+    ask.add_argument("names", nargs="*", metavar="NAME", help="decks, such as 1_data; else those that are stale")
     ask.add_argument("--check", action="store_true", help="build nothing: say what is stale, and fail if anything is")
     ask.add_argument("--images", action="store_true",
                      help="also write a picture of each slide to slides/.build/images, to look at")
