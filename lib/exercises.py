@@ -1,5 +1,6 @@
 """What every exercise of the notebooks ends with: its check, run without stopping the notebook."""
 
+import traceback
 from collections.abc import Callable
 
 
@@ -8,8 +9,18 @@ def attempt(check: Callable[[], None]) -> bool:
     try:
         check()
     except Exception as error:  # noqa: BLE001  whatever a reader's code raises
-        first = next(iter(str(error).splitlines()), "")
-        print(f"not yet: {type(error).__name__}: {first}".rstrip(": "))
+        print(f"not yet: {missing(error, check.__code__.co_filename)}")
         return False
     print("solved")
     return True
+
+
+def missing(error: Exception, cell: str) -> str:
+    """One line on what is missing: the check's own words, a `return`, or the error and its place in the file `cell`."""
+    first = next(iter(str(error).splitlines()), "")
+    where = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == cell][-1]
+    if isinstance(error, AssertionError):
+        return first or f"this should hold: {(where.line or 'the check').removeprefix('assert ')}"
+    if "NoneType" in first or first.endswith("not None"):
+        return "there is None where a value is needed: does the function return its result yet?"
+    return f"{type(error).__name__}, {first or 'without a word'} (in {where.name}, line {where.lineno})"

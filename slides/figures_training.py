@@ -5,6 +5,7 @@ nobody picked by ear: 1, then 2, then 3.
 """
 
 import csv
+import math
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -205,12 +206,14 @@ def shipped_curve():
     tokens, bits = [r["tokens"] / 1e6 for r in rows], [r["validation_bits_per_note"] for r in rows]
     restart = [i for i, (a, b) in enumerate(pairwise(rows), 1) if b["lr"] > 1.5 * a["lr"]]
     ax.plot(tokens, bits, "o-", color=plots.OUTPUT, linewidth=2.5)
-    for i in restart:
-        ax.axvline((tokens[i] + tokens[i - 1]) / 2, color=plots.GREY, linestyle=":")
-        ax.text((tokens[i] + tokens[i - 1]) / 2, max(bits), " a second run, from its weights", color=plots.GREY)
+    for run, i in enumerate(restart, 2):
+        middle = (tokens[i] + tokens[i - 1]) / 2
+        ax.axvline(middle, color=plots.GREY, linestyle=":")
+        ax.text(middle, max(bits), f" run {run}", va="top", color=plots.GREY)
     ax.annotate(f"{bits[-1]:.1f}", (tokens[-1], bits[-1]), xytext=(0, 9), textcoords="offset points", ha="center",
                 color=plots.OUTPUT)
-    ax.set(xlabel="million tokens read", ylabel="validation, bits per note", ylim=(14, None))
+    ax.set(xlabel="million tokens read", ylabel="validation, bits per note",
+           ylim=(math.floor(min(bits)), None))
     return fig
 
 

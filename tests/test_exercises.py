@@ -12,6 +12,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from lib.exercises import attempt
 
@@ -81,10 +82,23 @@ def test_two_to_four_exercises_a_notebook(path):
     assert sum(bool(SOLUTION.search(text)) for text in texts) == len(numbers), "each has a solution, and only they"
 
 
-def test_attempt_says_what_is_missing(capsys):
+def test_attempt_says_what_is_missing(tmp_path, capsys):
     def wrong():
         assert 2 == 3, "two is not three"
 
-    assert attempt(lambda: None) and not attempt(wrong) and not attempt(lambda: [][1])
-    assert capsys.readouterr().out.splitlines() == [
-        "solved", "not yet: AssertionError: two is not three", "not yet: IndexError: list index out of range"]
+    def deep():
+        return torch.zeros(2) @ torch.zeros(3)
+
+    def words(check):
+        assert not attempt(check)
+        return capsys.readouterr().out.splitlines()
+
+    assert attempt(lambda: None) and capsys.readouterr().out == "solved\n"
+    assert words(wrong) == ["not yet: two is not three"]
+    silent = "from lib.exercises import attempt\n\ndef check():\n    assert 2 == 3\n\nattempt(check)\n"
+    assert outcome(silent, tmp_path, capsys) == "not yet: this should hold: 2 == 3\n"
+    assert words(lambda: len(None)) == [
+        "not yet: there is None where a value is needed: does the function return its result yet?"]
+    here = deep.__code__.co_firstlineno + 1  # and not a line inside torch
+    found, = words(deep)
+    assert found.startswith("not yet: RuntimeError, ") and found.endswith(f" (in deep, line {here})")
