@@ -273,7 +273,8 @@ class Trainer:
 
         clock = time.monotonic() - self.seconds
         bar = tqdm(total=1.0, initial=min(1.0, self.progress), disable=not (progress and self.world.first),
-                   desc="training", bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}")
+                   mininterval=0.1 if sys.stderr.isatty() else 60, desc="training",  # a line a minute in a file
+                   bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}")
         with checkpoints.alone(self.folder) if self.world.first else nullcontext(), bar:
             while not self.finished:
                 self.train_step()
@@ -285,7 +286,8 @@ class Trainer:
                 if watch:
                     watch(self)
                 bar.set_postfix_str(f"step {self.step}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s, "
-                                    f"{np.mean(self.losses[-RECENT:]):.2f} bits/token, best {self.best:.2f} bits/note")
+                                    f"{np.mean(self.losses[-RECENT:]):.2f} bits/token, best {self.best:.2f} bits/note",
+                                    refresh=False)
                 bar.update(max(0.0, min(1.0, self.progress) - bar.n))
                 if stop:
                     break
