@@ -42,7 +42,7 @@ piece or starts one from nothing.
 
 Every number is in `data/results/model.json` with its command; the curve is in
 `data/results/training_log.csv`. The checkpoint was chosen by validation bits per note on a fixed
-subset of whole validation pieces; the test split was evaluated once, after that choice.
+subset of whole validation pieces; the test split was evaluated once for each release, after that choice.
 
 ## Data
 
@@ -64,7 +64,7 @@ from it and carry the same terms: name the source, no commercial use, share alik
 - It knows performances of competition pianists from the piano repertoire, and nothing else.
 - Bits per note hold for this grid only; they cannot be set beside those of another time resolution.
 - Byte-pair encoding makes the figures upper bounds: the same notes have other spellings.
-- Nobody has rated its music. That it copies from the training pieces was not measured.
+- Nobody has rated its music. Passages that it shares with training pieces are counted in notebook 09, section 9.
 """
 
 
