@@ -272,8 +272,8 @@ class Trainer:
         from tqdm import tqdm
 
         clock = time.monotonic() - self.seconds
-        bar = tqdm(total=1.0, initial=min(1.0, self.progress), disable=not (progress and self.world.first),
-                   mininterval=0.1 if sys.stderr.isatty() else 60, desc="training",  # a line a minute in a file
+        bar = tqdm(total=1.0, initial=min(1.0, self.progress), disable=not (progress and self.world.first), desc="training",
+                   mininterval=0.1 if sys.stderr.isatty() else 60,  # seconds: in a file, a line a minute
                    bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}")
         with checkpoints.alone(self.folder) if self.world.first else nullcontext(), bar:
             while not self.finished:
@@ -285,9 +285,8 @@ class Trainer:
                     self._save()
                 if watch:
                     watch(self)
-                bar.set_postfix_str(f"step {self.step}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s, "
-                                    f"{np.mean(self.losses[-RECENT:]):.2f} bits/token, best {self.best:.2f} bits/note",
-                                    refresh=False)
+                bar.set_postfix_str(refresh=False, s=f"step {self.step}, {self.tokens / self.seconds:,.0f} tokens/s, "
+                                    f"{np.mean(self.losses[-RECENT:]):.2f} bits/token, best {self.best:.2f} bits/note")
                 bar.update(max(0.0, min(1.0, self.progress) - bar.n))
                 if stop:
                     break
