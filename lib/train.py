@@ -273,7 +273,7 @@ class Trainer:
 
         clock = time.monotonic() - self.seconds
         bar = tqdm(total=1.0, initial=min(1.0, self.progress), disable=not (progress and self.world.first),
-                   desc="training", mininterval=0.1 if sys.stderr.isatty() else 60,  # seconds: in a file, a line a minute
+                   desc="training", mininterval=0.1 if sys.stderr.isatty() else 60,  # in a file, a line a minute
                    bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}")
         with checkpoints.alone(self.folder) if self.world.first else nullcontext(), bar:
             while not self.finished:
