@@ -9,18 +9,19 @@ def attempt(check: Callable[[], None]) -> bool:
     try:
         check()
     except Exception as error:  # noqa: BLE001  whatever a reader's code raises
-        print(f"not yet: {missing(error, check.__code__.co_filename)}")
+        print(f"not yet: {missing(error, check)}")
         return False
     print("solved")
     return True
 
 
-def missing(error: Exception, cell: str) -> str:
-    """One line on what is missing: the check's own words, a `return`, or the error and its place in the file `cell`."""
+def missing(error: Exception, check: Callable[[], None]) -> str:
+    """One line on what is missing: the check's own words, a `return`, or the error and its place in the cell."""
     first = next(iter(str(error).splitlines()), "")
+    cell = check.__code__.co_filename
     where = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == cell][-1]
     if isinstance(error, AssertionError):
         return first or f"this should hold: {(where.line or 'the check').removeprefix('assert ')}"
-    if "NoneType" in first or first.endswith("not None"):
+    if "NoneType" in first and where.name in (check.__name__, "<listcomp>"):  # the check was given None
         return "there is None where a value is needed: does the function return its result yet?"
     return f"{type(error).__name__}, {first or 'without a word'} (in {where.name}, line {where.lineno})"

@@ -210,13 +210,16 @@ def curves(result: dict):
 def original(result: dict):
     """What each repair of the original's recipe is worth, alone; returns the figure."""
     fig, ax = plots.figure(height=3.6)
-    _forest(ax, [(arm["arm"], arm["gain"]["bits_per_note"], arm["gain"]["interval_95"], plots.INK)
-                 for arm in result.get("arms", []) if arm["arm"] != "original"], "bits a note gained on held-out pieces")
+    gains = {arm["arm"]: arm["gain"] for arm in result.get("arms", []) if arm["arm"] != "original"}
+    _forest(ax, [(name, gain["bits_per_note"], gain["interval_95"], plots.INK) for name, gain in gains.items()],
+            "bits a note gained on held-out pieces")
     ax.axvline(0, color=plots.GREY, linewidth=0.8)
-    alone = {arm["arm"]: arm["gain"]["bits_per_note"] for arm in result.get("arms", []) if "all" not in arm["arm"]}
-    first, second = sorted(alone, key=alone.get, reverse=True)[:2] if alone else ("", "")
-    _title(ax, f"Alone, {first} and {second} repair most: {alone[first]:.1f} and {alone[second]:.1f} bits a note" if alone
-           else "What each repair of the original is worth, alone")
+    alone = {name: gain["bits_per_note"] for name, gain in gains.items() if name != "all repaired"}
+    title = "What each repair of the original is worth, alone"
+    if len(alone) > 1:
+        first, second = sorted(alone, key=alone.get, reverse=True)[:2]
+        title = f"Alone, {first} and {second} repair most: {alone[first]:.1f} and {alone[second]:.1f} bits a note"
+    _title(ax, title)
     return fig
 
 

@@ -157,8 +157,8 @@ def _prompt(ax, start: float, split: float, end: float) -> None:
     """Shade [start, split), draw the dividing line and name both sides above the notes."""
     ax.axvspan(start, split, color=INPUT, alpha=0.10, linewidth=0, zorder=0, gid="prompt")
     low, high = ax.get_ylim()
-    points = 72 * ax.figure.get_figheight() * ax.get_position().height
-    ax.set_ylim(low, high + max(0.09, 14 / max(points - 14, 14)) * (high - low))  # a line of words, in low axes too
+    height, line = 72 * ax.figure.get_figheight() * ax.get_position().height, 14  # of the axes, of words; in points
+    ax.set_ylim(low, high + max(0.09, line / max(height - line, line)) * (high - low))
     label = dict(transform=ax.get_xaxis_transform(), va="top", fontsize=10, fontweight="bold",
                  zorder=4)
     if (split - start) / (end - start) > 0.08:

@@ -212,8 +212,7 @@ def shipped_curve():
         ax.text(middle, max(bits), f" run {run}", va="top", color=plots.GREY)
     ax.annotate(f"{bits[-1]:.1f}", (tokens[-1], bits[-1]), xytext=(0, 9), textcoords="offset points", ha="center",
                 color=plots.OUTPUT)
-    ax.set(xlabel="million tokens read", ylabel="validation, bits per note",
-           ylim=(math.floor(min(bits)), None))
+    ax.set(xlabel="million tokens read", ylabel="validation, bits per note", ylim=(math.floor(min(bits)), None))
     return fig
 
 

@@ -89,6 +89,14 @@ def test_attempt_says_what_is_missing(tmp_path, capsys):
     def deep():
         return torch.zeros(2) @ torch.zeros(3)
 
+    def helper():
+        return len(None)
+
+    def hidden():
+        return helper()
+
+    helper_line = helper.__code__.co_firstlineno + 1  # a None inside the reader's own code is theirs to find
+
     def words(check):
         assert not attempt(check)
         return capsys.readouterr().out.splitlines()
@@ -99,6 +107,8 @@ def test_attempt_says_what_is_missing(tmp_path, capsys):
     assert outcome(silent, tmp_path, capsys) == "not yet: this should hold: 2 == 3\n"
     assert words(lambda: len(None)) == [
         "not yet: there is None where a value is needed: does the function return its result yet?"]
+    assert words(hidden) == [
+        f"not yet: TypeError, object of type 'NoneType' has no len() (in helper, line {helper_line})"]
     here = deep.__code__.co_firstlineno + 1  # and not a line inside torch
     found, = words(deep)
     assert found.startswith("not yet: RuntimeError, ") and found.endswith(f" (in deep, line {here})")

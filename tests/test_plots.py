@@ -87,6 +87,15 @@ def test_prompt_and_continuation_are_told_apart():
     assert {"prompt", "continuation"} <= set(words(ax))
 
 
+def test_the_words_stand_above_the_notes_in_low_axes_too():
+    for rows in (1, 6):
+        fig, axes = plots.figure(rows, 1, height=5, squeeze=False)
+        ax = plots.piano_roll(some_music(), prompt_seconds=10, ax=axes[0, 0], colourbar=False)
+        fig.canvas.draw()
+        foot = min(text.get_window_extent().y0 for text in ax.texts if text.get_text() in ("prompt", "continuation"))
+        assert foot > ax.transData.transform([0, bars(ax)[:, 3].max()])[1], f"{rows} rows"
+
+
 def test_without_a_prompt_nothing_is_divided():
     for ax in (plots.piano_roll(some_music()), plots.piano_roll(some_music(), prompt_seconds=0)):
         assert part(ax, "prompt") is None and part(ax, "divider") is None

@@ -271,6 +271,18 @@ def test_a_deck_as_built_is_not_stale(small_deck):
     assert [slide.title for slide in deck.slides("1_x")] == ["This deck is a test", "Code is taken from lib"]
 
 
+def test_a_deck_as_built_is_left_alone_unless_it_is_named(small_deck, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(build, "build", lambda name, images: made.append(name))
+    monkeypatch.setattr(build, "HERE", small_deck / "slides")
+    build.main([])
+    assert made == [] and "1_x is as built" in capsys.readouterr().out
+    build.main(["1_x"])
+    change(small_deck / "slides" / "1_x.md", "a test\n", "an exam\n")
+    build.main([])
+    assert made == ["1_x", "1_x"]
+
+
 @pytest.mark.parametrize("file, old, new, says", [
     ("data/results/speed.json", "2.5", "2.6", "hours .1f is 2.6 now, and was 2.5"),
     ("lib/m.py", "return x + LIMIT", "return x - LIMIT", "the code of lib/m.py second has changed"),

@@ -291,7 +291,8 @@ def test_the_command_line_overrides_any_field_resumes_and_starts_from_weights(tm
             "--d-model", "16",
             "--n-layer", "1", "--length", "16", "--minutes", "5", "--copies", "no", "--eval-every", "2"]
     main([*line, "--out", str(tmp_path / "run")])
-    said = capsys.readouterr().out
+    said, bar = capsys.readouterr()
+    assert bar.count("\rtraining") <= 4, "begin, end, and after each of two validations: no line a step"
     assert "d_model=16" in said and "copies=False" in said and "expected:" in said and "best validation" in said
     main([*line, "--out", str(tmp_path / "run"), "--resume", "--steps", "6"])
     assert "resuming at step 4" in capsys.readouterr().out
