@@ -1,5 +1,6 @@
 """What every exercise of the notebooks ends with: its check, run without stopping the notebook."""
 
+import inspect
 import traceback
 from collections.abc import Callable
 
@@ -18,10 +19,11 @@ def attempt(check: Callable[[], None]) -> bool:
 def missing(error: Exception, check: Callable[[], None]) -> str:
     """One line on what is missing: the check's own words, a `return`, or the error and its place in the cell."""
     first = next(iter(str(error).splitlines()), "")
+    check = inspect.unwrap(check)  # of torch.no_grad
     cell = check.__code__.co_filename
     where = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == cell][-1]
     if isinstance(error, AssertionError):
         return first or f"this should hold: {(where.line or 'the check').removeprefix('assert ')}"
-    if "NoneType" in first and where.name in (check.__name__, "<listcomp>"):  # the check was given None
+    if "NoneType" in first and (where.name == check.__name__ or where.name.startswith("<")):  # the check's own line
         return "there is None where a value is needed: does the function return its result yet?"
     return f"{type(error).__name__}, {first or 'without a word'} (in {where.name}, line {where.lineno})"
