@@ -285,7 +285,8 @@ class Trainer:
                     self._save()
                 if watch:
                     watch(self)
-                bar.set_postfix_str(refresh=False, s=f"step {self.step}, {self.tokens / self.seconds:,.0f} tokens/s, "
+                speed = self.tokens / max(self.seconds, 1e-9)  # a coarse clock may not have moved yet
+                bar.set_postfix_str(refresh=False, s=f"step {self.step}, {speed:,.0f} tokens/s, "
                                     f"{np.mean(self.losses[-RECENT:]):.2f} bits/token, best {self.best:.2f} bits/note")
                 bar.update(max(0.0, min(1.0, self.progress) - bar.n))
                 if stop:

@@ -97,11 +97,10 @@ def run(notebook, path: Path, *, quick: bool, timeout: int) -> float:
 
 
 def clean(notebook, name: str) -> None:
-    """Leave only what a reader needs: no timing, no widget state, no bars, stable cell ids."""
+    """Leave only what a reader needs: no timing, no widget state, no bars."""
     notebook.metadata = {"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     notebook.nbformat_minor = 5
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"{name[:2]}-{number:03d}"
+    for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type != "code":

@@ -54,22 +54,6 @@ def shown(out) -> list[tuple[str, str]]:
     return [(kind, text_of(value)) for kind, value in out.get("data", {}).items()]
 
 
-def pieces(cell) -> list[str]:
-    """What a reader sees under a cell: printed text, figure, table, clip.
-
-    Clips to compare count as one, and so does a piano roll with its clip.
-    """
-    found = []
-    for out in cell["outputs"]:
-        page = "".join(text for kind, text in shown(out) if kind in ("text/html", "text/markdown"))
-        kind = "clip" if "<audio" in page else "figure" if "<img" in page else "page" if page else "text"
-        if found and (kind == found[-1] == "clip" or (found[-1], kind) == ("figure", "clip")):
-            found[-1] = kind
-        else:
-            found.append(kind)
-    return found
-
-
 def broken_links(text: str, page: Path) -> list[str]:
     """Links and images of a Markdown text that lead to no file, or to no heading, here; web links are not tried."""
     broken = []

@@ -73,10 +73,9 @@ def test_at_most_one_megabyte(path):
 
 
 @each_notebook
-def test_cell_ids_are_stable(path):
-    """Ids that follow the order keep a re-run's difference small."""
+def test_every_cell_has_an_id_of_its_own(path):
     ids = [cell["id"] for cell in load(path)["cells"]]
-    assert ids == [f"{path.stem[:2]}-{n:03d}" for n in range(len(ids))]
+    assert len(set(ids)) == len(ids)
 
 
 @each_notebook
@@ -113,7 +112,6 @@ def test_says_what_it_is_for(path):
 def test_first_code_cell_is_the_same_in_all():
     firsts = {text_of(code_cells(load(path))[0]["source"]) for path in NOTEBOOKS}
     assert firsts == {colab.first_cell()}, "run python -m lib.env --stamp"
-    assert len(colab.first_cell().splitlines()) <= 12
 
 
 @each_notebook

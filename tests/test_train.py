@@ -60,6 +60,14 @@ def test_resuming_is_as_if_it_had_never_stopped(tmp_path, optimizer):
         assert torch.equal(a, b)
 
 
+def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
+    """A coarse clock may read the same after a fast step: no speed is known then, and nothing divides by zero."""
+    monkeypatch.setattr("lib.train.time.monotonic", lambda: 7.0)
+    trainer = Trainer(make_streams(), replace(TINY, steps=2), tmp_path / "run", device="cpu", say=quiet)
+    trainer.run()
+    assert trainer.step == 2 and trainer.seconds == 0
+
+
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(tmp_path):
     """Each parameter has one optimiser; a step of Muon spreads over more directions than the gradient does."""
     config = replace(TINY, optimizer="muon")
