@@ -2,7 +2,8 @@
 
 A figure cannot be compared with itself cheaply, so the build notes what it was made of instead:
 the source of the figure's function and, step by step, of every function, class and constant of
-`lib` and `slides` that it names. Docstrings and comments do not count.
+`lib` and `slides` that it names. Docstrings and comments do not count, nor where the code lies: a file
+may move, and its importers may follow it, without a figure going stale.
 """
 
 import ast
@@ -17,7 +18,7 @@ PACKAGES = ("lib", "slides")
 
 def code_hash(file: str, name: str) -> str:
     """A short hash of the code behind the symbol `name` of `file` (such as slides/figures.py)."""
-    texts = [f"{where}:{what}\n{_text(where, what)}" for where, what in sorted(closure(file, name))]
+    texts = sorted(f"{what}\n{_text(where, what)}" for where, what in closure(file, name))
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
@@ -45,9 +46,13 @@ def _node(file: str, name: str) -> ast.AST:
 
 
 def _text(file: str, name: str) -> str:
-    """A symbol's source lines without docstrings, comment lines and blank lines."""
+    """A symbol's source lines without docstrings, comment lines, blank lines and imports from this repository."""
     node = _node(file, name)
-    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()[first_line(node) - 1 : node.end_lineno]
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    for part in ast.walk(node):
+        if isinstance(part, ast.ImportFrom) and _ours(part):
+            lines[part.lineno - 1 : part.end_lineno] = [""] * (part.end_lineno - part.lineno + 1)
+    lines = lines[first_line(node) - 1 : node.end_lineno]
     kept = (line.rstrip() for line in without_docstring(lines, node))
     return "\n".join(line for line in kept if line.strip() and not line.strip().startswith("#"))
 
@@ -79,15 +84,29 @@ def _has(file: str, name: str) -> bool:
     return True
 
 
+def _ours(node: ast.ImportFrom) -> bool:
+    return (node.module or "").split(".")[0] in PACKAGES
+
+
+def _file(module: str) -> str:
+    """The file of a module or package of this repository, "" where there is none."""
+    path = module.replace(".", "/")
+    return next((file for file in (f"{path}.py", f"{path}/__init__.py") if (ROOT / file).is_file()), "")
+
+
 def _imports(nodes) -> dict[str, tuple[str, str]]:
     """Local name -> (file, symbol) for what is imported from this repository; "" for a whole module."""
     found = {}
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+        if isinstance(node, ast.ImportFrom) and _ours(node):
             for alias in node.names:
-                inner, outer = f"{node.module}.{alias.name}".replace(".", "/"), node.module.replace(".", "/")
-                if (ROOT / f"{inner}.py").is_file():
-                    found[alias.asname or alias.name] = (f"{inner}.py", "")
-                elif _has(f"{outer}.py", alias.name):
-                    found[alias.asname or alias.name] = (f"{outer}.py", alias.name)
+                inner, outer = _file(f"{node.module}.{alias.name}"), _file(node.module)
+                local = alias.asname or alias.name
+                if inner:
+                    found[local] = (inner, "")
+                elif outer and _has(outer, alias.name):
+                    found[local] = (outer, alias.name)
+                elif outer.endswith("/__init__.py"):  # a package hands on what its modules define
+                    handed_on = _imports(_tree(outer).body)
+                    found |= {local: handed_on[alias.name]} if alias.name in handed_on else {}
     return found

@@ -184,6 +184,13 @@ def test_code_is_followed_across_modules(results):
         "def one():\n    return m.second(1)\n\n\ndef two():\n    return Box()\n")
     assert ("lib/m.py", "LIMIT") in sources.closure("slides/figures.py", "one")
     assert sources.closure("slides/figures.py", "two") == {("slides/figures.py", "two"), ("lib/m.py", "Box")}
+    before = [sources.code_hash("slides/figures.py", name) for name in ("one", "two")]
+    (results / "lib" / "room").mkdir()
+    (results / "lib" / "m.py").rename(results / "lib" / "room" / "n.py")  # the code moves, and a package hands it on
+    (results / "lib" / "room" / "__init__.py").write_text("from lib.room.n import Box\n")
+    change(results / "slides" / "figures.py", "from lib import m\nfrom lib.m", "from lib.room import n as m\nfrom lib.room")
+    assert ("lib/room/n.py", "Box") in sources.closure("slides/figures.py", "two")
+    assert [sources.code_hash("slides/figures.py", name) for name in ("one", "two")] == before
     assert pictures.home("one") == "slides/figures.py"
     with pytest.raises(UserError, match="none of slides/figures"):
         pictures.home("three")
