@@ -5,7 +5,7 @@
     python notebooks/execute.py --quick         the quick run: measured, not written back
 
 The committed notebooks come from the full run. Minutes, device, versions and command go to
-data/results/notebooks.json; `python -m lib.env --stamp` puts them into the README.
+data/results/notebooks.json; `python -m lib.lab.pages stamp` puts them into the README.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from lib import env  # noqa: E402
-from lib.errors import UserError, cli, os_errors  # noqa: E402
+from lib.env import machine as env  # noqa: E402
+from lib.env.errors import UserError, cli, os_errors  # noqa: E402
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 PROGRESS_BAR = re.compile(r"\[[\d:]*\d:\d\d[<,]")  # the "[00:03<00:07," of every tqdm bar

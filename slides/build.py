@@ -19,8 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lib.env import write_text
-from lib.errors import UserError, cli, os_errors
+from lib.env.errors import UserError, cli, os_errors
+from lib.env.machine import write_text
 from slides import deck
 from slides.pictures import FIGURE, SOUND, file_hash, input_hash, made_of, make
 from slides.quotes import CODE, NUMBER, ROOT

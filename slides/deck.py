@@ -7,7 +7,7 @@ note is a comment that begins with the minutes it takes: `<!-- 2 min. Say … --
 import re
 from dataclasses import dataclass
 
-from lib.errors import UserError
+from lib.env.errors import UserError
 from slides.pictures import FIGURE, SOUND
 from slides.quotes import CODE, NUMBER, ROOT, excerpt, number
 

@@ -8,9 +8,9 @@ import re
 
 import numpy as np
 
-from lib import plots
-from lib.env import read_results
-from lib.notes import Music, make_notes
+from lib.env.machine import read_results
+from lib.music.notes import Music, make_notes
+from lib.show import plots
 from slides.quotes import printed
 
 WIDTH = 8.2  # inches, shown 1,150 pixels wide: 11 points are then 21 pixels of 720

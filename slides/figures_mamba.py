@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib import cells, env, generate_bench, mamba, plots
-from lib.data import performances
-from lib.generate import Grammar, load_model
-from lib.notes import crop, read_midi, sustain
+from lib.env import machine as env
+from lib.generate.player import Grammar, load_model
+from lib.lab.bench import generate as generate_bench
+from lib.mamba import model as mamba
+from lib.music.maestro import performances
+from lib.music.notes import crop, read_midi, sustain
+from lib.show import diagrams as cells
+from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 SECONDS = (64, 94)  # the phrase

@@ -5,12 +5,12 @@ All is drawn from data/results. A slide's title states the claim, so that these 
 
 import numpy as np
 
-from lib import plots
-from lib.baselines import LABELS
-from lib.experiment_efficiency import label, show
-from lib.experiment_figures import LOOKS, load
-from lib.notes import Music, crop
-from lib.tokens import TokenConfig, Tokenizer
+from lib.lab.experiments.efficiency import label, show
+from lib.lab.experiments.figures import LOOKS, load
+from lib.lab.rivals.matched import LABELS
+from lib.music.notes import Music, crop
+from lib.music.tokens import TokenConfig, Tokenizer
+from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 BEFORE, AFTER = 2, 10  # seconds of the prompt and of the continuation that are heard

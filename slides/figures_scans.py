@@ -9,10 +9,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from lib import cells, env, plots, scan_figures, scan_parallel
-from lib.data import performances
-from lib.notes import crop, read_midi, sustain
-from lib.scan import loop
+from lib.env import machine as env
+from lib.lab.bench import scan_figures
+from lib.music.maestro import performances
+from lib.music.notes import crop, read_midi, sustain
+from lib.scan import parallel as scan_parallel
+from lib.scan.selective import loop
+from lib.show import diagrams as cells
+from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 LOOKS = {"loop": ("-", plots.INK), "Hillis–Steele": ("o-", plots.OTHER[0]), "Blelloch": ("s-", plots.OTHER[2])}

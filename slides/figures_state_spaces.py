@@ -1,10 +1,11 @@
-"""Figures of deck 2: the spring of notebook 03, drawn large, by the functions of lib.ssm."""
+"""Figures of deck 2: the spring of notebook 03, drawn large, by the functions of lib.scan.ssm."""
 
 import math
 
 import torch
 
-from lib import plots, ssm
+from lib.scan import ssm
+from lib.show import plots
 
 WIDTH = 8.2  # inches, shown 1,150 pixels wide
 OMEGA, FRICTION = 2 * math.pi, 1.0  # once a second; how fast the swing dies

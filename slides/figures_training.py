@@ -12,15 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from lib import anchors, cells, env, plots
-from lib.control import Controls
-from lib.crops import Crops
-from lib.data import performances
-from lib.generate import Grammar, load_model, prompt_end, variations
-from lib.grammar import FOLLOWS
-from lib.notes import Music, crop, read_midi, sustain
-from lib.recipe import TrainConfig, learning_rate
-from lib.tokens import first_seconds
+from lib.env import machine as env
+from lib.generate.control import Controls
+from lib.generate.grammar import FOLLOWS
+from lib.generate.player import Grammar, load_model, prompt_end, variations
+from lib.lab.judge import anchors
+from lib.music.maestro import performances
+from lib.music.notes import Music, crop, read_midi, sustain
+from lib.music.tokens import first_seconds
+from lib.show import diagrams as cells
+from lib.show import plots
+from lib.train.batches import Crops
+from lib.train.config import TrainConfig, learning_rate
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 LENGTH = 512  # tokens of a crop, as the shipped model was trained

@@ -1,7 +1,7 @@
 """Figures and sounds of the decks: found by name, drawn or rendered, and watched while they are made.
 
 A name is a function in slides/figures*.py: a figure's returns a Matplotlib figure, a sound's notes
-(`lib.notes.Music`) or the bytes of an MP3. `notebook/01_maestro#the-pedal-is-down` is the one image of an
+(`lib.music.notes.Music`) or the bytes of an MP3. `notebook/01_maestro#the-pedal-is-down` is the one image of an
 executed notebook whose alt text, or the one player whose label, holds these words; `#3` is the third.
 """
 
@@ -16,7 +16,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib.errors import UserError
+from lib.env.errors import UserError
 from slides import quotes
 from slides.quotes import ROOT, book
 from slides.sources import code_hash
@@ -66,7 +66,7 @@ def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
             return kept["ending"], base64.b64decode(kept["data"]), kept["reads"]
     from matplotlib import rc_context
 
-    from lib.plots import STYLE
+    from lib.show.plots import STYLE
 
     print(f"  {kind} {name}")
     module = importlib.import_module(home(name)[:-3].replace("/", "."))
@@ -107,7 +107,7 @@ def _figure_bytes(fig) -> tuple[str, bytes]:
     """An SVG with its letters as outlines, the same bytes every time; a PNG where that is large."""
     import matplotlib
 
-    from lib.plots import STYLE, png_bytes
+    from lib.show.plots import STYLE, png_bytes
 
     out = io.BytesIO()
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "path", "svg.hashsalt": "slides"}):
@@ -117,8 +117,8 @@ def _figure_bytes(fig) -> tuple[str, bytes]:
 
 
 def _sound_bytes(made, name: str) -> bytes:
-    from lib.listen import PLAYER_LEVEL, mp3_bytes, render
-    from lib.notes import Music
+    from lib.music.notes import Music
+    from lib.show.listen import PLAYER_LEVEL, mp3_bytes, render
 
     if isinstance(made, Music):
         return mp3_bytes(render(made, rate=RATE), RATE, level=PLAYER_LEVEL)

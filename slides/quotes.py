@@ -8,8 +8,8 @@
     {{ notebook:01_maestro ([\\d,]+) performances }}    group 1 of a pattern, in what the notebook printed
     {{ notebook:01_maestro#6 ([\\d,]+) performances }}  the same, in what its code cell 6 printed
 
-    <!-- code: lib/ssm.py kernel -->                    a function, class or Class.method
-    <!-- code: lib/ssm.py kernel without docstring without comments lines 1-6 -->
+    <!-- code: lib/scan/ssm.py kernel -->                    a function, class or Class.method
+    <!-- code: lib/scan/ssm.py kernel without docstring without comments lines 1-6 -->
                                                         lines counted in what then remains
 
 Everything raises `UserError` with one sentence where it finds nothing.
@@ -22,11 +22,9 @@ import re
 import textwrap
 import tokenize
 from functools import reduce
-from pathlib import Path
 
-from lib.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
+from lib.env.errors import UserError
+from lib.env.paths import ROOT
 
 NUMBER = re.compile(r"\{\{\s*(results|notebook):(.+?)\s*\}\}")
 CODE = re.compile(r"^<!-- code: (.+?) -->$", re.MULTILINE)

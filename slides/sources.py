@@ -10,7 +10,7 @@ import ast
 import hashlib
 from functools import cache
 
-from lib.errors import UserError
+from lib.env.errors import UserError
 from slides.quotes import ROOT, first_line, member, without_docstring
 
 PACKAGES = ("lib", "slides")

@@ -1,0 +1,33 @@
+"""Files appear whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lib.env.errors import os_errors
+
+
+@contextmanager
+def whole(path: str | Path, what: str = "") -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; it becomes `path` when the block succeeds.
+
+    When the block fails, nothing is left behind and an older file keeps its content. The folder
+    is made. An operating system's error becomes a `UserError` that says what could not be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    with os_errors(f"write {what or path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value, what: str = "") -> None:
+    """A result or a description as JSON that people can read, whole or not at all."""
+    with whole(path, what) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

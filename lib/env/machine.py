@@ -1,0 +1,298 @@
+"""What this machine has, and what the course will do with it.
+
+    python -m lib.env                      a line a requirement, the device, the precision, the minutes
+    python -m lib.lab.pages stamp              write results and addresses into README.md and the notebooks
+    python -m lib.lab.pages lone 00     a lone notebook in a fresh environment, to its first sound
+    python -m lib.lab.pages workshop FOLDER    make, or finish, and check what a room without a network needs
+
+Nothing heavy is imported until it is needed, so this works on a bare machine too.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from lib.env.errors import UserError, cli, os_errors
+from lib.env.files import whole
+from lib.env.paths import RESULTS, ROOT
+
+OLDEST_PYTHON = (3, 11)
+INSTALL = "pip install -r requirements.txt"
+UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a notebook needs to know about where it runs."""
+
+    quick: bool  # small sizes, seconds (the tests); else the full run
+    device: str  # "cuda" or "cpu"
+    precision: str  # "bf16", "fp16" or "fp32"
+    seed: int  # what Python's, numpy's and torch's generators were set to
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement, looked up on this machine."""
+
+    ok: bool
+    text: str  # one line: the version found, or what to do
+
+
+def is_quick() -> bool:
+    """Whether MUSIC_QUICK asks for the quick run (the tests set it to 1)."""
+    return os.environ.get("MUSIC_QUICK", "").strip().lower() in {"1", "true", "yes"}
+
+
+def start(seed: int = 0, *, alone: bool = False, say=print) -> Run:
+    """Begin a notebook: set every seed, say in one line where and how it runs.
+
+    `alone`: the notebook was opened without its repository, as on Colab, and has just fetched it;
+    what is missing is installed first, and a failure ends the cell in one sentence. May be called
+    again at any time; it then sets the seeds again. Raises UserError where Python is too old, or
+    numpy or torch is missing.
+    """
+    if alone:
+        from lib.lab.pages.address import install_missing
+
+        try:
+            check_python()
+            install_missing(say)
+        except UserError as error:
+            sys.exit(str(error))
+    check_python()
+    try:
+        import numpy as np
+        import torch
+    except ImportError as error:
+        raise UserError(f"{error.name or error} is missing: run {INSTALL}") from error
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    quick = is_quick()
+    device, precision, _ = choose_device()
+    where = f"{device_name()} · {precision}" if device == "cuda" else device
+    how = "quick run" if quick else f"full run{_expected_minutes()}"
+    torch_version = torch.__version__.partition("+")[0]
+    python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    say(f"{where} · torch {torch_version} · python {python_version} · {how}")
+    return Run(quick=quick, device=device, precision=precision, seed=seed)
+
+
+def check_python() -> None:
+    """Raise UserError if this Python is older than the course needs."""
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        raise UserError(
+            f"this is Python {platform.python_version()}, the course needs {oldest} or newer: "
+            f"install a newer Python and run {INSTALL} with it"
+        )
+
+
+def choose_device() -> tuple[str, str, str]:
+    """(device, precision, why) for this machine; imports torch.
+
+    bfloat16 is in hardware from compute capability 8.0 on. Older cards, a T4 for one, only
+    emulate it, so they get float16.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", "fp32", "no CUDA device was found, and a CPU computes in float32"
+    capability = torch.cuda.get_device_capability()
+    number = f"compute capability {capability[0]}.{capability[1]}"
+    if capability >= (8, 0):
+        return "cuda", "bf16", f"{number} has bfloat16 in hardware (8.0 or higher does)"
+    return "cuda", "fp16", f"{number} only emulates bfloat16 (hardware has it from 8.0 on)"
+
+
+def device_name() -> str:
+    """The device in words, as the result files record it: "CPU, 2 cores" or the card's name."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return f"CPU, {cores} core{'s' if cores > 1 else ''}"
+
+
+def provenance(command: str, *, seed: int = 0) -> dict:
+    """What a result file says about its numbers: device, versions, command and seed."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "triton", "numpy", "muspy", "miditok", "symusic"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"device": device_name(), "versions": versions, "command": command, "seed": seed}
+
+
+def read_results(name: str) -> dict:
+    """data/results/NAME.json as a dict, empty where it was never written."""
+    path = RESULTS / f"{name}.json"
+    try:
+        with os_errors(f"read data/results/{path.name}"):
+            text = path.read_text(encoding="utf-8") if path.exists() else "{}"
+        found = json.loads(text)
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"data/results/{path.name} is damaged: get it again with git") from error
+    if not isinstance(found, dict):
+        raise UserError(f"data/results/{path.name} is damaged: get it again with git")
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises UserError, never leaves half a file."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _expected_minutes() -> str:
+    """" (about 2 minutes)" for the notebook that runs, or "" where that is not known."""
+    # JPY_SESSION_NAME is what Jupyter tells a kernel, MUSIC_NOTEBOOK what execute.py tells it.
+    name = os.environ.get("MUSIC_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or ""
+    found = read_results("notebooks").get(Path(name).stem, {})
+    minutes = found.get("full_minutes")
+    if minutes is None:
+        return ""
+    measured_on = found.get("full_run", {}).get("device", "")
+    elsewhere = f" on {measured_on}" if measured_on not in ("", device_name()) else ""
+    if minutes < 0.75:
+        return f" (under a minute{elsewhere})"
+    if minutes < 1.5:
+        return f" (about a minute{elsewhere})"
+    return f" (about {minutes:.0f} minutes{elsewhere})"
+
+
+# ---- requirements -------------------------------------------------------------------------
+
+
+def requirements(path: Path | None = None) -> list[tuple[str, str]]:
+    """(requirement, reason) of each line of requirements.txt."""
+    path = path or ROOT / "requirements.txt"
+    with os_errors("read the list of requirements"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition(" #") for line in lines if line.strip() and line[0] != "#"]
+    return [(wanted.strip(), reason.strip()) for wanted, _, reason in pairs]
+
+
+def check(wanted: str, reason: str = "") -> Check:
+    """Look one requirement up: is it installed, and in a version that was tested?"""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError as error:
+        raise UserError(f"packaging is missing: run {INSTALL}") from error
+    need = Requirement(wanted)
+    if need.marker is not None and not need.marker.evaluate():
+        return Check(True, f"{need.name}: not used on this kind of machine")
+    exact = f"{need.name}{need.specifier}"
+    try:
+        found = version(need.name)
+    except PackageNotFoundError:
+        return Check(False, f'{need.name} is missing ({reason}): run pip install "{exact}"')
+    if need.specifier.contains(found, prereleases=True):
+        return Check(True, f"{need.name} {found}: {reason}")
+    return Check(
+        False,
+        f"{need.name} {found} was not tested, {need.specifier} was: "
+        f'run pip install "{exact}"',
+    )
+
+
+def optional_kernels() -> str:
+    """One line on the official kernels, which nothing here needs."""
+    missing = []
+    for name in ("causal-conv1d", "mamba-ssm"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    if not missing:
+        return "causal-conv1d and mamba-ssm are installed: used as a reference only"
+    return f"{' and '.join(missing)} not installed: not needed (see requirements-gpu.txt)"
+
+
+# ---- the notebooks ------------------------------------------------------------------------
+
+
+def notebook_names() -> list[str]:
+    """The notebooks that exist, in the order they are read."""
+    return sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def minutes_text(value: float | None) -> str:
+    """Measured minutes as they are shown: "1.2", or "not measured"."""
+    if value is None:
+        return UNKNOWN
+    return "under 0.1" if value < 0.1 else f"{value:.1f}"
+
+
+# ---- command line -------------------------------------------------------------------------
+
+
+def report(say=print) -> bool:
+    """Print what this machine has; False where something is missing."""
+    say(f"OK    python {platform.python_version()}")
+    checks = [check(wanted, reason) for wanted, reason in requirements()]
+    for found in checks:
+        say(f"{'OK  ' if found.ok else 'FIX '}  {found.text}")
+    say(f"      {optional_kernels()}")
+    try:
+        device, precision, why = choose_device()
+        say(f"\ndevice      {device} ({device_name()})\nprecision   {precision}: {why}")
+    except Exception as error:  # noqa: BLE001  torch is missing or broken: any error may come out of its import
+        say(f"\ndevice      unknown: torch does not start ({str(error).splitlines()[0]})")
+    measured = read_results("notebooks")
+    say("\nminutes     full run, quick run")
+    for name in notebook_names():
+        found = measured.get(name, {})
+        full, quick = (minutes_text(found.get(f"{kind}_minutes")) for kind in ("full", "quick"))
+        where = found.get("full_run", {}).get("device")
+        say(f"{name:<22} {full}, {quick}{f'  (on {where})' if where else ''}")
+    return all(found.ok for found in checks)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: check this machine, or do one of the errands that the options name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.env", description="What this machine has and what the course needs."
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--stamp", action="store_true",
+                       help="write results and addresses into README.md and the notebooks")
+    which.add_argument("--colab-check", nargs="*", metavar="NN",
+                       help="run lone notebooks in fresh environments up to their first sound")
+    which.add_argument("--workshop", nargs="?", const="workshop", metavar="FOLDER",
+                       help="make or finish a bundle for a room without a network, and check it")
+    parser.add_argument("--check", action="store_true", help="with --workshop: check only, fetch nothing")
+    given = parser.parse_args(argv)
+    if given.check and given.workshop is None:
+        parser.error("--check goes with --workshop FOLDER")
+    check_python()
+    if given.stamp:
+        from lib.lab.pages.stamp import stamp
+
+        stamp()
+    elif given.colab_check is not None:
+        from lib.lab.pages.lone import main as colab_check
+
+        colab_check(given.colab_check)
+    elif given.workshop is not None:
+        from lib.lab.pages.workshop import main as workshop
+
+        workshop(Path(given.workshop), check_only=given.check)
+    elif not report():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,80 @@
+"""Ask for more or fewer notes, higher or lower, louder or softer: the model's own odds, tilted.
+
+Every control adds to the logits, so that it works with any checkpoint of the vocabulary, needs no
+training and no prompt, and at zero changes nothing at all. What a token would do to the attribute
+(how high its keys, how hard they are struck, how far it moves the clock) is read off its name. The
+tilt is exponential: of all distributions with that mean, the one nearest to the model's (in
+Kullback-Leibler divergence). Tempo is not sampled: the new notes are stretched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.env.errors import UserError
+from lib.generate.grammar import Grammar
+from lib.music.tokens import Tokenizer
+
+MOST = 3.0  # either way
+# What one unit does, chosen so that 1 is plain to see in the figures and 3 is extreme:
+KEYS = 48  # semitones by which a key must be higher to become e times likelier
+TOUCH = 64  # the same in MIDI velocity
+CROWD = 0.4  # the exponent of the next line
+MOMENT = 0.05  # seconds: a step of t seconds becomes (1 + t / 0.05) to the power of 0.4 times unlikelier
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the player asks for. 0, and tempo 1, are the model's own."""
+
+    density: float = 0.0  # more notes a second where positive
+    register: float = 0.0  # higher where positive
+    loudness: float = 0.0  # louder where positive
+    tempo: float = 1.0  # 2: twice as fast
+
+    def __post_init__(self):
+        for name in ("density", "register", "loudness"):
+            if not -MOST <= getattr(self, name) <= MOST:
+                raise UserError(f"{name} {getattr(self, name)} is outside {-MOST:g} to {MOST:g}: 0 is the model's own")
+        if not 0.25 <= self.tempo <= 4:
+            raise UserError(f"tempo {self.tempo} is outside 0.25 to 4: 1 is the model's own")
+
+
+class Steering:
+    """Controls, made ready for a vocabulary."""
+
+    def __init__(self, controls: Controls, tokenizer: Tokenizer):
+        self.density = controls.density
+        self._tilts = [(torch.from_numpy(group), torch.from_numpy(strength * values[group] / unit))
+                       for strength, kind, unit in ((controls.register, "Pitch", KEYS),
+                                                    (controls.loudness, "Velocity", TOUCH))
+                       if strength for values, group in [_means(tokenizer, kind)]]
+
+    def __bool__(self) -> bool:
+        return bool(self.density or self._tilts)
+
+    def apply(self, logits: Tensor, grammars: Sequence[Grammar]) -> Tensor:
+        """Logits (B, V), -inf where forbidden, tilted; a grammar a row.
+
+        Register and loudness choose among the tokens that name a key or a touch, and leave the
+        odds of those tokens, taken together, as they were. So neither changes how many notes come.
+        """
+        for group, tilt in self._tilts:
+            inside = logits[:, group]
+            tilted = inside + tilt
+            shift = inside.logsumexp(1, keepdim=True) - tilted.logsumexp(1, keepdim=True)
+            logits = logits.clone()
+            logits[:, group] = tilted + shift.nan_to_num(0)  # no such token is allowed: nothing to shift
+        if self.density:
+            steps = torch.from_numpy(np.stack([grammar.elapsed() for grammar in grammars]))
+            logits = logits - CROWD * self.density * torch.log1p(steps / MOMENT)
+        return logits
+
+
+def _means(tokenizer: Tokenizer, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the values of `kind` inside each token, and which tokens have one: both (V,)."""
+    values = [[int(name.split("_")[1]) for name in names if name.startswith(kind + "_")] for names in tokenizer.pieces]
+    return np.array([np.mean(v) if v else 0.0 for v in values]), np.array([bool(v) for v in values])

@@ -1,0 +1,137 @@
+"""Play without end: a MIDI file that grows while the music goes on, in constant memory.
+
+The file can be opened at any moment: after every bar it is a whole MIDI file of what was played so far.
+"""
+
+import heapq
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from lib.env.errors import UserError, os_errors
+from lib.generate.grammar import NoteReader
+from lib.music.tokens import BAR
+
+TICKS = 960  # a second: 480 a quarter note at 120 BPM, as `lib.music.notes.write_midi`
+END = b"\x00\xff\x2f\x00"  # end of track, at once
+TEMPO = b"\x00\xff\x51\x03" + (500_000).to_bytes(3, "big")  # microseconds a quarter note
+FULL = 2**32 - 2**20  # bytes: a track's length has 32 bits (some years of music)
+
+
+def _variable(ticks: int) -> bytes:
+    """A delta time in MIDI's variable-length form, seven bits a byte, the highest first."""
+    out = [ticks & 0x7F]
+    while ticks := ticks >> 7:
+        out.append(0x80 | ticks & 0x7F)
+    return bytes(reversed(out))
+
+
+class GrowingMidi:
+    """A format 0 file that takes notes in the order of their starts; `flush` makes it whole.
+
+    It remembers only the keys that are down. A key struck while it sounds ends its earlier note.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        with os_errors(f"write {self.path}"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("wb")
+            self._file.write(b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2) + b"MTrk" + bytes(4))
+            self._end = self._file.tell()  # where the next event goes, over the end of track
+        self._now = 0  # ticks of the last event
+        self._down: dict[int, int] = {}  # key: tick at which it comes up
+        self._ups: list[tuple[int, int]] = []  # (tick, key), the earliest first; some are out of date
+        self._pending = bytearray(TEMPO)
+        self.notes = 0
+
+    def add(self, start: float, end: float, pitch: int, velocity: int) -> None:
+        """A note in seconds; no earlier than the one before."""
+        begin = max(round(start * TICKS), self._now)
+        self._release(begin)
+        if pitch in self._down:
+            self._event(begin, 0x80, pitch, 0)
+            del self._down[pitch]
+        self._event(begin, 0x90, pitch, velocity)
+        up = max(round(end * TICKS), begin + 1)
+        self._down[pitch] = up
+        heapq.heappush(self._ups, (up, pitch))
+        self.notes += 1
+
+    def _release(self, until: int) -> None:
+        """Let the keys come up that do so by this tick."""
+        while self._ups and self._ups[0][0] <= until:
+            up, pitch = heapq.heappop(self._ups)
+            if self._down.get(pitch) == up:
+                del self._down[pitch]
+                self._event(up, 0x80, pitch, 0)
+
+    def _event(self, tick: int, status: int, pitch: int, velocity: int) -> None:
+        self._pending += _variable(tick - self._now) + bytes((status, pitch, velocity))
+        self._now = tick
+
+    def flush(self, last: bool = False) -> None:
+        """Write what has come; the keys still down come up in the file at once, and on a later flush in time."""
+        if last:
+            self._release(max(self._down.values(), default=0))
+        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END
+        with os_errors(f"write {self.path}"):
+            self._file.seek(self._end)
+            self._file.write(self._pending + tail)
+            self._end += len(self._pending)
+            if self._end > FULL:
+                raise UserError(f"{self.path} is as long as a MIDI file can be: begin another one")
+            self._file.seek(18)
+            self._file.write(struct.pack(">I", self._end + len(tail) - 22))
+            self._file.truncate(self._end + len(tail))
+            self._file.flush()
+        self._pending = bytearray()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if not isinstance(error, (UserError, OSError)):
+                self.flush(last=True)
+        finally:
+            self._file.close()
+
+
+def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None, say=print) -> None:
+    """Play row 0 of a `Player` into a growing file, to `until` seconds or until Ctrl-C.
+
+    `before` are a prompt's notes; the file begins at second `origin` of the piece.
+    """
+    from tqdm import tqdm
+
+    reader = NoteReader(player.tokenizer, player.grammars[0])
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another seed or folder, or move it away")
+    with GrowingMidi(path) as midi, tqdm(unit=" tokens", desc=str(path)) as bar:
+        for start, end, pitch, velocity in before.tolist():
+            midi.add(start - origin, end - origin, pitch, velocity)
+        written = -BAR
+        try:
+            for notes, seconds in forever(player, reader):
+                if until is not None and seconds >= until:
+                    break
+                for start, end, pitch, velocity in notes:
+                    midi.add(start - origin, end - origin, pitch, velocity)
+                if seconds >= written + BAR:
+                    midi.flush()
+                    written = seconds
+                    bar.set_postfix_str(f"{(seconds - origin) / 60:.1f} minutes of music")
+                bar.update(1)
+        except KeyboardInterrupt:
+            say("stopped")
+    say(f"{path}: {midi.notes} notes, {os.path.getsize(path):,} bytes")
+
+
+def forever(player, reader: NoteReader):
+    """The first row's tokens without end, as (the notes that a token completes, the second reached)."""
+    while True:
+        token = player.step()[0]
+        yield reader.read(token), player.grammars[0].seconds

@@ -1,0 +1,340 @@
+"""Play: continue a MIDI file or start from nothing (`python -m lib.generate`).
+
+The prompt is read once; then every token costs the same, however long the piece has become,
+because all that the model remembers is a state of constant size.
+"""
+
+import argparse
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib.env.errors import UserError
+from lib.generate import moment as moments
+from lib.generate.control import Controls, Steering
+from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401 - two of them for whoever reads on
+from lib.generate.moment import KEPT, Moment, hear
+from lib.generate.sampling import Sampling, draw
+from lib.mamba import model as mamba
+from lib.mamba import step_cpu as mamba_cpu
+from lib.music.maestro import DATA
+from lib.music.notes import Music, clip_repeats, read_midi, write_midi
+from lib.music.tokens import Tokenizer, first_seconds
+
+MODEL = DATA / "model"
+LONGEST = 3600  # seconds that one call may play; --stream knows no end
+BATCH = 50  # variations played side by side
+
+
+def load_model(folder: str | Path = MODEL, device: str = "cpu") -> tuple[mamba.MambaLM, Tokenizer]:
+    """The shipped model and its tokenizer, or those of another folder."""
+    model, tokenizer = mamba.load(folder, device), Tokenizer.load(folder)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, its tokenizer "
+                        f"{tokenizer.vocab_size}: they do not belong together")
+    return model, tokenizer
+
+
+class Player:
+    """Rows that play on side by side, each from its moment with its own seed.
+
+    A row plays what it would play alone: it has its own dice, and the rows do not meet in the model.
+    """
+
+    def __init__(self, model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment], seeds: Sequence[int],
+                 sampling: Sampling = Sampling(), controls: Controls = Controls()):
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.steering = Steering(controls, tokenizer)
+        self.rows = list(range(len(starts)))  # those still playing; the lists below follow it
+        self.grammars = [start.grammar.copy() for start in starts]
+        self.seeds = list(seeds)
+        self.drawn = [start.drawn if start.seed == seed else 0 for start, seed in zip(starts, seeds)]
+        self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
+        self.recent = [deque(start.recent, KEPT) for start in starts]
+        self.logits = torch.cat([start.logits for start in starts])
+        self._keys = [[int(n.split("_")[1]) for n in names if n.startswith("Pitch_")] for names in tokenizer.pieces]
+        self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in zip(*(s.state for s in starts))])
+
+    def _set(self, state: mamba.State) -> None:
+        self._fast = mamba_cpu.stepper(self.model, len(self.rows)) if self.rows else None
+        self._state = state
+        if self._fast:
+            self._fast.load(state)
+
+    @property
+    def state(self) -> mamba.State:
+        return self._fast.state() if self._fast else self._state
+
+    @torch.inference_mode()
+    def step(self) -> list[int]:
+        """Draw one token a row, read it, and return them."""
+        allowed = torch.from_numpy(np.stack([grammar.may_follow() for grammar in self.grammars]))
+        logits = self.logits.double().cpu().masked_fill(~allowed, -torch.inf)
+        if self.steering:
+            logits = self.steering.apply(logits, self.grammars)
+        if self.sampling.repetition > 1:
+            logits = self.sampling.discourage(logits, self._lately())
+        numbers = np.array([dice.random() for dice in self.dice])
+        tokens = draw(self.sampling.probabilities(logits), torch.from_numpy(numbers))
+        if self._fast:
+            self.logits = self._fast.step(tokens)
+        else:
+            self.logits, self._state = self.model.step(tokens.to(self.model.device), self._state)
+        tokens = tokens.tolist()
+        for i, token in enumerate(tokens):
+            self.grammars[i].read(token)
+            self.recent[i].append(token)
+            self.drawn[i] += 1
+        return tokens
+
+    def _lately(self) -> torch.Tensor:
+        """Tokens that strike a key which was struck lately, bool (B, V), however hard it is struck."""
+        lately = np.zeros((len(self.rows), len(self._keys)), bool)
+        for row, recent in enumerate(self.recent):
+            struck = {key for token in list(recent)[-self.sampling.window :] for key in self._keys[token]}
+            lately[row] = [not struck.isdisjoint(keys) for keys in self._keys]
+        return torch.from_numpy(lately)
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with these places of `rows` only."""
+        state = [tuple(part[places] for part in layer) for layer in self.state]
+        for name in ("rows", "grammars", "seeds", "drawn", "dice", "recent"):
+            setattr(self, name, [getattr(self, name)[i] for i in places])
+        self.logits = self.logits[places]
+        self._set(state)
+
+    def moment(self, place: int = 0) -> Moment:
+        """Where the row at this place is now."""
+        state = [tuple(part[place : place + 1].clone() for part in layer) for layer in self.state]
+        return Moment(self.logits[place : place + 1].clone(), state, self.grammars[place].copy(),
+                      tuple(self.recent[place]), self.seeds[place], self.drawn[place])
+
+
+def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
+    """Every row's tokens up to `until` seconds: (row, token, the second that it has reached).
+
+    The tokens that reach `until` are not given. Rows that have ended are dropped when they are half.
+    """
+    done, limit = set(), int(300 * until) + 1000  # far more tokens than any music has
+    for _ in range(limit):
+        for place, token in enumerate(player.step()):
+            row, seconds = player.rows[place], player.grammars[place].seconds
+            if row in done:
+                continue
+            if seconds >= until:
+                done.add(row)
+            else:
+                yield row, token, seconds
+        left = [place for place, row in enumerate(player.rows) if row not in done]
+        if not left:
+            return
+        if 2 * len(left) <= len(player.rows):
+            player.keep(left)
+
+
+def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, until: float,
+           begin: float = 0.0, seed: int = 0, sampling: Sampling = Sampling(),
+           controls: Controls = Controls()) -> Iterator[tuple[int, float]]:
+    """Tokens that continue `prompt` (uint16 of shape (L,), BOS first) from `begin` to `until` seconds.
+
+    Yields each token and the second that it has reached; the first ones are bar lines where the
+    prompt ends with silence. The end-of-piece token is never drawn.
+    """
+    start = hear(model, tokenizer, prompt, begin=begin)
+    yield from ((bar, begin) for bar in start.recent[len(prompt) :])
+    for _, token, seconds in play(Player(model, tokenizer, [start], [seed], sampling, controls), until):
+        yield token, seconds
+
+
+def check_seconds(value: float, name: str) -> None:
+    """Raise `UserError` for a length that nobody can play."""
+    if not 0 < value <= LONGEST:
+        raise UserError(f"{name} {value} is outside 0 to {LONGEST}: choose another length")
+
+
+def prompt_end(prompt: Music, prompt_seconds: float) -> float:
+    """The second at which the continuation begins: a short prompt ends with its last note's onset."""
+    last = float(prompt.notes["start"].max()) if len(prompt.notes) else 0.0
+    return min(prompt_seconds, last + 0.01)
+
+
+def hear_prompt(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None,
+                prompt_seconds: float) -> tuple[Moment, np.ndarray, float]:
+    """The moment after a prompt's first seconds, the prompt's notes as the tokens keep them, and its end.
+
+    Raises `UserError` when there is no note in them.
+    """
+    if prompt is None:
+        return hear(model, tokenizer, [tokenizer.bos]), NoteReader(tokenizer).notes([]), 0.0
+    begin = prompt_end(prompt, prompt_seconds)
+    ids = first_seconds(tokenizer, prompt, begin)
+    if not tokenizer.notes_of[ids].any():
+        raise UserError(f"the prompt has no note in its first {prompt_seconds:g} seconds: ask for more "
+                        "with --prompt-seconds")
+    return hear(model, tokenizer, ids, begin=begin), NoteReader(tokenizer).notes(ids), begin
+
+
+def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment], seeds: Sequence[int], *,
+                  until: float, sampling: Sampling = Sampling(), controls: Controls = Controls(),
+                  progress: Callable[[float], None] | None = None) -> tuple[list[np.ndarray], list[list[int]]]:
+    """The new notes, and the new tokens, of each start with its seed, up to `until` seconds, side by side.
+
+    `progress` is called with the second that all have reached on average.
+    """
+    tokens: list[list[int]] = [[] for _ in starts]
+    for first in range(0, len(starts), BATCH):
+        here = slice(first, first + BATCH)
+        player = Player(model, tokenizer, starts[here], seeds[here], sampling, controls)
+        reached = np.zeros(len(starts[here]))
+        for count, (row, token, seconds) in enumerate(play(player, until)):
+            tokens[first + row].append(token)
+            reached[row] = seconds
+            if progress and count % 64 == 0:
+                progress((first * until + reached.sum()) / len(starts))
+    return [NoteReader(tokenizer, start.grammar).notes(ids) for start, ids in zip(starts, tokens)], tokens
+
+
+def _finish(before: np.ndarray, new: np.ndarray, begin: float, seconds: float, tempo: float) -> Music:
+    """Old and new notes as one piece; the new ones stretched, and stopped where the piece stops."""
+    new = new.copy()
+    for edge in ("start", "end"):
+        new[edge] = begin + (new[edge] - begin) / tempo
+    notes = np.concatenate([before, new])
+    notes = clip_repeats(notes[np.lexsort((notes["pitch"], notes["start"]))])
+    notes = notes[notes["start"] < begin + seconds]
+    notes["end"] = np.minimum(notes["end"], begin + seconds)  # the last chord stops with the piece
+    return Music(notes)
+
+
+def variations(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *, seeds: Sequence[int],
+               seconds: float = 30, prompt_seconds: float = 10, sampling: Sampling = Sampling(),
+               controls: Controls = Controls(), progress: Callable[[float], None] | None = None) -> list[Music]:
+    """`seconds` of new music for each seed, all from one prompt that is read once, played side by side.
+
+    Arguments and errors as for `generate`.
+    """
+    check_seconds(seconds, "seconds")
+    check_seconds(prompt_seconds, "prompt-seconds")
+    start, before, begin = hear_prompt(model, tokenizer, prompt, prompt_seconds)
+    new, _ = continuations(model, tokenizer, [start] * len(seeds), seeds, until=begin + seconds * controls.tempo,
+                           sampling=sampling, controls=controls,
+                           progress=progress and (lambda now: progress(max(0.0, now - begin) / controls.tempo)))
+    return [_finish(before, notes, begin, seconds, controls.tempo) for notes in new]
+
+
+def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *, seconds: float = 30,
+             prompt_seconds: float = 10, seed: int = 0, temperature: float = 1.0, top_k: int = 0,
+             top_p: float = Sampling.top_p, min_p: float = 0.0, repetition: float = 1.0,
+             controls: Controls = Controls(), progress: Callable[[float], None] | None = None) -> Music:
+    """`seconds` of new music, after the first `prompt_seconds` of `prompt` where one is given.
+
+    The music returned begins with that prompt as the tokens keep it. The same arguments give the
+    same notes. `progress` is called with the seconds played so far. Raises `UserError` when the
+    prompt has no note in its first `prompt_seconds` or an argument is out of range.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition)
+    return variations(model, tokenizer, prompt, seeds=[seed], seconds=seconds, prompt_seconds=prompt_seconds,
+                      sampling=sampling, controls=controls, progress=progress)[0]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked before anything slow begins."""
+    parser = argparse.ArgumentParser(prog="python -m lib.generate", description=main.__doc__)
+    add = parser.add_argument
+    add("--prompt", help="MIDI file to continue (default: start from nothing)")
+    add("--prompt-seconds", type=float, default=10, help="how much of it to read (%(default)s)")
+    add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
+    add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
+    add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
+    add("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)")
+    add("--top-p", type=float, default=Sampling.top_p, help="keep this much probability (%(default)s)")
+    add("--top-k", type=int, default=0, help="keep so many tokens, 0 for all (%(default)s)")
+    add("--min-p", type=float, default=0.0,
+        help="drop what is less likely than this share of the likeliest (%(default)s)")
+    add("--repetition", type=float, default=1.0,
+        help="divide the odds of keys just struck by this, from 1 (%(default)s)")
+    add("--density", type=float, default=0.0, help="-3 to 3: fewer or more notes (%(default)s)")
+    add("--register", type=float, default=0.0, help="-3 to 3: lower or higher (%(default)s)")
+    add("--loudness", type=float, default=0.0, help="-3 to 3: softer or louder (%(default)s)")
+    add("--tempo", type=float, default=1.0, help="2: the new music twice as fast (%(default)s)")
+    add("--variations", type=int, default=1, help="pieces, with seeds one apart (%(default)s)")
+    add("--keep-state", action="store_true", help="also write NAME.safetensors, to go on from the end with --state")
+    add("--stream", action="store_true", help="play on and on into one growing .mid; Ctrl-C stops")
+    add("--model", default=MODEL, type=Path, help="folder of a checkpoint (default: the shipped one)")
+    add("--out", default="out", type=Path, help="folder for what is played (%(default)s)")
+    args = parser.parse_args(argv)
+    if not 1 <= args.variations <= 1000:
+        raise UserError(f"variations {args.variations} is outside 1 to 1000: choose how many pieces to play")
+    if not 0 <= args.seed < 2**63 - 1000:
+        raise UserError(f"seed {args.seed} is outside 0 to 2^63: give a small whole number")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file: give a folder with --out")
+    if args.prompt and args.state:
+        raise UserError("a prompt and a state were given: continue from one of them")
+    if args.stream and (args.variations > 1 or args.tempo != 1):
+        raise UserError("--stream plays one piece at the model's own tempo: leave out --variations and --tempo")
+    if args.seconds is not None and args.stream and not args.seconds > 0:
+        raise UserError(f"seconds {args.seconds} is no length: give more than 0")
+    if not args.stream:
+        args.seconds = 60.0 if args.seconds is None else args.seconds
+        check_seconds(args.seconds, "seconds")
+    check_seconds(args.prompt_seconds, "prompt-seconds")
+    args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition)
+    args.controls = Controls(args.density, args.register, args.loudness, args.tempo)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Let the Mamba play: a .mid, an .mp3 and a piano roll .png for each variation."""
+    from tqdm import tqdm
+
+    from lib.show.listen import save_mp3
+    from lib.show.plots import save_roll
+
+    args = parse(argv)
+    prompt = read_midi(args.prompt) if args.prompt else None
+    model, tokenizer = load_model(args.model)
+    if args.state:
+        start, before = moments.load(args.state, model, tokenizer), NoteReader(tokenizer).notes([])
+        origin = begin = start.grammar.seconds  # the file begins where the state was saved
+    else:
+        (start, before, begin), origin = hear_prompt(model, tokenizer, prompt, args.prompt_seconds), 0.0
+    stem = Path(args.prompt or args.state or "new").stem
+    if args.stream:
+        from lib.generate.endless import stream
+
+        return stream(Player(model, tokenizer, [start], [args.seed], args.sampling, args.controls), before, origin,
+                      args.out / f"{stem}-seed{args.seed}-stream.mid", args.seconds and begin + args.seconds)
+    seeds = list(range(args.seed, args.seed + args.variations))
+    with tqdm(total=round(args.seconds, 2), desc=f"playing {len(seeds)}", unit="s",
+              bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]") as bar:
+        new, tokens = continuations(
+            model, tokenizer, [start] * len(seeds), seeds, until=begin + args.seconds * args.tempo,
+            sampling=args.sampling, controls=args.controls,
+            progress=lambda now: bar.update(min(max(0.0, now - begin) / args.tempo, bar.total) - bar.n))
+        bar.update(bar.total - bar.n)
+    for seed, notes, ids in zip(seeds, new, tokens):
+        music = _finish(before, notes, begin, args.seconds, args.tempo)
+        music.notes["start"] -= origin
+        music.notes["end"] -= origin
+        target = args.out / f"{stem}-seed{seed}"
+        write_midi(music, target.with_name(target.name + ".mid"))
+        save_mp3(music, target.with_name(target.name + ".mp3"))
+        save_roll(music, target.with_name(target.name + ".png"), prompt_seconds=begin if prompt else None,
+                  title=f"{stem}, seed {seed}")
+        print(f"{target}.mid, .mp3 and .png: {len(music.notes)} notes in {music.seconds:.0f} s")
+        if args.keep_state:
+            end = replace(hear(model, tokenizer, ids, start), seed=seed,
+                          drawn=len(ids) + (start.drawn if start.seed == seed else 0))
+            moments.save(end, model, target.with_name(target.name + ".safetensors"))
+            print(f"{target}.safetensors: the state at its end, for --state")
+
+
+if __name__ == "__main__":
+    from lib.env.errors import cli
+
+    cli(main)

@@ -1,0 +1,1 @@
+"""What only measures and compares. No other room imports it."""

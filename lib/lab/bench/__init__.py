@@ -1,0 +1,1 @@
+"""Times and sizes, ours and other people's."""

@@ -1,0 +1,308 @@
+"""Generation on a CPU, ours and other people's, side by side: `python -m lib.lab.bench generate`.
+
+One sequence, token by token, at growing positions; the sampled token is the likeliest. Times are
+taken in one child process where contenders take turns, memory in another. Writes
+data/results/generate_DEVICE.json and draws it into a PNG of the same name.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib.env import machine as env
+from lib.env.errors import UserError
+from lib.env.files import whole, write_json
+from lib.lab.bench.generate_contenders import NAMES, WARM, Contender, Rivals
+from lib.lab.bench.scan import slug
+from lib.lab.bench.timing import answer, apart, limit_memory, note, peak_bytes, spread, trim, why, without_gpu
+from lib.mamba import model as mamba
+from lib.show import plots
+
+POSITIONS = (512, 2048, 8192, 32768)
+
+# ---- measuring, each part in a process of its own ------------------------------------------
+
+
+def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
+    """The largest difference of a Mamba's logits from those of `MambaLM.forward`, over eight tokens."""
+    tokens = torch.arange(8) % rivals.model.config.vocab_size
+    read, _ = one.begin(position)
+    found = torch.stack([read(token[None]) for token in tokens], 1)
+    return float((rivals.model(tokens[None], rivals.state(position)) - found).abs().max())
+
+
+@torch.inference_mode()
+def generate(read: Callable[[Tensor], Tensor], tokens: int) -> float:
+    """Milliseconds a token, taking the likeliest each time."""
+    token = torch.zeros(1, dtype=torch.long)
+    for _ in range(WARM):
+        token = read(token).argmax(-1)
+    begin = time.perf_counter()
+    for _ in range(tokens):
+        token = read(token).argmax(-1)
+    return 1e3 * (time.perf_counter() - begin) / tokens
+
+
+@torch.inference_mode()
+def measure(contenders: list[Contender], positions: list[int], *, repeats: int, tokens: int, seconds: float,
+            limit: float, say=note) -> tuple[list[dict], list[dict]]:
+    """Times at each position: rows, and what had to be left out with the reason.
+
+    Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four) where a
+    round would take more than `seconds`; each round starts at the position again. A contender stops
+    for good where a token takes more than `limit` seconds.
+    """
+    rows, cut = [], []
+    for position in sorted(positions):
+        counts, times, sizes = {}, {}, {}
+        for one in contenders:
+            if one.name in {stop["contender"] for stop in cut}:
+                continue
+            try:
+                took = generate(one.begin(position)[0], 1)
+                if took > 1e3 * limit:
+                    raise UserError(f"a token took {took / 1e3:.0f} s (limit {limit:g} s)")
+                counts[one.name], times[one.name] = int(min(tokens, max(4, 1e3 * seconds / took))), []
+                say(f"position {position:6}: {one.label} {took:.2f} ms a token")
+            except (RuntimeError, UserError) as error:
+                cut.append({"contender": one.name, "position": position, "why": why(error)})
+        for _ in range(repeats):
+            for one in [one for one in contenders if one.name in counts]:
+                try:
+                    read, size = one.begin(position)
+                    sizes[one.name] = size()
+                    times[one.name].append(generate(read, counts[one.name]))
+                except RuntimeError as error:
+                    cut.append({"contender": one.name, "position": position, "why": why(error)})
+                    del counts[one.name], times[one.name]
+                read = size = None
+                trim()
+        rows += [{"contender": name, "position": position, **spread(found), "tokens": counts[name],
+                  "tokens_per_second": 1e3 / spread(found)["median_ms"], "cache_bytes": sizes[name]}
+                 for name, found in times.items()]
+    return rows, cut
+
+
+@torch.inference_mode()
+def growth(rivals: Rivals, tokens: int) -> dict:
+    """How far the process's memory rises while ours generates so many tokens, in one go."""
+    read, _ = rivals.get("stepper").begin(1)
+    generate(read, 200)  # what the first calls ever set up is not counted
+    found = peak_bytes(lambda: generate(read, tokens), "cpu")
+    return {"tokens": tokens, "growth_mib": None if found is None else found / 2**20}
+
+
+def child(task: dict) -> dict:
+    """What one process measures; see `_run`."""
+    limit_memory()
+    rivals = Rivals(mamba.MambaConfig(**task["config"]), task["positions"], task["tokens"], task["seed"])
+    if task["task"] == "memory":
+        return growth(rivals, task["memory_tokens"])
+    found: dict = {"contenders": {}, "absent": {}, "checks": {}}
+    contenders = []
+    for name in task["names"]:
+        try:
+            one = rivals.get(name)
+            if not name.startswith("gpt2"):
+                with torch.inference_mode():
+                    found["checks"][name] = check(rivals, one)
+                if not found["checks"][name] < 1e-4:  # some hundred float32 roundings
+                    raise UserError(f"its logits differ from ours by {found['checks'][name]:.1e}")
+            contenders.append(one)
+            found["contenders"][name] = {"label": one.label, "timed": one.timed, "reached": one.reached,
+                                         "parameters": one.parameters}
+        except UserError as error:
+            note(f"without {name}: {error}")
+            found["absent"][name] = str(error)
+    rows, cut = measure(contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")})
+    machine = env.provenance("") | {"threads": torch.get_num_threads(),
+                                    "instructions": torch.backends.cpu.get_cpu_capability()}
+    if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
+        machine["versions"]["transformers"] = version("transformers")
+    return found | {"rows": rows, "cut": cut, "machine": machine}
+
+
+def _run(task: dict) -> dict:
+    """`child(task)` in a process of its own, which cannot see a GPU."""
+    return apart("lib.lab.bench.generate", task, what=task["task"], environment=without_gpu(),
+                 advice="try fewer contenders with --only or shorter --positions")
+
+
+# ---- what the times say -------------------------------------------------------------------
+
+
+def ratios(rows: list[dict], ours: str) -> list[dict]:
+    """How many times as long as `ours` each other contender takes for a token, by medians."""
+    base = {row["position"]: row["median_ms"] for row in rows if row["contender"] == ours}
+    return [{"contender": row["contender"], "position": row["position"],
+             "times": row["median_ms"] / base[row["position"]]}
+            for row in rows if row["contender"] != ours and row["position"] in base]
+
+
+def key_row(result: dict) -> dict:
+    """What the comparison comes down to: our speed, and by how much each other one is slower, by position."""
+    found = {"ours": result["ours"], "tokens_per_second": {}, "times_as_long": {}}
+    for row in result["rows"]:
+        if row["contender"] == result["ours"]:
+            found["tokens_per_second"][str(row["position"])] = round(row["tokens_per_second"])
+            found["state_mib"] = round(row["cache_bytes"] / 2**20, 3)
+    for row in result["ratios"]:
+        found["times_as_long"].setdefault(row["contender"], {})[str(row["position"])] = round(row["times"], 2)
+    if "memory" in result:
+        found["growth_mib"] = result["memory"]["growth_mib"]
+    return found
+
+
+LOOKS = {  # ours in ink, others in colours that have no other meaning in this course
+    "stepper": (plots.INK, "-"), "pytorch": (plots.INK, "--"), "transformers_mamba": (plots.OTHER[1], "-"),
+    "gpt2": (plots.OTHER[0], "-"), "gpt2_static": (plots.OTHER[0], "--")}
+
+
+def draw(result: dict, ax=None):
+    """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    if ax is None:
+        _, ax = plots.figure(height=4.6)
+    ends = []
+    for name, about in result["contenders"].items():
+        mine = sorted((row["position"], *(1e3 / row[q] for q in ("median_ms", "q1_ms", "q3_ms")))
+                      for row in result["rows"] if row["contender"] == name)
+        if mine:
+            positions, middle, high, low = zip(*mine, strict=True)
+            colour, dash = LOOKS[name]
+            ax.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(positions, middle, dash, color=colour, marker="o", markersize=3.5)
+            ends.append((np.log(middle[-1]), positions[-1], about["label"], colour))
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ticks = sorted({row["position"] for row in result["rows"]})
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * max(4, ticks[-1] / ticks[0]) ** 0.32)  # room for the names
+    ax.set_xlabel("tokens in the piece so far")
+    ax.set_ylabel("tokens a second")
+    ax.grid(axis="y", visible=True)
+    low, high = np.log(ax.get_ylim())
+    placed = -np.inf
+    for height, position, label, colour in sorted(ends):  # lift a name that would lie on another
+        placed = max(height, placed + 0.06 * (high - low))
+        ax.annotate(label, (position, np.exp(placed)), xytext=(7, 0), textcoords="offset points", va="center",
+                    color=colour, fontsize=10)
+    with matplotlib.rc_context(plots.STYLE):
+        ax.set_title(_title(result))
+    return ax.figure
+
+
+def _title(result: dict) -> str:
+    """The finding: how much slower the rivals are at the last position, of two GPT-2s the faster one."""
+    last = max((row["position"] for row in result["ratios"]), default=0)
+    times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
+    found = {"transformers' Mamba": times.get("transformers_mamba"),
+             "GPT-2": min((times[name] for name in ("gpt2", "gpt2_static") if name in times), default=None)}
+    parts = [f"{t:,.{0 if t >= 10 else 1}f} times as fast as {name}" for name, t in found.items() if t]
+    return f"At position {last:,}, ours is {', '.join(parts)}" if parts else "Tokens a second against position"
+
+
+# ---- command line -------------------------------------------------------------------------
+
+
+def load(device: str = "") -> dict:
+    """The measurement on a device such as "cpu_2_cores" (default: this one); empty if there is none."""
+    return env.read_results(f"generate_{device or slug(env.device_name())}")
+
+
+def table(result: dict) -> str:
+    """The rows in Markdown, which also reads well in a terminal."""
+    times = {(row["contender"], row["position"]): row["times"] for row in result["ratios"]}
+    heads = ("contender", "position", "ms a token", "tokens a second", f"times as long as {result['ours']}",
+             "state or cache, MiB")
+    lines = [heads, ["---"] * len(heads)]
+    for row in sorted(result["rows"], key=lambda row: row["position"]):
+        ratio = times.get((row["contender"], row["position"]))
+        lines.append([row["contender"], f"{row['position']:,}",
+                      "{median_ms:.3f} ({q1_ms:.3f}–{q3_ms:.3f}, n={count})".format(**row),
+                      f"{row['tokens_per_second']:,.0f}", "" if ratio is None else f"{ratio:.1f}",
+                      f"{row['cache_bytes'] / 2**20:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; `UserError` where it makes no sense."""
+    def listed(text):
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench generate", description=main.__doc__)
+    add = parser.add_argument
+    add("--positions", type=listed, default=POSITIONS, help="positions, with commas between (512,2048,8192,32768)")
+    add("--d-model", type=int, default=256, help="width of the residual (%(default)s)")
+    add("--n-layer", type=int, default=8, help="layers of the Mamba (%(default)s)")
+    add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
+    add("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (%(default)s)")
+    add("--repeats", type=int, default=15, help="rounds (%(default)s)")
+    add("--tokens", type=int, default=128, help="tokens a round (%(default)s)")
+    add("--seconds", type=float, default=1, help="a slow contender gets fewer tokens a round, though four, where they "
+        "would take longer than this (%(default)s)")
+    add("--limit", type=float, default=10, help="a contender stops where a token takes longer than so many seconds "
+        "(%(default)s)")
+    add("--memory-tokens", type=int, default=32768, help="tokens that ours generates while its memory is watched; "
+        "0 for no watch (%(default)s)")
+    add("--only", type=listed, default=NAMES, help=f"contenders, with commas between ({','.join(NAMES)})")
+    add("--seed", type=int, default=0, help="of weights and tokens (%(default)s)")
+    add("--output", type=Path, help="the JSON file (default data/results/generate_DEVICE.json)")
+    args = parser.parse_args(argv)
+    try:
+        args.positions = sorted({int(position) for position in args.positions})
+    except ValueError as error:
+        raise UserError("--positions takes whole numbers with commas between, such as 512,2048,8192") from error
+    sizes = (args.d_model, args.n_layer, args.d_state, args.vocab_size, args.repeats, args.tokens)
+    if not args.positions or min(*args.positions, *sizes) < 1 or args.memory_tokens < 0:
+        raise UserError("--positions, --d-model, --n-layer, --d-state, --vocab-size, --repeats and --tokens are sizes: "
+                        "give at least 1 of each")
+    if unknown := [name for name in args.only if name not in NAMES]:
+        raise UserError(f"--only does not know {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba, and a GPT-2 of equal size."""
+    args = _options(argv)
+    config = {"vocab_size": args.vocab_size, "d_model": args.d_model, "n_layer": args.n_layer, "d_state": args.d_state}
+    task = {"config": config, **{name: getattr(args, name) for name in (
+        "positions", "repeats", "tokens", "seconds", "limit", "memory_tokens", "seed")}}
+    found = _run(task | {"task": "time", "names": [name for name in NAMES if name in args.only]})
+    if not found["rows"]:
+        reasons = "; ".join([*found["absent"].values(), *(stop["why"] for stop in found["cut"])])
+        raise UserError(f"nothing could be measured: {reasons}")
+    rows = found["rows"]
+    result = found.pop("machine") | {
+        "command": shlex.join(["python", "-m", "lib.lab.bench", "generate", *(sys.argv[2:] if argv is None else argv)]),
+        "seed": args.seed, "config": config, "positions": args.positions,
+        "ours": next(name for name in NAMES if name in found["contenders"]), **found}
+    result["ratios"] = ratios(rows, result["ours"])
+    if args.memory_tokens and "stepper" in found["contenders"]:
+        note(f"memory over {args.memory_tokens:,} tokens")
+        result["memory"] = _run(task | {"task": "memory"})
+    result["key"] = key_row(result)
+    path = args.output or env.RESULTS / f"generate_{slug(result['device'])}.json"
+    write_json(path, result, path.name)
+    with whole(path.with_suffix(".png")) as part:
+        part.write_bytes(plots.png_bytes(draw(result)))
+    print(table(result))
+    print(json.dumps(result["key"], indent=1))
+    print(f"in {path.name} and {path.with_suffix('.png').name}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    answer(child)

@@ -1,0 +1,268 @@
+"""A whole training step, ours and other people's, side by side: `python -m lib.lab.bench train`.
+
+Forward, loss, backward, clipping and AdamW's step, on a CPU in float32; language models of equal size
+(embedding, blocks, tied output). Contenders take turns in one process, with the allocator as the
+system gives it or told to keep freed memory. Writes data/results/train_cpu.json.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.env import machine as env
+from lib.env.errors import UserError
+from lib.env.files import write_json
+from lib.lab.bench.timing import answer, apart, limit_memory, note, spread, trim, why, without_gpu
+from lib.lab.rivals import matched as baselines
+from lib.mamba.model import MambaConfig, MambaLM
+from lib.scan import cpu as scan_cpu
+from lib.train.config import parameter_groups
+
+KEY_LENGTH, MIN_ROUNDS = 1024, 3
+TOLERANCE = 1e-4  # relative difference of the loss from ours, with equal weights: float32 sums in another order
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A language model: `logits(tokens)` from (B, L) to (B, L, V)."""
+
+    label: str
+    timed: str
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+
+
+class MambapyLM(nn.Module):
+    """mambapy's blocks between our embedding, norm and output (its own language model imports einops)."""
+
+    def __init__(self, config: MambaConfig):
+        from mambapy.mamba import Mamba
+        from mambapy.mamba import MambaConfig as Theirs
+
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = Mamba(Theirs(d_model=config.d_model, n_layers=config.n_layer, dt_rank=config.rank,
+                                   d_state=config.d_state, expand_factor=config.expand, d_conv=config.d_conv,
+                                   rms_norm_eps=config.norm_eps))
+        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(self.norm(self.blocks(self.embeddings(tokens))), self.embeddings.weight)
+
+    def take(self, ours: MambaLM) -> None:
+        """Our weights."""
+        renamed = {k.removeprefix("backbone."): v for k, v in ours.state_dict().items()}
+        self.load_state_dict({("blocks." + k if k.startswith("layers.") else k.replace("norm_f", "norm")): v
+                              for k, v in renamed.items()})
+
+
+def contender(name: str, ours: MambaLM, length: int) -> Contender:
+    """Bring a contender; those that are Mambas get our weights. `UserError` where it cannot be had."""
+    config, vocab = ours.config, ours.config.vocab_size
+    if name in ("ours", "ours_compiled"):
+        model = MambaLM(config)
+        model.load_state_dict(ours.state_dict())
+        if name == "ours":
+            return Contender("lib.mamba", "our MambaLM, as lib.train runs it", model, model)
+        return Contender("lib.mamba, compiled", "the same under torch.compile", model, torch.compile(model))
+    try:
+        if name == "mambapy":
+            model = MambapyLM(config)
+            model.take(ours)
+            return Contender("mambapy", "its Mamba blocks (pscan), our embedding and output", model, model)
+        if name == "transformer":
+            size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
+            model = baselines.build("transformer", vocab, size)
+            return Contender("Transformer", "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention",
+                             model, model)
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        if name == "gpt2":
+            model = _equal_gpt2(transformers, ours, length)
+            return Contender("GPT-2", "transformers' GPT2LMHeadModel with scaled_dot_product_attention", model,
+                             lambda tokens: model(tokens, use_cache=False).logits)
+        theirs = transformers.MambaConfig(
+            vocab_size=vocab, hidden_size=config.d_model, num_hidden_layers=config.n_layer, state_size=config.d_state,
+            conv_kernel=config.d_conv, expand=config.expand, time_step_rank=config.rank, use_bias=config.bias,
+            use_conv_bias=config.conv_bias, layer_norm_epsilon=config.norm_eps, tie_word_embeddings=True)
+        model = transformers.MambaForCausalLM(theirs)
+        model.load_state_dict(ours.state_dict(), strict=False)  # lm_head is the embedding
+        return Contender("transformers' Mamba", "its MambaForCausalLM, the path without kernels", model,
+                         lambda tokens: model(tokens, use_cache=False).logits)
+    except ImportError as error:
+        raise UserError(f"{error.name or name} is not installed: run pip install -r requirements.txt") from error
+
+
+NAMES = ("ours", "ours_compiled", "transformer", "gpt2", "mambapy", "transformers_mamba")
+MAMBAS = ("ours_compiled", "mambapy", "transformers_mamba")
+
+
+def _equal_gpt2(transformers, ours: MambaLM, length: int) -> nn.Module:
+    """A GPT-2 of our width and number of parameters, its table of positions not counted."""
+    config, wanted = ours.config, ours.parameter_count()
+    width, embedding = config.d_model, ours.backbone.embeddings.weight.numel()
+    layers = max(1, round((wanted - embedding) / (12 * width**2)))
+
+    def build(inner):
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=config.vocab_size, n_positions=length, n_embd=width, n_layer=layers, n_head=max(1, width // 64),
+            n_inner=inner, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, attn_implementation="sdpa"))
+    missing = wanted - _count(build(4 * width))
+    return build(max(1, round(4 * width + missing / layers / (2 * width + 1))))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
+
+
+def step_of(one: Contender, tokens: Tensor) -> Callable[[], float]:
+    """One training step as a function; it returns the loss before the step."""
+    optimizer = torch.optim.AdamW(parameter_groups(one.model, 0.1), lr=1e-4, betas=(0.9, 0.95))
+
+    def step():
+        loss = F.cross_entropy(one.logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+    return step
+
+
+def measure(task: dict, names: list[str], length: int) -> tuple[list[dict], list[dict]]:
+    """Times of all contenders at one length, who take turns; and who had to be left out, with the reason."""
+    torch.manual_seed(task["seed"])
+    ours = MambaLM(MambaConfig(task["vocab_size"], task["d_model"], task["n_layer"], task["d_state"]))
+    tokens = torch.randint(task["vocab_size"], (task["batch"], length + 1))
+    steps, about, rounds, cut, wanted = {}, {}, {}, [], None
+    for name in names:
+        try:
+            one = contender(name, ours, length)
+            steps[name] = step_of(one.model.train() and one, tokens)
+            clock = time.perf_counter()
+            loss = steps[name]()
+            first = time.perf_counter() - clock
+            wanted = loss if name == "ours" else wanted
+            if name in MAMBAS and wanted and abs(loss / wanted - 1) > TOLERANCE:
+                raise UserError(f"its loss {loss:.6f} is not ours, {wanted:.6f}, with the same weights")
+            if first > task["limit"] and name != "ours_compiled":
+                raise UserError(f"a step took {first:.0f} s (limit {task['limit']:g} s)")
+            clock = time.perf_counter()
+            steps[name]()
+            took = time.perf_counter() - clock
+            rounds[name] = int(min(task["repeats"], max(MIN_ROUNDS, task["seconds"] / took)))
+            about[name] = {"label": one.label, "timed": one.timed, "parameters": _count(one.model),
+                           "first_seconds": first, "loss": loss}
+            note(f"length {length}: {one.label} {took:.3f} s a step, {rounds[name]} rounds")
+        except (RuntimeError, UserError) as error:
+            steps.pop(name, None)
+            cut.append({"contender": name, "length": length, "why": why(error)})
+            note(f"length {length}: without {name}: {cut[-1]['why']}")
+    times: dict[str, list[float]] = {name: [] for name in rounds}
+    for turn in range(max(rounds.values(), default=0)):
+        for name in [name for name in rounds if turn < rounds[name]]:
+            clock = time.perf_counter()
+            steps[name]()
+            times[name].append(1e3 * (time.perf_counter() - clock))
+    rows = [{"contender": name, "length": length, "allocator": task["allocator"], **about[name], **spread(found),
+             "tokens_per_second": 1e3 * task["batch"] * length / spread(found)["median_ms"]}
+            for name, found in times.items()]
+    steps.clear()
+    trim()
+    return rows, cut
+
+
+def child(task: dict) -> dict:
+    """All lengths with one allocator, in this process."""
+    limit_memory()
+    scan_cpu.build(note)
+    if task["allocator"] == "tuned":
+        scan_cpu.keep_memory()
+    rows, cut = [], []
+    for length in sorted(task["lengths"]):
+        slow = {stop["contender"] for stop in cut}
+        found, stopped = measure(task, [n for n in task["names"] if n not in slow], length)
+        rows += found
+        cut += stopped
+        for row in found:  # four times the length takes at least four times as long
+            longest = max(task["lengths"]) / length * row["median_ms"] / 1e3
+            if row["length"] < max(task["lengths"]) and longest > task["limit"]:
+                cut.append({"contender": row["contender"], "length": max(task["lengths"]),
+                            "why": f"a step would take {longest:.0f} s or more (limit {task['limit']:g} s)"})
+    machine = env.provenance("") | {"threads": torch.get_num_threads(),
+                                    "instructions": torch.backends.cpu.get_cpu_capability()}
+    machine["versions"] |= {name: version(name) for name in ("transformers", "mambapy")}
+    return {"rows": rows, "cut": cut, "machine": machine}
+
+
+def _run(task: dict) -> dict:
+    """`child(task)` in a process of its own, which cannot see a GPU and whose allocator nobody has touched."""
+    clean = {k: v for k, v in without_gpu().items() if not k.startswith("MALLOC_")}
+    return apart("lib.lab.bench.train", task, what="training steps", advice="try fewer contenders with --only",
+                 environment=clean)
+
+
+def ratios(rows: list[dict]) -> list[dict]:
+    """How many times as long as ours each other contender's step takes, by medians, in the same run."""
+    base = {(row["allocator"], row["length"]): row["median_ms"] for row in rows if row["contender"] == "ours"}
+    return [{"contender": row["contender"], "length": row["length"], "allocator": row["allocator"],
+             "times": row["median_ms"] / base[row["allocator"], row["length"]]}
+            for row in rows if row["contender"] != "ours" and (row["allocator"], row["length"]) in base]
+
+
+def table(result: dict) -> str:
+    """The rows in Markdown."""
+    lines = ["| contender | parameters | length | allocator | ms a step (quartiles, rounds) | tokens/s | times ours |",
+             "|---|---:|---:|---|---:|---:|---:|"]
+    times = {(r["contender"], r["length"], r["allocator"]): f"{r['times']:.2f}" for r in result["ratios"]}
+    for row in result["rows"]:
+        key = row["contender"], row["length"], row["allocator"]
+        lines.append("| {label} | {parameters:,} | {length} | {allocator} | {median_ms:.0f} ({q1_ms:.0f}–{q3_ms:.0f}, "
+                     "n={count}) | {tokens_per_second:,.0f} | ".format(**row) + f"{times.get(key, '1')} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Time a training step of language models of equal size."""
+    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench train", description=main.__doc__)
+    add = parser.add_argument
+    defaults = {"d-model": 256, "n-layer": 6, "d-state": 16, "vocab-size": 1024, "batch": 4, "repeats": 7}
+    for name, value in defaults.items():
+        add(f"--{name}", type=int, default=value, help="%(default)s")
+    add("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=[256, KEY_LENGTH],
+        help="with commas between")
+    add("--seconds", type=float, default=12, help="a slow contender gets fewer rounds, though three (%(default)s)")
+    add("--limit", type=float, default=20, help="seconds a step may take (%(default)s)")
+    add("--only", type=lambda text: text.split(","), default=list(NAMES), help=f"of {', '.join(NAMES)}")
+    add("--allocator", choices=("both", "default", "tuned"), default="both")
+    add("--output", type=Path, default=env.RESULTS / "train_cpu.json")
+    args = parser.parse_args(argv)
+    sizes = {k: getattr(args, k) for k in ("d_model", "n_layer", "d_state", "vocab_size", "batch", "repeats")}
+    if min(*sizes.values(), *args.lengths) < 1:
+        raise UserError("sizes, lengths and --repeats are numbers: give at least 1 of each")
+    if unknown := [name for name in args.only if name not in NAMES]:
+        raise UserError(f"--only does not know {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    result: dict = {"sizes": sizes, "key_length": KEY_LENGTH, "rows": [], "cut": []}
+    for allocator in ("default", "tuned") if args.allocator == "both" else (args.allocator,):
+        task = sizes | {k: getattr(args, k) for k in ("lengths", "seconds", "limit")}
+        found = _run(task | {"allocator": allocator, "names": args.only, "seed": 0})
+        result["rows"] += found["rows"]
+        result["cut"] += [stop | {"allocator": allocator} for stop in found["cut"]]
+    command = "python -m lib.lab.bench train " + " ".join(argv if argv is not None else [])
+    result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command.strip()}
+    write_json(args.output, result)
+    print(table(result))
+    for stop in result["cut"]:
+        print(f"left out at length {stop['length']}, {stop['allocator']} allocator: {stop['contender']}: {stop['why']}")
+
+
+if __name__ == "__main__":
+    answer(child)

@@ -1,0 +1,1 @@
+"""Which architecture predicts music best?"""

@@ -1,0 +1,298 @@
+"""Part (b): what a training step, a prompt and a generated token cost, against length and position.
+
+Models of one size, attention over all that was read. Times: architectures take turns at each length,
+medians. Memory: each architecture in a process of its own. Then exponents, by least squares on the
+logarithms: what stands as O(N) in the original's table 1, measured, with its standard error.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lib.env import machine as env
+from lib.env.errors import UserError, os_errors
+from lib.lab.bench.timing import MIN_ROUNDS, limit_memory, peak_bytes, spread, trim
+from lib.lab.rivals import matched as baselines
+from lib.lab.rivals.matched import LABELS, Size, build
+from lib.mamba import step_cpu as mamba_cpu
+from lib.train.config import choose_precision, parameter_groups
+
+SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
+STEPPER = "mamba_cpp"  # the same Mamba by its whole-model step in C++: another implementation, so a row of its own
+KINDS = ("training", "prefill", "generation", "throughput", "memory")
+GENERATED = ("generation", "throughput")  # a token a row at a time
+AXIS = {"throughput": "batch"}  # what a kind is measured against, if not the length
+
+
+class Bench:
+    """The models of one comparison."""
+
+    def __init__(self, size: Size, vocabulary: int, device: str):
+        self.size, self.vocabulary, self.device = size, vocabulary, torch.device(device)
+        self.precision = choose_precision("auto", self.device)
+
+    def model(self, arch: str, window: int):
+        torch.manual_seed(0)
+        return build(arch, self.vocabulary, replace(self.size, window=window, dropout=0.0)).to(self.device)
+
+    def tokens(self, length: int) -> torch.Tensor:
+        random = torch.Generator().manual_seed(length)
+        return torch.randint(self.vocabulary, (1, length), generator=random).to(self.device)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def clock(self, work: Callable) -> float:
+        """Milliseconds of a call."""
+        self.wait()
+        begin = time.perf_counter()
+        work()
+        self.wait()
+        return 1e3 * (time.perf_counter() - begin)
+
+    def training(self, arch: str, length: int) -> Callable:
+        """One step of AdamW at batch 1; attention reaches over the whole length, other states are carried on."""
+        model, tokens = self.model(arch, length), self.tokens(length + 1)
+        optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # its moments are there from now on, as in a run that goes on
+        optimizer.zero_grad(set_to_none=True)
+        state = model.new_state(1)
+
+        def work():
+            nonlocal state
+            if arch in ("transformer", "hybrid"):  # the length is all that they see
+                state = model.new_state(1)
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                logits, after = model(tokens[:, :-1], state, return_state=True)
+            F.cross_entropy(logits.float()[0], tokens[0, 1:]).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state = [tuple(t.detach().float() for t in memory) for memory in after]
+        return work
+
+    def prefill(self, arch: str, length: int) -> Callable:
+        model, tokens = self.model(arch, length).eval(), self.tokens(length)
+        return lambda: model.prefill(tokens)
+
+    def generation(self, arch: str, position: int, tokens: int, batch: int = 1) -> tuple[Callable, int]:
+        """(a call that generates so many tokens a row from a position, bytes of a row's state there)."""
+        model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
+        state = self.state(model, position)
+        size = baselines.state_bytes(model, state, position)
+        state = [tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state]
+        if arch == STEPPER:
+            fast = mamba_cpu.Stepper(model, batch)
+            fast.load(state)
+            size = fast.state_bytes() // batch
+
+            def read(token):
+                return fast.step(token)
+        else:
+            def read(token):
+                nonlocal state
+                logits, state = model.step(token, state)
+                return logits
+        token = torch.zeros(batch, dtype=torch.long, device=self.device)
+        first = state if arch != STEPPER else None
+
+        @torch.inference_mode()
+        def work():
+            nonlocal state, token
+            state = first  # each round at the position again
+            for _ in range(tokens):
+                token = read(token).argmax(-1)
+        return work, size
+
+    def state(self, model, position: int) -> list:
+        """The state at a position. Recurrent models read random tokens up to there; a cache is filled with noise."""
+        reads = all(tuple(second.shape[1:]) != (1, 1) for _, second in model.new_state())
+        state = None
+        for part in self.tokens(position if reads else min(position, 64)).split(SEGMENT, 1):
+            _, state = model.prefill(part, state)
+        if reads:
+            return state
+        noise = torch.Generator(self.device).manual_seed(position)
+        return [(torch.randn(a.shape, generator=noise, device=self.device), torch.full_like(b, position))
+                if tuple(b.shape[1:]) == (1, 1) else (a, b) for a, b in state]
+
+
+def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> dict[str, list[float]]:
+    """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good."""
+    times, rounds = {}, {}
+    for arch, work in works.items():
+        took = bench.clock(work)
+        if took < 1e3 * chosen.seconds:
+            took = bench.clock(work)  # the first one also warmed up
+        elif took >= 1e3 * chosen.limit:
+            limit.add(arch)
+        times[arch] = [took]
+        rounds[arch] = int(min(chosen.repeats, max(MIN_ROUNDS, 1e3 * chosen.seconds / took))) if arch not in limit else 1
+    for turn in range(1, max(rounds.values(), default=0)):
+        for arch in [arch for arch in works if turn < rounds[arch]]:
+            times[arch].append(bench.clock(works[arch]))
+    return times
+
+
+def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]) -> list[dict]:
+    """Rows of one kind at one length; of throughput, at one number of pieces side by side."""
+    works, sizes = {}, {}
+    for arch in archs:
+        if arch in limit:
+            continue
+        if kind == "generation":
+            works[arch], sizes[arch] = bench.generation(arch, length, chosen.tokens)
+        elif kind == "throughput":
+            works[arch], sizes[arch] = bench.generation(arch, chosen.prompt, chosen.tokens, batch=length)
+        else:
+            works[arch] = getattr(bench, kind)(arch, length)
+    rows = []
+    for arch, times in turns(bench, works, chosen, limit).items():
+        count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
+        row = {"kind": kind, "arch": arch, AXIS.get(kind, "length"): length,
+               **spread([t / chosen.tokens for t in times] if kind in GENERATED else times)}
+        row["tokens_per_second"] = 1e3 * count / float(np.median(times))
+        rows.append(row | ({"state_bytes": sizes[arch]} if kind in GENERATED else {}))
+    works.clear()
+    trim()
+    return rows
+
+
+def child(task: dict) -> list[dict]:
+    """How far memory rises during a training step of one architecture, at each length, until it does not fit."""
+    limit_memory()
+    bench, rows = Bench(Size(**task["size"]), task["vocabulary"], task["device"]), []
+    bench.training(task["arch"], min(task["lengths"]))()  # what the first call ever sets up is not counted
+    for length in task["lengths"]:
+        try:
+            work = bench.training(task["arch"], length)
+            found = peak_bytes(work, task["device"])
+        except RuntimeError:
+            break
+        rows.append({"kind": "memory", "arch": task["arch"], "length": length, "peak_bytes": found})
+        del work
+        gc.collect()
+    return rows
+
+
+def memory(task: dict) -> list[dict]:
+    """`child(task)` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        done = subprocess.run([sys.executable, "-m", "lib.lab.experiments.efficiency", json.dumps(task), str(answer)],
+                              check=False, cwd=env.ROOT, env=dict(os.environ))
+        if done.returncode:
+            raise UserError(f"measuring the memory of {task['arch']} ended with code {done.returncode}: shorten the lengths")
+        return json.loads(answer.read_text())
+
+
+def run(lab) -> dict:
+    """Everything that is not in the result yet; it is written after every length."""
+    chosen, protocol = lab.protocol.efficiency, lab.protocol
+    bench = Bench(protocol.size, chosen.vocabulary, lab.device)
+    result = lab.read("efficiency") or {"rows": [], "exponents": []}
+    result["threads"] = torch.get_num_threads()
+    result["body_parameters"] = {arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs}
+    grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions,
+             "throughput": chosen.batches}
+    for kind, lengths in grids.items():
+        archs, limit = chosen.archs, set()
+        if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
+            archs = (*archs, STEPPER)
+        for length in lengths:
+            mine = [row for row in result["rows"] if row["kind"] == kind and row[AXIS.get(kind, "length")] == length]
+            if not mine:
+                lab.left()
+                lab.say(f"efficiency: {kind} at {length:,}")
+                mine = timed(bench, kind, length, archs, chosen, limit)
+                result["rows"] += mine
+                _keep(lab, result)
+            per_round = chosen.tokens if kind in GENERATED else 1
+            limit |= {row["arch"] for row in mine if row["median_ms"] * per_round >= 1e3 * chosen.limit}
+            limit |= {arch for arch in archs if arch not in {row["arch"] for row in mine}}
+    for arch in chosen.archs:
+        if not any((row["kind"], row["arch"]) == ("memory", arch) for row in result["rows"]):
+            lab.left()
+            lab.say(f"efficiency: memory of {arch}")
+            lengths = [row["length"] for row in result["rows"] if (row["kind"], row["arch"]) == ("training", arch)]
+            result["rows"] += memory({"arch": arch, "size": vars(protocol.size), "vocabulary": chosen.vocabulary,
+                                      "device": lab.device, "lengths": sorted(lengths)})
+            _keep(lab, result)
+    return result
+
+
+def _keep(lab, result: dict) -> None:
+    result["exponents"] = exponents(result["rows"])
+    lab.write("efficiency", result)
+
+
+def slope(x, y) -> dict:
+    """k of y = c · x^k by least squares on the logarithms, and its standard error (None below three points)."""
+    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    if len(x) < 2:
+        return {"exponent": None, "standard_error": None, "points": len(x)}
+    centred = x - x.mean()
+    k = float(centred @ y / (centred @ centred))
+    rest = y - y.mean() - k * centred
+    error = float(np.sqrt(rest @ rest / (len(x) - 2) / (centred @ centred))) if len(x) > 2 else None
+    return {"exponent": k, "standard_error": error, "points": len(x)}
+
+
+QUANTITIES = (("training", "median_ms"), ("memory", "peak_bytes"), ("prefill", "median_ms"), ("generation", "median_ms"),
+              ("generation", "state_bytes"))
+
+
+def exponents(rows: list[dict]) -> list[dict]:
+    """The slope of every quantity against length or position, over all of it and over its upper half."""
+    found = []
+    for kind, quantity in QUANTITIES:
+        for arch in dict.fromkeys(row["arch"] for row in rows if row["kind"] == kind):
+            mine = sorted((row["length"], row[quantity]) for row in rows
+                          if (row["kind"], row["arch"]) == (kind, arch) and row.get(quantity))
+            if mine:
+                upper = mine[-max(3, (len(mine) + 1) // 2):]
+                found.append({"kind": kind, "quantity": quantity, "arch": arch, **slope(*zip(*mine, strict=True)),
+                              "upper_half": {"from": upper[0][0], **slope(*zip(*upper, strict=True))}})
+    return found
+
+
+def label(arch: str) -> str:
+    """The name of an architecture in figures and tables."""
+    return "Mamba, step in C++" if arch == STEPPER else LABELS[arch]
+
+
+def table(result: dict) -> str:
+    """The exponents in Markdown."""
+    lines = ["| architecture | training time | training memory | prefill time | time a token | bytes of state |",
+             "|---|---|---|---|---|---|"]
+    for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
+        cells = [show(result, arch, kind, quantity) for kind, quantity in QUANTITIES]
+        lines.append(f"| {label(arch)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\nexponents of length or position, ± one standard error"
+
+
+def show(result: dict, arch: str, kind: str, quantity: str) -> str:
+    """One exponent in words."""
+    for row in result.get("exponents", []):
+        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity) and row["exponent"] is not None:
+            error = f" ± {row['standard_error']:.2f}" if row["standard_error"] is not None else ""
+            return f"{row['exponent']:.2f}{error}"
+    return env.UNKNOWN
+
+
+if __name__ == "__main__":
+    with os_errors("write the answer"):
+        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")

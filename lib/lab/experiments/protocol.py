@@ -1,0 +1,145 @@
+"""The protocol of the experiments, as data: written before the first run and kept in every result.
+
+Same tokens, data order, augmentation and optimiser for every architecture, a small grid of learning
+rates each, two budgets (equal tokens, equal time of training), selection on validation pieces, the test
+split opened once, when every run has ended.
+
+Equal time is the time that the first of the headline pair needs for its tokens. How many tokens a rival
+reads in it follows from its speed, which is measured once, before the runs, all architectures in turn.
+So a run ends at a number of steps, on a busy machine as on an idle one.
+"""
+
+from dataclasses import dataclass, field
+
+from lib.lab.rivals.matched import Size
+from lib.train.config import TrainConfig
+
+RIVALS = ("lstm", "transformer", "transformer_xl", "s4d", "mamba", "hybrid")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Part (a): bits per note of the test split."""
+
+    archs: tuple[str, ...] = RIVALS
+    headline: tuple[str, ...] = ("mamba", "transformer")  # the primary comparison: first minus second
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the headline pair; the others get the first
+    rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)  # each architecture tries all of them
+    grid_tokens: int = 1_500_000  # of each of these trials
+    tokens: int = 6_000_000  # the budget of equal tokens
+    rounds: int = 9  # training steps of each architecture that its speed is the median of
+    warmup: float = 0.1  # tried by the headline pair in a check, on validation: does a longer warm-up turn the result?
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Part (b): time and memory, on models of the same size with attention over all that was read."""
+
+    archs: tuple[str, ...] = ("lstm", "transformer", "s4d", "mamba", "hybrid")
+    vocabulary: int = 580  # base tokens of the 10 ms grid
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)  # of a training step, batch 1
+    positions: tuple[int, ...] = (512, 2048, 8192, 32768)  # at which tokens are generated
+    prefill: tuple[int, ...] = (512, 2048, 8192)  # lengths of prompts
+    batches: tuple[int, ...] = (1, 4, 16, 64)  # pieces generated side by side
+    prompt: int = 2048  # tokens that each of them begins with, as in figure 3 of the Mamba paper
+    repeats: int = 5
+    tokens: int = 48  # generated in each round
+    seconds: float = 2.5  # a slow one gets fewer rounds, though three, where they would take longer
+    limit: float = 30.0  # seconds after which an architecture stops growing
+
+
+@dataclass(frozen=True)
+class Context:
+    """Part (c): how far back a model looks, on validation pieces."""
+
+    lengths: tuple[int, ...] = (16, 64, 256, 512, 1024, 2048)  # tokens in reach; only tokens behind the last count
+    bins: tuple[int, ...] = (0, 64, 256, 1024, 4096, 16384)  # positions in the piece at which a bin begins
+    tokens: int = 300_000  # of the validation pieces, about
+
+
+@dataclass(frozen=True)
+class Playing:
+    """What each model plays after the same opening."""
+
+    prompt_seconds: float = 8.0
+    seconds: float = 16.0  # of new music
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Part (d): time grids and byte-pair vocabularies, the same music read by each."""
+
+    grids: tuple[float, ...] = (62.5, 10.0)  # milliseconds
+    vocabularies: tuple[int | None, ...] = (None, 1024, 2048, 5000, 20_000)
+    notes: int = 1_500_000  # read in training
+    measured: int | None = None  # validation pieces, drawn once; None: all
+
+
+@dataclass(frozen=True)
+class Original:
+    """Part (e): the original's recipe at our size, and each repair alone."""
+
+    vocabulary: int = 20_000
+    repaired_vocabulary: int | None = 1024
+    pieces: int | None = 40  # performances of the train split; None: all
+    measured: int | None = None  # held-out pieces, drawn once; None: half of the validation split
+    length: int = 1024  # of a chunk; chunks overlap by about a bar
+    epochs: int = 7  # the learning rate is cut tenfold after each third
+    lr: float = 1e-4
+    repaired_lr: float = 2e-3  # with warm-up and cosine
+    penalty: float = 0.9  # the repetition penalty; 1 is none
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that is chosen about the experiments at one scale."""
+
+    scale: str
+    size: Size
+    config: TrainConfig  # what all runs share; the learning rate, the seed and the end are the run's own
+    likelihood: Likelihood = Likelihood()
+    efficiency: Efficiency = Efficiency()
+    context: Context = Context()
+    playing: Playing = Playing()
+    tokens: Tokens = Tokens()
+    original: Original = field(default_factory=Original)
+    grid_ms: float = 10.0  # parts (a) and (c): base tokens, no byte-pair encoding
+    piece_seconds: float | None = None  # only the opening of each performance
+
+
+FOREVER = 1e9  # minutes
+SHARED = TrainConfig(batch=8, length=512, carry=8, transpose=5, louder=2, minutes=FOREVER, precision="bf16", eval_every=120,
+                     eval_tokens=60_000, save_every=120)
+
+SCALES = {
+    # seconds: ten pieces, to see that everything works; its numbers mean nothing
+    "quick": Protocol(
+        "quick", Size(32, 2, 4, window=64, fixed_state=8),
+        TrainConfig(batch=4, length=64, carry=4, transpose=5, louder=2, minutes=FOREVER, eval_every=8, eval_tokens=500,
+                    save_every=8),
+        Likelihood(seeds=(0, 1), rates=(2e-3, 8e-3), grid_tokens=2_000, tokens=4_000, rounds=3),
+        Efficiency(archs=("transformer", "s4d", "mamba"), lengths=(64, 128, 256), positions=(32, 64, 128), prefill=(32, 64, 128), batches=(1, 2), prompt=32, repeats=3, tokens=4, seconds=0.2),
+        Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
+        Playing(prompt_seconds=4.0, seconds=2.0),
+        Tokens(vocabularies=(None, 1024), notes=1_000),
+        Original(vocabulary=1024, repaired_vocabulary=None, pieces=3, length=64, epochs=4),
+        piece_seconds=20.0),
+    # two CPU cores, one for each of two runs side by side (--jobs 2): a million parameters beside the embedding,
+    # under two hours in all. Small, and of the early part of learning
+    "cpu": Protocol(
+        "cpu", Size(192, 4, 16), SHARED,
+        Likelihood(archs=("lstm", "transformer", "s4d", "mamba", "hybrid"), grid_tokens=500_000, tokens=2_500_000),
+        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=250_000, measured=40),
+        original=Original(pieces=6, measured=20)),
+    # one large GPU: about 20 million parameters
+    "gpu": Protocol(
+        "gpu", Size(512, 12, 16, window=1024, dropout=0.1),
+        TrainConfig(batch=32, length=1024, carry=8, transpose=5, louder=2, minutes=FOREVER, eval_every=250,
+                    eval_tokens=300_000, save_every=250),
+        Likelihood(grid_tokens=20_000_000, tokens=150_000_000),
+        Efficiency(repeats=9, tokens=128),
+        Context(lengths=(16, 64, 256, 1024, 2048, 4096)),
+        Tokens(notes=10_000_000),
+        Original(pieces=None)),
+}

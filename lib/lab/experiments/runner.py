@@ -1,0 +1,220 @@
+"""The experiments that compare architectures: `python -m lib.lab.experiments [--only NAME] [--budget-minutes M] [--quick]`.
+
+    likelihood   bits per note on the test split: equal tokens and equal time, each architecture at its best rate
+    efficiency   training speed and memory against length, generation and its state against position, exponents
+    context      bits per note against position and against the number of tokens in reach
+    playing      one opening, continued by each architecture
+    tokens       time grids and byte-pair vocabularies, compared at 10 ms
+    original     the original's recipe, and each repair alone
+
+The protocol is data (`lib.lab.experiments.protocol`). Everything is kept as it goes: the same command goes on
+where the last one stopped. Results are data/results/experiments_PART_SCALE.json.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from lib.env import machine as env
+from lib.env.errors import UserError, cli
+from lib.env.files import whole
+from lib.lab.experiments.protocol import SCALES, Protocol
+from lib.lab.experiments.runs import OutOfTime, Spec, completed, train
+from lib.music.streams import Augmentation, Streams, build
+
+PARTS = {"efficiency": "lib.lab.experiments.efficiency", "likelihood": "lib.lab.experiments.likelihood",
+         "context": "lib.lab.experiments.context", "playing": "lib.lab.experiments.playing", "tokens": "lib.lab.experiments.tokens", "original": "lib.lab.experiments.original"}
+RUNS = env.ROOT / "data" / "runs" / "experiments"
+
+
+class Lab:
+    """Where a part finds its protocol, its data and what was done before, and leaves its result."""
+
+    def __init__(self, protocol: Protocol, folder: Path, *, minutes: float = math.inf, device: str | None = None,
+                 jobs: int = 1, results: Path | None = None, cache: Path | None = None, found: list | None = None, say=print):
+        self.protocol, self.folder, self.say, self.jobs = protocol, Path(folder), say, jobs
+        self.deadline = time.monotonic() + 60 * minutes
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.results = results or (self.folder / "results" if protocol.scale == "quick" else env.RESULTS)
+        self.cache = cache or (self.folder / "cache" if protocol.scale == "quick" else env.ROOT / "data" / "cache")
+        if found is not None:
+            self.found = found
+
+    @cached_property
+    def found(self) -> list:
+        """The performances: MAESTRO, or the openings of the sample's ten at the quick scale."""
+        from lib.music.maestro import performances
+
+        found = performances(quick=self.protocol.scale == "quick", say=self.say)
+        seconds = self.protocol.piece_seconds
+        return found if seconds is None else shorten(found, seconds, self.folder / "midi")
+
+    @cached_property
+    def leaks(self) -> set[tuple[str, str]]:
+        """The (composer, title) pairs that cross the official splits."""
+        from lib.music.maestro import leaking_titles
+
+        return leaking_titles(self.found)
+
+    def streams(self, grid_ms: float, vocab_size: int | None = None, copies: int = 0, tokenizer=None):
+        """(Streams, Tokenizer) of the performances with pedal-extended notes; merges are learnt on the train split."""
+        from lib.music.tokens import TokenConfig
+
+        config = None if tokenizer else TokenConfig(grid_ms, "extend", vocab_size)
+        return build(self.found, config, Augmentation(copies=copies), folder=self.cache, tokenizer=tokenizer,
+                     progress=False, say=self.say)
+
+    @cached_property
+    def base(self) -> Streams:
+        """The streams of parts (a) and (c): base tokens, transposed and made louder as they are read."""
+        return self.streams(self.protocol.grid_ms)[0]
+
+    def left(self) -> None:
+        """Raise `OutOfTime` where the budget of minutes is used up."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def place(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.folder / name
+
+    def train(self, spec: Spec, streams: Streams) -> dict:
+        """The outcome of a run, trained where it is not there yet."""
+        return train(spec, streams, self.place(spec.name), deadline=self.deadline, device=self.device, say=self.say)
+
+    @property
+    def threads(self) -> int:
+        """Threads of one of the processes side by side."""
+        return max(1, torch.get_num_threads() // self.jobs)
+
+    def __getstate__(self) -> dict:
+        """What another process needs; it opens the streams itself."""
+        return {k: v for k, v in self.__dict__.items() if k != "base"}
+
+    def all(self, work: Callable, items: Iterable) -> list:
+        """`work(lab, item)` for every item, in order; `jobs` processes side by side, each on its share of the cores.
+
+        `work` is a function of a module, and keeps what it has done: an error of one lets the others end.
+        """
+        items = list(items)
+        if self.jobs == 1 or len(items) < 2:
+            return [work(self, item) for item in items]
+        self.left()
+        self.base  # noqa: B018  built once, before all look for it
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), _begin, (self, self.threads)) as pool:
+            futures = [pool.submit(_work, work, item) for item in items]
+            return [future.result() for future in futures]
+
+    def once(self, name: str, work) -> dict:
+        """What `work()` gives, as JSON, from the file of an earlier call where there is one."""
+        path = self.folder / "kept" / f"{name}.json"
+        if not path.exists():
+            self.left()
+            text = json.dumps(work())
+            with whole(path) as part:
+                part.write_text(text + "\n")
+        return json.loads(path.read_text())
+
+    def path(self, part: str) -> Path:
+        return self.results / f"experiments_{part}_{self.protocol.scale}.json"
+
+    def read(self, part: str) -> dict:
+        """A part's result so far; empty where there is none. One of another protocol is refused."""
+        path = self.path(part)
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if found and completed(found["protocol"]) != self._protocol(part):
+            raise UserError(f"{path.name} was measured by another protocol: move it away to begin anew")
+        return found
+
+    def write(self, part: str, result: dict) -> None:
+        """Keep a part's result, with the device, the versions, the command, the seed and the protocol."""
+        command = f"python -m lib.lab.experiments --only {part}" + {"quick": " --quick", "cpu": "", "gpu": " --scale gpu"}[
+            self.protocol.scale] + (f" --jobs {self.jobs}" if self.jobs > 1 else "")  # speeds hang on it
+        result = env.provenance(command) | {"protocol": self._protocol(part), **result}
+        with whole(self.path(part)) as file:
+            file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _protocol(self, part: str) -> dict:
+        """What was chosen about this part, as JSON."""
+        protocol = self.protocol
+        chosen = {"scale": protocol.scale, "size": asdict(protocol.size), part: asdict(getattr(protocol, part))}
+        if part != "efficiency":
+            chosen |= {"config": asdict(protocol.config), "grid_ms": protocol.grid_ms, "piece_seconds": protocol.piece_seconds}
+        return json.loads(json.dumps(chosen))
+
+
+_LAB: list[Lab] = []  # of a process beside others
+
+
+def _begin(lab: Lab, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _LAB[:] = [lab]
+
+
+def _work(work: Callable, item):
+    return work(_LAB[0], item)
+
+
+def shorten(found: list, seconds: float, folder: Path) -> list:
+    """The same performances, of each the opening alone, as files in `folder`."""
+    from lib.music.notes import crop, read_midi, write_midi
+
+    short = []
+    for performance in found:
+        path = folder / f"{performance.path.stem}.mid"
+        if not path.exists():
+            write_midi(crop(read_midi(performance.path), 0, seconds), path)
+        short.append(replace(performance, path=path, seconds=min(seconds, performance.seconds)))
+    return short
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the experiments, or go on with them."""
+    parser = argparse.ArgumentParser(prog="python -m lib.lab.experiments", description=main.__doc__)
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part (default: all; may be given again)")
+    parser.add_argument("--budget-minutes", type=float, default=math.inf, help="stop after so long, with everything kept")
+    parser.add_argument("--quick", action="store_true", help="ten pieces and tiny models: seconds, and no meaning")
+    parser.add_argument("--scale", choices=SCALES, help="how large (default: gpu where there is one, else cpu)")
+    parser.add_argument("--folder", type=Path, help="where the runs live (default: data/runs/experiments/SCALE)")
+    parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on its share of the cores (default 1)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--restart", action="store_true", help="throw the runs and results of a quick run away first")
+    args = parser.parse_args(argv)
+    if not args.budget_minutes > 0:
+        raise UserError("--budget-minutes must be above 0: give the minutes that there are")
+    if not 1 <= args.jobs <= (os.cpu_count() or 1):
+        raise UserError(f"--jobs {args.jobs} makes no sense here: give 1 to {os.cpu_count()}")
+    scale = "quick" if args.quick else args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
+    folder = args.folder or RUNS / scale
+    if args.restart:
+        if scale != "quick":
+            raise UserError("--restart throws work away and is for --quick only: delete what should be measured again")
+        shutil.rmtree(folder, ignore_errors=True)
+    if scale == "quick":
+        torch.set_num_threads(1)  # models this small only wait for one another's threads
+    lab = Lab(SCALES[scale], folder, minutes=args.budget_minutes, device=args.device, jobs=args.jobs, results=args.results)
+    for part in args.only or PARTS:
+        module = import_module(PARTS[part])
+        try:
+            result = module.run(lab)
+        except OutOfTime:
+            print(f"the {args.budget_minutes:g} minutes are used up in {part!r}: the same command goes on from here")
+            return
+        print(f"\n{part}: {lab.path(part).name}\n{module.table(result)}\n")
+
+
+if __name__ == "__main__":
+    cli(main)

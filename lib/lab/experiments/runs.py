@@ -1,0 +1,131 @@
+"""One training run of an experiment: any architecture, stopped and resumed at will, its outcome a file."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lib.env.errors import UserError
+from lib.env.files import whole
+from lib.lab.rivals import matched as baselines
+from lib.lab.rivals.matched import Size
+from lib.lab.rivals.windows import model_bits
+from lib.music.streams import Streams
+from lib.train import checkpoints
+from lib.train.config import TrainConfig
+from lib.train.trainer import Trainer
+
+OUTCOME = "outcome.json"
+
+
+class OutOfTime(Exception):
+    """The budget of minutes is used up; everything so far is kept."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is trained, and how."""
+
+    name: str  # also its folder
+    arch: str
+    size: Size
+    config: TrainConfig
+    cut_every: int = 0  # steps after which the learning rate is cut tenfold, again and again; 0: warm-up and cosine
+
+    def facts(self, streams: Streams) -> dict:
+        """As JSON has it, for comparison with a file; with the data that it is for."""
+        facts = asdict(self) | {"streams": streams.settings.get("id"), "vocabulary": streams.vocab_size}
+        return json.loads(json.dumps(facts))
+
+
+def completed(facts: dict) -> dict:
+    """A record whose `config` may be older than a field of `TrainConfig`: that has its default then."""
+    return facts | ({"config": asdict(TrainConfig()) | facts["config"]} if "config" in facts else {})
+
+
+class Run(Trainer):
+    """A `Trainer` for any architecture of `lib.lab.rivals.matched`.
+
+    A model that does not carry its state begins each crop afresh, and is validated on windows.
+    """
+
+    def __init__(self, spec: Spec, streams: Streams, folder: Path, **options):
+        self.spec, self.training_seconds = spec, 0.0
+        super().__init__(streams, spec.config, folder, save=baselines.save,
+                         build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size), **options)
+        if spec.cut_every:  # after the loop has set its own rate
+            self.optimizers["optimizer"].register_step_pre_hook(self._cut)
+
+    def _cut(self, optimizer, args, kwargs) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.lr * 0.1 ** (self.step // self.spec.cut_every)
+
+    def train_step(self) -> float:
+        begin = time.monotonic()
+        if not baselines.carries(self.model):
+            self.state = self.model.new_state(self.rows.stop - self.rows.start)
+        loss = super().train_step()
+        self.training_seconds += time.monotonic() - begin
+        return loss
+
+    def validate(self) -> float:
+        bits = float(model_bits(self.model, self.streams, self.held_out, autocast=self.precision).sum())
+        bits /= sum(p.notes for p in self.held_out)
+        if bits < self.best:
+            self.best = bits
+            self._keep_best()
+        return bits
+
+    def _facts(self) -> dict:
+        return super()._facts() | {"training_seconds": self.training_seconds}
+
+    def _restore(self, tensors: dict, facts: dict) -> None:
+        super()._restore(tensors, facts)
+        self.training_seconds = facts["training_seconds"]
+
+
+def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.inf, device: str | None = None,
+          say: Callable[[str], None] = print) -> dict:
+    """Train, or go on, or open the outcome of an earlier call; the best checkpoint is in folder/best.
+
+    Raises `OutOfTime` when `time.monotonic()` passes `deadline`, with all work kept, and `UserError`
+    where the folder holds a run of another protocol.
+    """
+    facts = spec.facts(streams)
+    outcome = folder / OUTCOME
+    if outcome.exists():
+        found = json.loads(outcome.read_text())
+        if completed(found["spec"]) != facts:
+            raise UserError(f"{folder} holds a run of another protocol: delete it, or choose another --folder")
+        return found
+    if time.monotonic() > deadline:
+        raise OutOfTime
+    run = Run(spec, streams, folder, device=device, resume=True, say=lambda text: None)
+
+    def watch(trainer):
+        trainer.stop_asked = trainer.stop_asked or time.monotonic() > deadline
+
+    say(f"{spec.name}: from step {run.step}")
+    run.run(progress=False, watch=watch)
+    if not run.finished:
+        raise OutOfTime
+    best = min(run.log, key=lambda row: row["validation_bits_per_note"])
+    found = {"spec": facts, "parameters": run.model.parameter_count(), "body_parameters": baselines.body(run.model),
+             "steps": run.step, "tokens": run.tokens, "training_seconds": round(run.training_seconds, 2),
+             "tokens_per_second": round(run.tokens / run.training_seconds, 1),
+             "validation_bits_per_note": run.best, "best_step": best["step"], "log": run.log}
+    with whole(outcome) as part:
+        part.write_text(json.dumps(found, indent=1) + "\n")
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+    say(f"{spec.name}: {run.best:.2f} bits a note on validation after {run.training_seconds / 60:.1f} minutes")
+    return found
+
+
+def best_model(folder: Path, device: str = "cpu"):
+    """The best checkpoint of a run that has ended. Raises `UserError` where it has not."""
+    if not (folder / OUTCOME).exists():
+        raise UserError(f"{folder.name} has not ended yet: run python -m lib.lab.experiments --only likelihood first")
+    return baselines.load(folder / "best", device)

@@ -1,0 +1,1 @@
+"""Is what was played any good, and is it copied?"""

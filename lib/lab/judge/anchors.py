@@ -1,0 +1,215 @@
+"""Pieces beside two anchors: real music above, noise below. A number means nothing without both.
+
+The real anchor are openings of MAESTRO's test pieces, the noise the same openings with their tokens
+shuffled. All pass through the tokens, so that grid and pedal treat them alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.env.errors import UserError
+from lib.lab.judge.memorisation import Passage, keys, longest_shared
+from lib.lab.judge.metrics import Embedding, facts, features, frechet, yang_lerch
+from lib.music.library import excerpt, note_arrays, opening
+from lib.music.maestro import Performance
+from lib.music.notes import Music
+from lib.music.tokens import Tokenizer
+
+DRAWS = 20  # random halves for what real pieces differ by among themselves
+CLIP = 10.0  # seconds of an excerpt for the Fréchet distance
+FEW = 4  # notes: a piece with fewer is called empty
+EXCERPTS = 3000  # training excerpts that the embedding learns from
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What pieces of `seconds` are compared with."""
+
+    seconds: float
+    real: list[np.ndarray]  # openings of test pieces, through the tokens
+    noise: list[np.ndarray]  # the same with their tokens shuffled
+    composers: list[str]  # of the real ones
+    train: list[np.ndarray]  # whole training pieces
+    train_facts: list[Performance]
+
+
+def anchors(performances: list[Performance], tokenizer: Tokenizer, seconds: float, *, seed: int = 0,
+            progress: bool = True) -> Anchors:
+    """Read the test and the train split. A small sample has one test piece: it is cut into openings then."""
+    arrays = note_arrays(performances, progress=progress)
+    rng, real, noise, composers = np.random.default_rng(seed), [], [], []
+    test = [(p, a) for p, a in zip(performances, arrays) if p.split == "test"]
+    few = len(test) < 8
+    for performance, notes in test:
+        starts = np.arange(notes["start"][0], notes["end"].max() - seconds, seconds) if few else [notes["start"][0]]
+        for start in starts:
+            ids = tokenizer.encode(Music(excerpt(notes, start, seconds)))
+            pieces = [_cut(tokenizer.decode(tokens).notes, seconds) for tokens in (ids, rng.permutation(ids))]
+            if min(map(len, pieces)) >= FEW:
+                real.append(pieces[0])
+                noise.append(pieces[1])
+                composers.append(performance.composer)
+    train = [(p, a) for p, a in zip(performances, arrays) if p.split == "train"]
+    if not real or not train:
+        raise UserError("there is no test or no train piece to compare with: fetch MAESTRO")
+    return Anchors(seconds, real, noise, composers, [a for _, a in train], [p for p, _ in train])
+
+
+def _cut(notes: np.ndarray, seconds: float) -> np.ndarray:
+    return excerpt(notes, 0, seconds)
+
+
+def quantiles(pieces: Sequence[np.ndarray], seconds: float) -> dict[str, list[float]]:
+    """10 %, 50 % and 90 % of each fact over the pieces where it is defined."""
+    rows, out = [facts(notes, seconds) for notes in pieces], {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if not np.isnan(row[name])]
+        if values:  # a lag longer than the pieces has none
+            out[name] = np.quantile(values, [0.1, 0.5, 0.9]).tolist()
+    return out
+
+
+def overlaps(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict:
+    """Overlap area and KL of each feature and group against all real pieces, and what halves of the real ones reach."""
+    real, rng = features(anchor.real), np.random.default_rng(seed)
+    table = {name: yang_lerch(real, features(pieces)) for name, pieces in groups.items()}
+    halves = []
+    for _ in range(DRAWS):
+        order = rng.permutation(len(anchor.real))
+        first, second = order[: len(order) // 2], order[len(order) // 2 :]
+        halves.append(yang_lerch({k: v[first] for k, v in real.items()}, {k: v[second] for k, v in real.items()}))
+    table["real"] = {name: tuple(np.mean([half[name] for half in halves], 0).tolist()) for name in real}
+    return {group: {"overlap_area": {k: v[0] for k, v in row.items()}, "kl_nats": {k: v[1] for k, v in row.items()},
+                    "mean_overlap_area": float(np.mean([v[0] for v in row.values()])),
+                    "mean_kl_nats": float(np.mean([v[1] for v in row.values()]))} for group, row in table.items()}
+
+
+def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]]:
+    """Excerpts of ten seconds of each piece, those with enough notes."""
+    return [[clip for at in np.arange(0, seconds - CLIP + 1e-9, CLIP)
+             if len(clip := excerpt(notes, at, CLIP)) >= FEW] for notes in pieces]
+
+
+def frechets(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict[str, float]:
+    """Fréchet distance of each group to real pieces, sets of equal size, mean over random draws; NaN for too few."""
+    rng = np.random.default_rng(seed)
+    size = min([len(anchor.real) // 2, *(len(pieces) for pieces in groups.values())])
+    if size < 8:
+        return dict.fromkeys(["real", *groups], float("nan"))
+    some = []
+    for _ in range(EXCERPTS):
+        notes = anchor.train[rng.integers(len(anchor.train))]
+        clip = excerpt(notes, rng.uniform(0, max(1e-3, notes["start"][-1] - CLIP)), CLIP)
+        some += [clip] if len(clip) >= FEW else []
+    embed = Embedding(some)
+    rows = {name: [embed(c) for c in clips(pieces, anchor.seconds) if c]
+            for name, pieces in {"real": anchor.real, **groups}.items()}
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(DRAWS):
+        order = rng.permutation(len(rows["real"]))
+        reference = np.concatenate([rows["real"][i] for i in order[:size]])
+        for name, pieces in rows.items():
+            take = order[size : 2 * size] if name == "real" else rng.permutation(len(pieces))[:size]
+            found[name].append(frechet(reference, np.concatenate([pieces[i] for i in take])))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
+    """Longest passages shared with the train split, in notes: exactly and transposed, a group a row.
+
+    "real" are the test openings against the pieces of *other* composers: what unrelated music
+    shares by chance. "same title" shows that the check can find something: the opening of a
+    training piece against other performances of that title.
+    """
+    train = [keys(notes) for notes in anchor.train]
+    number = {name: i for i, name in enumerate(sorted({p.composer for p in anchor.train_facts} | {*anchor.composers}))}
+    other = ([number[c] for c in anchor.composers], [number[p.composer] for p in anchor.train_facts])
+    titles: dict[tuple[str, str], list[int]] = {}
+    for i, p in enumerate(anchor.train_facts):
+        titles.setdefault((p.composer, p.title), []).append(i)
+    again = [rows for rows in titles.values() if len(rows) > 1]
+    out = {}
+    for kind in ("exact", "transposed"):
+        found: dict[str, list[Passage]] = {}
+        for name, pieces in {"real": anchor.real, **groups}.items():
+            found[name] = longest_shared([keys(n) for n in pieces], train, transposed=kind == "transposed",
+                                         groups=other if name == "real" else None)
+        if again:
+            found["same title"] = longest_shared(
+                [keys(opening(anchor.train[rows[0]], anchor.seconds)) for rows in again],
+                [train[i] for rows in again for i in rows[1:]], transposed=kind == "transposed")
+        out[kind] = {name: _summary(passages, anchor, named=name in groups) for name, passages in found.items()}
+    return out
+
+
+def _summary(passages: list[Passage], anchor: Anchors, named: bool) -> dict:
+    lengths = np.array([p.notes for p in passages])
+    top = int(lengths.argmax())
+    row = {"pieces": len(lengths), "median": float(np.median(lengths)), "p95": float(np.percentile(lengths, 95)),
+           "longest": int(lengths[top])}
+    if named and passages[top].notes:
+        source = anchor.train_facts[passages[top].piece]
+        row |= {"query": top, "at_note": passages[top].at, "of": f"{source.composer}, {source.title}",
+                "piece": passages[top].piece, "its_note": passages[top].there}
+    return row
+
+
+def compare(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
+    """Everything above for groups of note arrays, beside the anchors, as one JSON-ready dict."""
+    empty = {name: sum(len(notes) < FEW for notes in pieces) for name, pieces in groups.items()}
+    groups = {name: [notes for notes in pieces if len(notes) >= FEW] for name, pieces in groups.items()}
+    if any(len(pieces) < 2 for pieces in groups.values()):
+        raise UserError(f"two pieces with {FEW} notes or more are needed: play some more")
+    every = {**groups, "noise": anchor.noise}
+    return {"seconds": anchor.seconds, "pieces": {name: len(p) for name, p in {"real": anchor.real, **every}.items()},
+            "empty": empty,
+            "facts": {name: quantiles(p, anchor.seconds) for name, p in {"real": anchor.real, **every}.items()},
+            "overlap": overlaps(anchor, every), "frechet": frechets(anchor, every), "copied": copied(anchor, every)}
+
+
+# ---- showing it ------------------------------------------------------------------------------
+
+
+def table(result: dict) -> str:
+    """The comparison as a Markdown table: medians, and in brackets the middle 80 %."""
+    names = ["real", *(n for n in result["pieces"] if n not in ("real", "noise")), "noise"]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}",
+             _row("pieces", [str(result["pieces"][n]) for n in names])]
+    for fact in [f for f in result["facts"]["real"] if all(f in result["facts"][n] for n in names)]:
+        lines.append(_row(fact, ["{1:.3g} ({0:.3g} to {2:.3g})".format(*result["facts"][n][fact]) for n in names]))
+    overlap = result["overlap"]
+    lines += [_row("mean overlap area with real, 1 is best", [f"{overlap[n]['mean_overlap_area']:.3f}" for n in names]),
+              _row("mean KL from real in nats, 0 is best", [f"{overlap[n]['mean_kl_nats']:.3f}" for n in names]),
+              _row("Fréchet distance to real", [f"{result['frechet'][n]:.4f}" for n in names])]
+    for kind, rows in result["copied"].items():
+        lines.append(_row(f"longest passage shared with train, {kind}, notes",
+                          ["median {median:.0f}, most {longest}".format(**rows[n]) for n in names]))
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def plot(result: dict):
+    """Overlap area of each feature, a dot a group: a figure."""
+    from lib.show import plots
+
+    names = ["noise", *(n for n in result["pieces"] if n not in ("real", "noise")), "real"]
+    colours = {"real": plots.INPUT, "noise": plots.GREY}
+    rest = iter((plots.OUTPUT, plots.STATE, *plots.OTHER))
+    kinds = list(result["overlap"]["real"]["overlap_area"])
+    mean = {n: result["overlap"][n]["mean_overlap_area"] for n in names}
+    said = ", ".join(f"{n} {mean[n]:.2f}" for n in reversed(names))
+    fig, ax = plots.figure(height=4.2)
+    for name in names:
+        ax.plot([result["overlap"][name]["overlap_area"][k] for k in kinds], range(len(kinds)), "o", markersize=9,
+                color=colours.get(name) or next(rest), label=f"{name}" + (" halves" if name == "real" else ""))
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=True)
+    ax.set(xlim=(0, 1.02), xlabel="overlap area with the test pieces", title=f"Overlap area, on average: {said}")
+    ax.legend(loc="lower left", reverse=True)
+    return fig

@@ -1,0 +1,1 @@
+"""What keeps the README, the notebooks and a workshop's bundle in step."""

@@ -1,0 +1,1 @@
+"""Other architectures of equal size."""

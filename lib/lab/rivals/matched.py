@@ -1,0 +1,191 @@
+"""The rivals of Mamba behind one door: `build(arch, vocab_size, size)`, all of one size.
+
+`Size` is that of a Mamba; a rival gets the width at which its parameters, without the embedding, come
+nearest to that Mamba's. All have `lib.mamba.MambaLM`'s interface: forward, prefill, step, new_state,
+parameter_count, device.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lib.env.errors import UserError
+from lib.env.files import whole
+from lib.lab.rivals.hybrid import HybridConfig, HybridLM
+from lib.lab.rivals.language_model import LanguageModel
+from lib.lab.rivals.lstm import LSTMLM, LSTMConfig
+from lib.lab.rivals.s4d import S4DLM, S4DConfig
+from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM
+from lib.mamba import model as mamba
+from lib.mamba.model import CONFIG, WEIGHTS, MambaConfig, MambaLM
+
+LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
+          "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "hybrid": "Mamba + attention"}
+ARCHS = tuple(LABELS)
+CLASSES = {"LSTMLM": (LSTMLM, LSTMConfig), "TransformerLM": (TransformerLM, TransformerConfig),
+           "S4DLM": (S4DLM, S4DConfig), "HybridLM": (HybridLM, HybridConfig)}
+TOLERANCE = 0.03  # how far a rival's parameters may be from Mamba's
+
+
+@dataclass(frozen=True)
+class Size:
+    """The Mamba that all are matched to, and what is no matter of size."""
+
+    d_model: int = 256
+    n_layer: int = 4
+    d_state: int = 16
+    window: int = 512  # positions that attention reaches back to
+    dropout: float = 0.0
+    fixed_state: int = 64  # states a channel of S4D, as published
+
+    def mamba(self, vocab_size: int) -> MambaConfig:
+        return MambaConfig(vocab_size, self.d_model, self.n_layer, self.d_state, dropout=self.dropout)
+
+
+def build(arch: str, vocab_size: int, size: Size = Size()) -> MambaLM | LanguageModel:
+    """A fresh model of this architecture, matched to the Mamba of this size; weights by torch's seed.
+
+    Raises `UserError` for an unknown architecture, or a size that cannot be matched within 3 %.
+    """
+    return _make(config_of(arch, vocab_size, size))
+
+
+@functools.cache
+def config_of(arch: str, vocab_size: int, size: Size = Size()):
+    """The sizes that `build` takes, as the architecture's own configuration."""
+    if arch not in ARCHS:
+        raise UserError(f"architecture {arch!r} is unknown: choose {', '.join(ARCHS)}")
+    ours = size.mamba(vocab_size)
+    if arch == "mamba":
+        return ours
+    wanted = _count(ours)
+    found = {"lstm": _lstm, "s4d": _s4d, "hybrid": _hybrid, "transformer": _transformer,
+             "transformer_xl": _transformer}[arch](vocab_size, size, wanted)
+    if arch == "transformer_xl":
+        found = replace(found, carries=True)
+    if abs(_count(found) / wanted - 1) > TOLERANCE:
+        raise UserError(f"no {LABELS[arch]} has within 3 % of this Mamba's {wanted:,} parameters: choose a larger d_model")
+    return found
+
+
+def _lstm(vocab_size: int, size: Size, wanted: int) -> LSTMConfig:
+    """Half as many layers: each is a sequence of small steps, which no machine likes, and is wider for it."""
+    start = LSTMConfig(vocab_size, n_layer=max(1, round(size.n_layer / 2)), dropout=size.dropout)
+    return _widen(lambda width: replace(start, d_model=width), wanted)
+
+
+def _s4d(vocab_size: int, size: Size, wanted: int) -> S4DConfig:
+    start = S4DConfig(vocab_size, n_layer=size.n_layer, d_state=size.fixed_state, dropout=size.dropout)
+    return _widen(lambda width: replace(start, d_model=width), wanted)
+
+
+def _transformer(vocab_size: int, size: Size, wanted: int) -> TransformerConfig:
+    """As many layers, heads of about 64, and a feed-forward part 8/3 as wide as the residual, then fitted."""
+    heads = max(1, round(size.d_model / 80))
+    start = TransformerConfig(vocab_size, n_layer=size.n_layer, n_head=heads, window=size.window, dropout=size.dropout)
+    step = 8 * heads if size.d_model >= 64 else 2 * heads
+    rough = _widen(lambda n: replace(start, d_model=n * step, d_feed=max(1, n * step * 8 // 3)), wanted)
+    return _widen(lambda feed: replace(rough, d_feed=feed), wanted)
+
+
+def _hybrid(vocab_size: int, size: Size, wanted: int) -> HybridConfig:
+    """Mamba's width and layers; one layer in the middle is a Transformer's, two from eight layers on."""
+    layers = size.n_layer
+    attention = (layers // 2,) if layers < 8 else (layers // 3, 2 * layers // 3)
+    heads = max(1, round(size.d_model / 64))
+    while size.d_model % (2 * heads):
+        heads -= 1
+        if not heads:
+            raise UserError(f"attention needs an even width, not d_model={size.d_model}")
+    start = HybridConfig(**asdict(size.mamba(vocab_size)), attention=attention, n_head=heads, window=size.window)
+    return _widen(lambda feed: replace(start, d_feed=feed), wanted)
+
+
+def _widen(config: Callable[[int], object], wanted: int):
+    """Of `config(1)`, `config(2)`, …, which grow, the one whose number of parameters is nearest to `wanted`.
+
+    Matrix units like multiples of 8: one of them is taken where it is within half of what is allowed.
+    """
+    def nearest(step):
+        low, high = 1, 2
+        while _count(config(high * step)) < wanted:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if _count(config(middle * step)) < wanted else (low, middle)
+        return min((config(n * step) for n in (low, high)), key=lambda one: abs(_count(one) - wanted))
+
+    round_one = nearest(8)
+    return round_one if abs(_count(round_one) / wanted - 1) <= TOLERANCE / 2 else nearest(1)
+
+
+@functools.cache
+def _count(config) -> int:
+    """Parameters of a configuration without the embedding; nothing is allocated."""
+    with torch.device("meta"):
+        return body(_make(config))
+
+
+def _make(config) -> MambaLM | LanguageModel:
+    for cls, kind in CLASSES.values():
+        if type(config) is kind:
+            return cls(config)
+    return MambaLM(config)
+
+
+def body(model: nn.Module) -> int:
+    """Parameters without the embedding and, where it is not the same, the output layer."""
+    return sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name and "lm_head" not in name)
+
+
+def carries(model: nn.Module) -> bool:
+    """Whether the model trains and is judged with its state carried on, or on windows read afresh."""
+    return getattr(model, "carries", True)
+
+
+def state_bytes(model: nn.Module, state: list, read: int) -> int:
+    """Bytes of a state (batch 1) that are in use after `read` tokens: all of it, of a ring only the slots filled."""
+    total = sum(t.numel() * t.element_size() for memory in state for t in memory)
+    for layer, (ring, _) in zip(model.backbone.layers, state):
+        if isinstance(layer.mixer, Attention):
+            free = max(0, layer.mixer.window - read)
+            total -= free * 2 * layer.mixer.width * ring.element_size()
+    return total
+
+
+def save(model: MambaLM | LanguageModel, folder: str | Path) -> None:
+    """Write config.json and model.safetensors, whole or not at all; a Mamba as `lib.mamba.save` does."""
+    from safetensors.torch import save_file
+
+    if isinstance(model, MambaLM):
+        return mamba.save(model, folder)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with whole(Path(folder) / WEIGHTS) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+    with whole(Path(folder) / CONFIG) as part:
+        part.write_text(json.dumps({"architecture": type(model).__name__, **asdict(model.config)}, indent=1) + "\n")
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM | LanguageModel:
+    """Open what `save` wrote. Raises `UserError` when something is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / CONFIG).read_text())
+        if facts.get("architecture") not in CLASSES:
+            return mamba.load(folder, device)
+        cls, kind = CLASSES[facts.pop("architecture")]
+        model = cls(kind(**facts))
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint in {folder} is damaged: train it again") from error
+    return model.to(device).eval()

@@ -1,0 +1,106 @@
+"""What each token of a piece costs a model: its state carried through, or windows read afresh.
+
+A Transformer is judged on windows that overlap by half: but for the first window, only the second half
+of each is counted, so that every token is predicted with at least half a window before it. The same with
+windows of several lengths asks any architecture how far back it looks.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lib.env.errors import UserError
+from lib.lab.rivals.matched import carries
+from lib.music.streams import Piece, Streams
+from lib.train import bits as evaluate
+
+
+def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.ndarray:
+    """Bits of each whole piece, float64 (pieces,), in the way that belongs to the architecture.
+
+    Options as in `lib.train.bits.piece_bits`.
+    """
+    if carries(model):
+        return evaluate.piece_bits(model, streams, pieces, **options)
+    return window_bits(model, streams, pieces, window=model.config.window, **options)
+
+
+def window_bits(model, streams: Streams, pieces: list[Piece], *, window: int, stride: int | None = None, batch: int = 16,
+                segment: int = 512, progress: bool = False, autocast: torch.dtype | None = None) -> np.ndarray:
+    """Bits of each whole piece, float64 (pieces,), from windows read afresh every `stride` tokens (default half).
+
+    The interface is that of `lib.train.bits.piece_bits`; `segment` has no meaning here.
+    """
+    nats = window_nats(model, streams, pieces, window=window, stride=stride, batch=batch, progress=progress,
+                       autocast=autocast)
+    return np.array([one.sum() / math.log(2) for one in nats])
+
+
+@torch.inference_mode()
+def window_nats(model, streams: Streams, pieces: list[Piece], *, window: int, stride: int | None = None, batch: int = 16,
+                progress: bool = False, autocast: torch.dtype | None = None) -> list[np.ndarray]:
+    """Nats of every token after the first, float64 (length - 1,) a piece.
+
+    A window reads `window` tokens and predicts those that follow each; from the second window on, the
+    last `stride` predictions count. So a token has from window - stride to window tokens before it.
+    """
+    from tqdm import tqdm
+
+    stride = stride or max(1, window // 2)
+    if not 1 <= stride <= window:
+        raise UserError(f"windows of {window} tokens cannot be {stride} apart: the stride must be 1 to {window}")
+    model.eval()
+    nats = [np.zeros(piece.length - 1) for piece in pieces]
+    jobs = []  # piece, first token, where its predictions begin to count
+    for i, piece in enumerate(pieces):
+        begin, counted = 0, 0
+        while counted < piece.length - 1:
+            jobs.append((i, begin, counted))
+            counted = min(begin + window, piece.length - 1)
+            begin += stride
+    jobs.sort(key=lambda job: min(window, pieces[job[0]].length - 1 - job[1]))  # little padding
+    for first in tqdm(range(0, len(jobs), batch), desc="evaluating", unit="batch", disable=not progress):
+        rows = jobs[first : first + batch]
+        parts = [streams.stream(pieces[i])[begin : begin + window + 1] for i, begin, _ in rows]
+        tokens = np.zeros((len(rows), max(map(len, parts))), np.int64)
+        for row, part in zip(tokens, parts):
+            row[: len(part)] = part
+        found = _nats(model, torch.from_numpy(tokens), None, autocast)[0]
+        for (i, begin, counted), part, values in zip(rows, parts, found):
+            nats[i][counted : begin + len(part) - 1] = values[counted - begin : len(part) - 1]
+    return nats
+
+
+@torch.inference_mode()
+def carried_nats(model, streams: Streams, pieces: list[Piece], *, segment: int = 512,
+                 autocast: torch.dtype | None = None) -> list[np.ndarray]:
+    """Nats of every token after the first, float64 (length - 1,) a piece, the state carried through it."""
+    model.eval()
+    nats = []
+    for piece in pieces:
+        stream = torch.from_numpy(streams.stream(piece).astype(np.int64))[None]
+        state, parts = None, []
+        for begin in range(0, piece.length - 1, segment):
+            values, state = _nats(model, stream[:, begin : begin + segment + 1], state, autocast)
+            parts.append(values[0])
+        nats.append(np.concatenate(parts) if parts else np.zeros(0))
+    return nats
+
+
+def token_nats(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
+               autocast: torch.dtype | None = None) -> list[np.ndarray]:
+    """Nats of every token, in the way that belongs to the architecture."""
+    if carries(model):
+        return carried_nats(model, streams, pieces, autocast=autocast)
+    return window_nats(model, streams, pieces, window=model.config.window, batch=batch, autocast=autocast)
+
+
+def _nats(model, tokens, state, autocast):
+    """tokens (B, L+1) on a CPU: nats of the last L, float64 (B, L), and the state after them."""
+    tokens = tokens.to(model.device)
+    with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+        logits, state = model(tokens[:, :-1], state, return_state=True)
+    nll = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return nll.view(len(tokens), -1).double().cpu().numpy(), state

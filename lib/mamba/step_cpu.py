@@ -1,0 +1,154 @@
+"""Generation on a CPU without Python overhead: a whole step of the model in one call of C++.
+
+`MambaLM.step` is the definition; `Stepper` gives the same logits (to rounding, some 1e-6 of the
+largest) from weights that were laid out once in the order in which they are read. See step_cpu.cpp.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib.env.errors import UserError
+from lib.mamba.model import MambaLM, State
+from lib.scan.native import Kernel, address
+
+LANES = 16  # floats a vector: W in simd.h
+SLABS = 8  # the channels are cut into so many parts, which the threads share out: also the most threads of use
+ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second thread wakes up
+
+SOURCE = Path(__file__).with_name("step_cpu.cpp")
+KERNEL = Kernel(SOURCE, "the whole-model step", "generation runs in plain PyTorch, several times slower")
+
+
+def _tiles(matrix: Tensor, inputs: int = 0) -> Tensor:
+    """(outputs, inputs) to (tiles of 16 outputs, inputs, 16), with zeros for what is missing."""
+    outputs, width = matrix.shape
+    matrix = F.pad(matrix, (0, max(0, inputs - width), 0, -outputs % LANES))
+    return matrix.unflatten(0, (-1, LANES)).transpose(1, 2)
+
+
+def _by_slab(matrix: Tensor, channels: int) -> Tensor:
+    """(outputs, D) as the slabs read it: slab after slab, of each all tiles of outputs over its channels."""
+    tiles, groups = _tiles(matrix, channels * LANES), channels
+    cuts = [slab * groups // SLABS * LANES for slab in range(SLABS + 1)]
+    return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
+
+
+def pack(model: MambaLM) -> Tensor:
+    """All weights but the embedding's as one float32 vector, in the order of `Plan` in step_cpu.cpp."""
+    D, pieces = model.config.d_inner, []
+    groups = math.ceil(D / LANES)
+
+    def vector(v: Tensor | None, size: int) -> Tensor:  # (size,) to (tiles, 1, 16); a missing bias is zero
+        return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None])
+
+    for layer in model.backbone.layers:
+        m = {name: p.detach().float() for name, p in layer.mixer.named_parameters()}
+        in_x, in_z = m["in_proj.weight"].chunk(2)
+        bias_x, bias_z = (m["in_proj.bias"] if "in_proj.bias" in m else torch.zeros(2 * D)).chunk(2)
+        pieces += [
+            vector(layer.norm.weight, model.config.d_model),
+            torch.stack([_tiles(in_x), _tiles(in_z)], 1),
+            torch.cat([vector(bias_x, D), vector(bias_z, D)], 1),
+            torch.cat([_tiles(m["conv1d.weight"][:, 0]), vector(m.get("conv1d.bias"), D)], 1),
+            _by_slab(m["x_proj.weight"], groups),
+            torch.cat([_tiles(m["dt_proj.weight"]), vector(m["dt_proj.bias"], D)], 1),
+            _tiles(-torch.exp(m["A_log"]) * math.log2(math.e)),
+            vector(m["D"], D),
+            _by_slab(m["out_proj.weight"], groups),
+            vector(m.get("out_proj.bias"), model.config.d_model)]
+    head = model.backbone.embeddings if model.config.tied else model.lm_head
+    pieces += [vector(model.backbone.norm_f.weight, model.config.d_model), _tiles(head.weight.detach().float())]
+    return torch.cat([piece.flatten() for piece in pieces])
+
+
+class Stepper:
+    """A model that reads one token a row at a time, from a state that it holds and writes over.
+
+    The weights are those of the moment when it is made. It needs a model on a CPU and a C++
+    compiler; `stepper` says what this machine can do.
+    """
+
+    def __init__(self, model: MambaLM, batch: int = 1):
+        if model.device.type != "cpu":
+            raise UserError("the whole-model step takes a model on a CPU: move it there, or use its own `step`")
+        if batch < 1:
+            raise UserError(f"batch {batch} is no number of sequences: give 1 or more")
+        if not KERNEL.available():
+            raise UserError("the whole-model step needs a C++ compiler (g++ or clang++): install one, or use the "
+                            "model's own `step`")
+        c = self.config = model.config
+        self.batch = batch
+        self._sizes = (ctypes.c_long * 9)(batch, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv,
+                                          c.rank, SLABS)
+        counts = (ctypes.c_long * 4)()
+        KERNEL.library.mamba_sizes(self._sizes, ctypes.c_long(SLABS), counts)
+        with torch.inference_mode(False), torch.no_grad():
+            self._weights, self._embeddings = pack(model), model.backbone.embeddings.weight.detach().float().clone()
+            assert len(self._weights) == counts[0], "lib/mamba/step_cpu.py and step_cpu.cpp disagree on the layout"
+            self._windows, self._states, self._scratch = (torch.zeros(n) for n in counts[1:])
+        self._fixed = (self._sizes, ctypes.c_float(c.norm_eps), *map(address, (
+            self._weights, self._embeddings, self._windows, self._states, self._scratch)))
+        self._small = counts[0] < ONE_THREAD
+
+    def step(self, tokens: Tensor | Sequence[int]) -> Tensor:
+        """Read one token a row (B,): the logits of the next (B, V), float32, in a tensor of their own.
+
+        Raises `UserError`, and reads nothing, where a token is not in the vocabulary.
+        """
+        tokens = torch.as_tensor(tokens, dtype=torch.long, device="cpu").contiguous()
+        if tokens.shape != (self.batch,):
+            raise UserError(f"the step reads tokens of shape ({self.batch},), not {tuple(tokens.shape)}")
+        logits = torch.empty(self.batch, self.config.vocab_size)
+        threads = 1 if self._small else min(SLABS, torch.get_num_threads())
+        if KERNEL.library.mamba_step(*self._fixed, address(tokens), address(logits), ctypes.c_int(threads)):
+            raise UserError(f"a token of {tokens.tolist()} is outside the vocabulary of {self.config.vocab_size}: "
+                            "was it made by another tokenizer?")
+        return logits
+
+    def _views(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers, a layer: window (B, G, K-1, 16) and h (B, G, N, 16), G tiles of channels."""
+        c, groups = self.config, math.ceil(self.config.d_inner / LANES)
+        windows = self._windows.view(c.n_layer, self.batch, groups, c.d_conv - 1, LANES)
+        states = self._states.view(c.n_layer, self.batch, groups, c.d_state, LANES)
+        return list(zip(windows, states))
+
+    def load(self, state: State | None = None) -> None:
+        """Go on from a state of `MambaLM.step` or `prefill`; from the beginning without one."""
+        c = self.config
+        self._windows.zero_()
+        self._states.zero_()
+        if state is None:
+            return
+        shapes = [(tuple(window.shape), tuple(h.shape)) for window, h in state]
+        wanted = [((self.batch, c.d_conv - 1, c.d_inner), (self.batch, c.d_inner, c.d_state))] * c.n_layer
+        if shapes != wanted:
+            raise UserError(f"the state is not one of this model with {self.batch} rows: "
+                            "make it by prefill or new_state")
+        missing = -c.d_inner % LANES
+        for (window, h), (own_window, own_h) in zip(state, self._views()):
+            own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, LANES)).transpose(1, 2))
+            own_h.copy_(F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, LANES)).transpose(1, 2))
+
+    def state(self) -> State:
+        """A copy of the state, as `MambaLM.step` and `forward` take it."""
+        D = self.config.d_inner
+        return [(window.transpose(1, 2).flatten(2)[..., :D].clone(),
+                 h.transpose(1, 2).flatten(2)[..., :D].transpose(1, 2).contiguous())
+                for window, h in self._views()]
+
+    def state_bytes(self) -> int:
+        """What it remembers of a piece, however long that is."""
+        return 4 * (self._windows.numel() + self._states.numel())
+
+
+def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
+    """A `Stepper`; None where the model is no Mamba, is not on a CPU, or there is no compiler (said once a process)."""
+    mine = isinstance(model, MambaLM) and model.device.type == "cpu"
+    return Stepper(model, batch) if mine and KERNEL.available() else None

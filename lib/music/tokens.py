@@ -1,0 +1,280 @@
+"""Notes to REMI tokens to byte-pair-encoded tokens, and back, with MidiTok.
+
+REMI (Huang and Yang 2020) writes a piece as bars; inside a bar a `Position`, and after it the
+`Pitch`, `Velocity` and `Duration` of each note that begins there. Every MAESTRO file says
+120 BPM, so a bar is two seconds of clock. Byte-pair encoding then gives frequent neighbours
+a token of their own; it is learnt on training pieces only.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lib.env.errors import UserError
+from lib.env.files import whole
+from lib.music.notes import HIGHEST, LOWEST, Music, clip_repeats, crop, make_notes, sustain
+
+BEAT = 0.5  # seconds a quarter note lasts at 120 BPM
+BAR = 4 * BEAT  # seconds
+TICKS = 480  # ticks a quarter note of the scores handed to MidiTok
+BPE_MODEL = "tokenizer.json"
+SETTINGS = "tokens.json"
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """How music becomes tokens. The defaults are justified by the table of notebook 02."""
+
+    grid_ms: float = 10.0  # onsets are rounded to this, and durations up to 1 s
+    pedal: str = "extend"  # "extend" notes by the sustain pedal, write it as "tokens", or "drop" it
+    vocab_size: int | None = 1024  # after byte-pair encoding; None: base tokens only
+    velocities: int = 32  # loudness levels
+
+    def __post_init__(self):
+        if not 4 <= self.grid_ms <= 125:
+            raise UserError(f"grid_ms={self.grid_ms} is outside 4 to 125: 10 keeps expressive timing")
+        if self.pedal not in ("extend", "tokens", "drop"):
+            raise UserError(f"pedal={self.pedal!r} is unknown: choose extend, tokens or drop")
+        if self.vocab_size is not None and not self.vocab_size <= 65_535:
+            raise UserError(f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most 65535")
+
+    @property
+    def steps(self) -> int:
+        """Grid steps in a beat of half a second."""
+        return round(1000 * BEAT / self.grid_ms)
+
+
+def _import():
+    """MidiTok, without its log and without tqdm's remark that Jupyter has no widgets."""
+    logging.getLogger("miditok").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import miditok
+    return miditok
+
+
+def _miditok(config: TokenConfig):
+    """An untrained MidiTok REMI tokenizer with our settings."""
+    miditok, fine = _import(), config.steps
+    return miditok.REMI(miditok.TokenizerConfig(
+        pitch_range=(LOWEST, HIGHEST),  # MidiTok's upper end is inclusive
+        # steps a beat for notes of up to 1 s, 4 s and 16 s: a pedalled bass note rings that long
+        beat_res={(0, 2): fine, (2, 8): min(fine, 10), (8, 32): min(fine, 4)},
+        num_velocities=config.velocities,
+        special_tokens=["PAD", "BOS", "EOS"],
+        use_sustain_pedals=config.pedal == "tokens",
+        sustain_pedal_duration=config.pedal == "tokens",
+        use_pitchdrum_tokens=False, use_time_signatures=False, use_tempos=False,
+        use_chords=False, use_rests=False, use_programs=False,
+    ))
+
+
+class Tokenizer:
+    """REMI and byte-pair encoding behind two verbs, `encode` and `decode`.
+
+    `base` is MidiTok's tokenizer. `pieces[i]` lists the base tokens (names such as
+    ``"Pitch_60"``) that token ``i`` stands for: one for a base token, more for a merge.
+    """
+
+    def __init__(self, config: TokenConfig = TokenConfig(), base=None):
+        self.config = config
+        self.base = base or _miditok(config)
+        self._refresh()
+
+    def _refresh(self):
+        names = {i: name for name, i in self.base.vocab.items()}
+        if self.base._model is None:
+            self.pieces = [(names[i],) for i in range(len(names))]
+        else:
+            model, expand = self.base._model, self.base._vocab_learned_bytes_to_tokens
+            self.pieces = [tuple(expand[model.id_to_token(i)]) for i in range(model.get_vocab_size())]
+        self.pad, self.bos, self.eos = (self.base[f"{s}_None"] for s in ("PAD", "BOS", "EOS"))
+        self.notes_of = np.array([sum(p.startswith("Pitch_") for p in t) for t in self.pieces])
+        self.bars_of = np.array([sum(p == "Bar_None" for p in t) for t in self.pieces])
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces)
+
+    @property
+    def base_size(self) -> int:
+        """Base tokens: what MidiTok calls `len(tokenizer.vocab)`, not `len(tokenizer)`."""
+        return len(self.base.vocab)
+
+    def __repr__(self):
+        merges = sum(len(names) > 1 for names in self.pieces)  # one further token is a mark, for no music
+        return f"Tokenizer({self.base_size} base tokens + {merges} merges, {self.config.grid_ms:g} ms)"
+
+    def _score(self, music: Music):
+        import symusic
+
+        if self.config.pedal == "extend":
+            music = sustain(music)
+        ticks = TICKS / BEAT
+        score, track = symusic.Score(TICKS), symusic.Track("Piano", 0, False)
+        score.tempos.append(symusic.Tempo(0, 120))
+        start = np.round(music.notes["start"] * ticks).astype("i4")
+        end = np.round(music.notes["end"] * ticks).astype("i4")
+        track.notes = symusic.Note.from_numpy(
+            start, np.maximum(end - start, 1),
+            music.notes["pitch"].astype("i1"), music.notes["velocity"].astype("i1"))
+        if self.config.pedal == "tokens":
+            down, up = (np.round(c * ticks).astype("i4") for c in music.pedal.T)
+            track.pedals = symusic.Pedal.from_numpy(down, np.maximum(up - down, 1))
+        score.tracks.append(track)
+        return score
+
+    def encode_base(self, music: Music) -> np.ndarray:
+        """Base REMI tokens, uint16 of shape (L,), without BOS and EOS."""
+        if not len(music.notes):
+            return np.zeros(0, np.uint16)
+        sequences = self.base.encode(self._score(music), encode_ids=False)
+        return np.asarray(sequences[0].ids, np.uint16)
+
+    def merge(self, base_ids: np.ndarray) -> np.ndarray:
+        """Byte-pair encode base tokens: uint16 of shape (L,) to uint16 of shape (L',)."""
+        if self.base._model is None or not len(base_ids):
+            return np.asarray(base_ids, np.uint16)
+        from miditok import TokSequence
+
+        sequence = TokSequence(ids=[int(i) for i in base_ids])
+        self.base.encode_token_ids(sequence)
+        return np.asarray(sequence.ids, np.uint16)
+
+    def encode(self, music: Music, *, begin: bool = True, end: bool = False) -> np.ndarray:
+        """Token ids of a piece, uint16 of shape (L,); BOS and EOS where asked for."""
+        ids = self.merge(self.encode_base(music))
+        return np.concatenate([[self.bos] * begin, ids, [self.eos] * end]).astype(np.uint16)
+
+    def names(self, ids) -> list[tuple[str, ...]]:
+        """The base tokens inside each token."""
+        return [self.pieces[int(i)] for i in ids]
+
+    def decode(self, ids) -> Music:
+        """The music that token ids of shape (L,) stand for; ungrammatical tokens are left out."""
+        from miditok import TokSequence
+
+        ids = np.asarray(ids)
+        strange = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if len(strange):
+            raise UserError(f"token {strange[0]} is not in this vocabulary of {self.vocab_size}: "
+                            "use the tokenizer that made the tokens")
+        names = [n for t in self.names(ids) for n in t if not n.endswith("_None") or n == "Bar_None"]
+        if not names:
+            return Music(make_notes([], [], [], []))
+        sequence = TokSequence(tokens=names, ids=[self.base.vocab[n] for n in names])
+        score = self.base.decode([sequence])
+        seconds = BEAT / score.tpq
+        if not score.tracks:
+            return Music(make_notes([], [], [], []))
+        columns, pedals = score.tracks[0].notes.numpy(), score.tracks[0].pedals.numpy()
+        start = columns["time"] * seconds
+        notes = make_notes(start, start + columns["duration"] * seconds,
+                           columns["pitch"], columns["velocity"])
+        down = pedals["time"] * seconds
+        # rounding can make a note reach into the next one on its key: a piano string cannot
+        return Music(clip_repeats(notes), np.stack([down, down + pedals["duration"] * seconds], 1))
+
+    def learn(self, base_streams: list[np.ndarray]) -> None:
+        """Learn byte-pair merges from base tokens of training pieces, up to `vocab_size`."""
+        size = self.config.vocab_size
+        if size is None:
+            return
+        if size <= self.base_size:
+            raise UserError(f"vocab_size={size} leaves no room for merges: there are {self.base_size} "
+                            "base tokens; choose more, or None")
+        from miditok import TokSequence
+
+        bars = []
+        for stream in base_streams:
+            sequence = TokSequence(ids=[int(i) for i in stream])
+            self.base.complete_sequence(sequence)
+            bars += [[self.base._ids_to_bytes([b.ids], as_one_str=True)[0]]
+                     for b in sequence.split_per_bars() if len(b)]
+        with _no_blank_lines():
+            self.base.train(vocab_size=size, iterator=bars)
+        self._refresh()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer into a folder: MidiTok's file and our settings."""
+        folder = Path(folder)
+        with whole(folder / BPE_MODEL) as part:
+            self.base.save(part)
+        with whole(folder / SETTINGS) as part:
+            part.write_text(json.dumps(asdict(self.config), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Open a tokenizer that `save` wrote. Raises `UserError` when it is missing or damaged."""
+        folder = Path(folder)
+        if not (folder / BPE_MODEL).is_file() or not (folder / SETTINGS).is_file():
+            raise UserError(f"no tokenizer in {folder}: it needs {BPE_MODEL} and {SETTINGS}")
+        try:
+            config = TokenConfig(**json.loads((folder / SETTINGS).read_text()))
+            base = _import().REMI(params=folder / BPE_MODEL)
+            if base.vocab != _miditok(config).vocab:
+                raise ValueError("the two files disagree")
+            return cls(config, base)
+        except Exception as error:
+            raise UserError(f"the tokenizer in {folder} is damaged: build it again") from error
+
+
+@contextmanager
+def _no_blank_lines():
+    """The trainer's progress bars print blank lines where there is no terminal: drop them."""
+    if os.isatty(1):
+        yield
+        return
+    sys.stdout.flush()
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def round_trip(tokenizer: Tokenizer, music: Music) -> dict[str, np.ndarray | float]:
+    """What the tokens keep of a piece, against what a listener hears (pedal included).
+
+    Returns `onset_ms` and `duration_ms`, absolute errors of shape (notes,), `kept`, the share
+    of notes that survive (two strokes of one key in one step are heard as one), and
+    `tokens_per_note`.
+    """
+    heard = sustain(music).notes
+    ids = tokenizer.encode(music, begin=False)
+    back = sustain(tokenizer.decode(ids)).notes
+    onset, length = [], []
+    for pitch in np.unique(heard["pitch"]):
+        ours, theirs = heard[heard["pitch"] == pitch], back[back["pitch"] == pitch]
+        n = min(len(ours), len(theirs))
+        if len(ours) != len(theirs) and n:  # a repeated key fell into one step of the grid
+            ours = ours[[np.abs(ours["start"] - t).argmin() for t in theirs["start"]]]
+            n = len(ours)
+        onset.append(np.abs(ours["start"][:n] - theirs["start"][:n]))
+        length.append(np.abs((ours["end"] - ours["start"])[:n] - (theirs["end"] - theirs["start"])[:n]))
+    return {"onset_ms": np.concatenate(onset) * 1e3, "duration_ms": np.concatenate(length) * 1e3,
+            "kept": len(np.unique(back[["start", "pitch"]])) / len(heard),
+            "tokens_per_note": len(ids) / len(heard)}
+
+
+def first_seconds(tokenizer: Tokenizer, music: Music, seconds: float) -> np.ndarray:
+    """Tokens of the notes that begin in the first `seconds`, BOS included, for use as a prompt."""
+    opening = crop(sustain(music) if tokenizer.config.pedal == "extend" else music, 0, seconds)
+    return tokenizer.encode(opening)
+
+
+if __name__ == "__main__":
+    from lib.env.errors import cli
+    from lib.music.streams import main
+
+    cli(main)

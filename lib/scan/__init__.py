@@ -1,0 +1,3 @@
+"""Fixed and selective scans: one operation, one signature, four backends that agree."""
+
+from lib.scan.selective import BACKENDS, choose, loop, selective_scan, selective_step

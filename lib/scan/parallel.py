@@ -1,0 +1,202 @@
+"""The recurrence h[t] = a[t] h[t-1] + b[t] as a parallel scan, in plain PyTorch, on any device.
+
+A step of the recurrence is a pair (a, b): "multiply by a, then add b". Two steps in a row are one
+step again, and that joining is associative, so the steps may be joined in any grouping:
+
+    (a1, b1) then (a2, b2)  =  (a2 a1, a2 b1 + b2)        (Blelloch 1990, section 1.4.1)
+
+Two ways to group them: `hillis_steele` needs the fewest rounds, `blelloch` the least work.
+`linear_recurrence` adds gradients, and `parallel` is the selective scan made of it. Notebook 05
+derives everything here.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from lib.env.errors import UserError
+
+# Elements of one (rows, chunk, D, N) tensor in `parallel`. Measured on a CPU: a chunk should stay in
+# the cache of a core (2^18 float32 = 1 MiB), half or twice that is no better. On a GPU it should be
+# large, to keep every core busy; that value was chosen, not measured.
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
+SHORTEST_CHUNK = 16  # steps: a state is kept for each chunk, so shorter ones would fill the memory
+
+
+def hillis_steele(a: Tensor, b: Tensor) -> Tensor:
+    """All h[t] = a[t] h[t-1] + b[t] along dimension 1 of (B, L, …), from h = 0 before the start.
+
+    Hillis and Steele 1986. In round k every step is joined with the one 2^k before it: log2 L
+    rounds, about L log2 L joins. Autograd can differentiate it, but keeps the tensors of every round.
+    """
+    _same_shape(a, b)
+    step = 1
+    while step < b.shape[1]:  # the first `step` entries reach back to the start already
+        joined, product = b.clone(), a.clone()
+        joined[:, step:].addcmul_(a[:, step:], b[:, :-step])
+        product[:, step:] *= a[:, :-step]
+        a, b, step = product, joined, 2 * step
+    return b
+
+
+def blelloch(a: Tensor, b: Tensor) -> Tensor:
+    """The same states as `hillis_steele` with fewer than 2 L joins in about 2 log2 L rounds.
+
+    Blelloch 1990, with the tree of Brent and Kung 1982, which yields h[t] itself and takes any
+    length. It writes over copies of a and b, which autograd cannot follow: `UserError` where a
+    gradient is wanted, `linear_recurrence` has one.
+    """
+    _same_shape(a, b)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        raise UserError("blelloch works in place and has no gradient: use linear_recurrence")
+    return _blelloch_(a.clone(), b.clone())
+
+
+def _blelloch_(a: Tensor, b: Tensor) -> Tensor:
+    """`blelloch` in the memory of its arguments: b becomes h, a is spoilt."""
+    length, step = b.shape[1], 1
+    while 2 * step <= length:  # up: the last entry of each block of 2 step sums up its block
+        left, right = slice(step - 1, length - step, 2 * step), slice(2 * step - 1, None, 2 * step)
+        b[:, right].addcmul_(a[:, right], b[:, left])
+        a[:, right] *= a[:, left]
+        step *= 2
+    while step > 1:  # down: a finished entry finishes the entry half a block after it
+        step //= 2
+        left, right = slice(2 * step - 1, length - step, 2 * step), slice(3 * step - 1, None, 2 * step)
+        b[:, right].addcmul_(a[:, right], b[:, left])
+    return b
+
+
+METHODS = {"blelloch": _blelloch_, "hillis_steele": hillis_steele}  # may spoil their arguments
+
+
+def linear_recurrence(a: Tensor, b: Tensor, h0: Tensor | None = None,
+                      method: str = "blelloch") -> Tensor:
+    """All h[t] = a[t] h[t-1] + b[t], t = 0 … L-1, with gradients for a, b and h0.
+
+    a, b: (B, L, …) of one shape. h0: the state before the first step, (B, …); zero when None.
+    Returns h (B, L, …). `UserError` for other shapes or an unknown method.
+    """
+    _same_shape(a, b)
+    if h0 is not None and h0.shape != b.shape[:1] + b.shape[2:]:
+        raise UserError(f"the recurrence needs h0 of shape {tuple(b.shape[:1] + b.shape[2:])}, "
+                        f"not {tuple(h0.shape)}")
+    return _LinearRecurrence.apply(a, b, h0, _method(method))
+
+
+class _LinearRecurrence(Function):
+    @staticmethod
+    def forward(ctx, a, b, h0, scan):
+        h = _states(a.clone(), b.clone(), h0, scan)
+        ctx.save_for_backward(a, h, h0)
+        ctx.scan = scan
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh):
+        a, h, h0 = ctx.saved_tensors
+        da, db, dh0 = _gradients(a, h, h0, dh, ctx.scan)
+        return da, db, None if h0 is None else dh0, None
+
+
+def _states(a: Tensor, b: Tensor, h0: Tensor | None, scan) -> Tensor:
+    """h from a, b and the state before; spoils a and b."""
+    if h0 is not None and b.shape[1]:
+        b[:, 0].addcmul_(a[:, 0], h0)
+    return scan(a, b)
+
+
+def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
+    """Gradients of a, b and h0 from that of h: the same recurrence, backwards in time.
+
+    g[t] = dh[t] + a[t+1] g[t+1];  db = g,  da[t] = g[t] h[t-1],  dh0 = a[0] g[0].
+    """
+    if not a.shape[1]:
+        return a, dh, None if h0 is None else torch.zeros_like(h0)
+    # from the last step to the first; the last has no later one, and a scan never reads its first a
+    a_after = torch.cat([a[:, :1], a[:, 1:].flip(1)], 1)
+    g = scan(a_after, dh.flip(1)).flip(1)
+    da = torch.empty_like(g)
+    torch.mul(g[:, 1:], h[:, :-1], out=da[:, 1:])
+    da[:, 0] = 0 if h0 is None else g[:, 0] * h0
+    return da, g, a[:, 0] * g[:, 0]
+
+
+def parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
+             *, method: str = "blelloch", chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """The selective scan, as `lib.scan.loop`: y (B, L, D) and the last state h (B, D, N).
+
+    x, delta: (B, L, D). A: (D, N). B, C: (B, L, N). h0: (B, D, N), zero when None.
+    Time is cut into chunks of `chunk` steps (by default what fits, see `CHUNK_ELEMENTS`): a scan
+    inside a chunk, the state carried to the next. Kept for the backward pass: the arguments and
+    one state a chunk; the rest is computed again. Agrees with the loop to some roundings.
+    """
+    if h0 is None:
+        h0 = x.new_zeros(x.shape[0], *A.shape)
+    if chunk is None:
+        elements = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["cuda"])
+        rows = max(1, elements // (SHORTEST_CHUNK * max(1, A.numel())))
+        if rows < x.shape[0]:  # too wide for one chunk: some rows of the batch at a time
+            parts = zip(*(t.split(rows) for t in (x, delta, B, C, h0)))
+            done = [parallel(x, delta, A, B, C, h0, method=method) for x, delta, B, C, h0 in parts]
+            return torch.cat([y for y, _ in done]), torch.cat([h for _, h in done])
+        chunk = max(SHORTEST_CHUNK, elements // max(1, h0.numel()))
+    return _Parallel.apply(x, delta, A, B, C, h0, _method(method), chunk)
+
+
+class _Parallel(Function):
+    @staticmethod
+    def forward(ctx, x, delta, A, B, C, h0, scan, chunk):
+        h, ys, carried = h0, [], []
+        for x_c, delta_c, B_c, C_c in zip(*(t.split(chunk, 1) for t in (x, delta, B, C))):
+            carried.append(h)
+            states = _states(*_discretise(x_c, delta_c, A, B_c), h, scan)  # (B, chunk, D, N)
+            ys.append((states @ C_c[..., None])[..., 0])
+            h = states[:, -1].clone()  # a view would keep the whole chunk alive
+        ctx.save_for_backward(x, delta, A, B, C, *carried)
+        ctx.scan, ctx.chunk = scan, chunk
+        return torch.cat(ys, 1), h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dh):
+        x, delta, A, B, C, *carried = ctx.saved_tensors
+        dx, ddelta, dB, dC = (torch.empty_like(t) for t in (x, delta, B, C))
+        dA = torch.zeros_like(A)
+        parts = [t.split(ctx.chunk, 1) for t in (x, delta, B, C, dy, dx, ddelta, dB, dC)]
+        for h0, (x_c, delta_c, B_c, C_c, dy_c, dx_c, ddelta_c, dB_c, dC_c) in zip(
+                reversed(carried), reversed(list(zip(*parts)))):
+            A_bar, Bx_bar = _discretise(x_c, delta_c, A, B_c)
+            h = _states(A_bar.clone(), Bx_bar, h0, ctx.scan)
+            dh_c = dy_c[..., None] * C_c[:, :, None]
+            dh_c[:, -1] += dh  # what later chunks and the last state ask for
+            torch.matmul(dy_c[:, :, None], h, out=dC_c[:, :, None])
+            dA_bar, dBx_bar, dh = _gradients(A_bar, h, h0, dh_c, ctx.scan)
+            # Bx_bar = delta x B
+            dinput = (dBx_bar @ B_c[..., None])[..., 0]  # of delta x, (B, chunk, D)
+            torch.matmul((delta_c * x_c)[:, :, None], dBx_bar, out=dB_c[:, :, None])
+            torch.mul(dinput, delta_c, out=dx_c)
+            # A_bar = exp(delta A)
+            dexponent = dA_bar.mul_(A_bar)
+            torch.addcmul((dexponent * A).sum(-1), dinput, x_c, out=ddelta_c)
+            dA += (dexponent * delta_c[..., None]).sum((0, 1))
+        return dx, ddelta, dA, dB, dC, dh, None, None
+
+
+def _discretise(x: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """A_bar = exp(delta A) and Bx_bar = delta B x, both (B, L, D, N)."""
+    return (delta[..., None] * A).exp_(), (delta * x)[..., None] * B[:, :, None]
+
+
+def _method(name: str):
+    if name not in METHODS:
+        raise UserError(f"scan method {name!r} is unknown: choose {' or '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.dim() < 2:
+        raise UserError(f"the scan needs a and b of one shape (B, L, …), not {tuple(a.shape)} "
+                        f"and {tuple(b.shape)}")

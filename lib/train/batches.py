@@ -1,0 +1,139 @@
+"""What a training step reads: crops of token streams, and which rows begin with an empty state.
+
+A row reads on in its piece from step to step, so that the state it carries is worth something, and
+jumps to another piece now and then. Transposition is drawn at each jump, on base tokens.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lib.env.errors import UserError
+from lib.music.streams import INDEX, Piece, Streams
+
+
+class Crops:
+    """Batches of crops, each row reading on in its piece for `carry` crops, then jumping.
+
+    `next()` gives tokens of shape (B, L+1), with -1 behind a piece's end, and the rows that
+    jumped, whose state must be emptied: all of them at every step where `carry` is 1.
+    `position` and `load` make it resumable. `config` is a `lib.train.TrainConfig`.
+    """
+
+    def __init__(self, streams: Streams, pieces: list[Piece], config):
+        if not pieces:
+            raise UserError("there is no training piece in these streams: build them from the train split")
+        self.streams, self.pieces, self.config = streams, pieces, config
+        self.changes = Changes(streams) if config.transpose or config.louder else None
+        self.rng = np.random.default_rng(config.seed)
+        weights = np.array([p.length for p in pieces], float)
+        self.weights = weights / weights.sum()  # a long piece is met more often: each token equally
+        # rows jump at different times, so that no step sees only fresh states
+        self.rows = [[0, 0, 0] for _ in range(config.batch)]  # piece, next token, crops left
+        self.drawn = [[0, 0] for _ in range(config.batch)]  # semitones up, loudness levels up
+        self.first = True
+
+    def next(self) -> tuple[np.ndarray, np.ndarray]:
+        """The next batch: tokens, int64 (B, L + 1), and which rows jumped, bool (B,)."""
+        length = self.config.length
+        tokens = np.full((len(self.rows), length + 1), -1, np.int64)
+        jumped = np.zeros(len(self.rows), bool)
+        for i, (piece, at, left) in enumerate(self.rows):
+            if left == 0 or at >= self.pieces[piece].length - 1:
+                jumped[i] = True
+                piece = int(self.rng.choice(len(self.pieces), p=self.weights))
+                # a fifth of the visits begin at the beginning: openings are what a listener meets first
+                room = max(1, self.pieces[piece].length - length)
+                at = 0 if self.rng.random() < 0.2 else int(self.rng.integers(room))
+                left = int(self.rng.integers(1, self.config.carry + 1)) if self.first else self.config.carry
+                if self.changes:
+                    self.drawn[i] = self.changes.draw(self.rng, self.pieces[piece], self.config)
+            part = self.streams.stream(self.pieces[piece])[at : at + length + 1]
+            if part.max() >= self.streams.vocab_size:
+                raise UserError("the token streams changed while they were read, or are damaged: delete their "
+                                "folder, build them again and go on with --resume")
+            tokens[i, : len(part)] = self.changes.apply(part, *self.drawn[i]) if self.changes else part
+            self.rows[i] = [piece, at + length, left - 1]
+        self.first = False
+        return tokens, jumped
+
+    def position(self) -> dict:
+        """All that the next batches depend on, as JSON."""
+        return {"rows": self.rows, "drawn": self.drawn, "first": self.first, "rng": self.rng.bit_generator.state}
+
+    def load(self, position: dict) -> None:
+        """Go on from what `position` gave."""
+        self.rows, self.first = [list(row) for row in position["rows"]], position["first"]
+        self.drawn = [list(pair) for pair in position.get("drawn", [[0, 0]] * len(self.rows))]
+        self.rng.bit_generator.state = position["rng"]
+
+
+class Changes:
+    """Transposition and loudness on base tokens: a table a change, so that it costs nothing.
+
+    A byte-pair token can hold several pitches, and its transposition need not be a token: there
+    the copies that `lib.music.streams.build` makes before merging do the same work.
+    """
+
+    def __init__(self, streams: Streams):
+        names = base_names(streams)
+        self.pitches, self.velocities = ([i for i, name in enumerate(names) if name.startswith(kind)]
+                                         for kind in ("Pitch_", "Velocity_"))
+        self.size, self.streams, self.range = len(names), streams, {}
+        if not self.pitches or any(np.diff(ids).tolist() != [1] * (len(ids) - 1)
+                                   for ids in (self.pitches, self.velocities)):
+            raise UserError("these tokens have no row of pitches that could be shifted: leave --transpose out")
+
+    def draw(self, rng: np.random.Generator, piece: Piece, config) -> list[int]:
+        """Semitones and loudness levels, such that no note of the piece leaves the keyboard."""
+        if piece.offset not in self.range:
+            ids = self.streams.stream(piece)
+            ids = ids[(ids >= self.pitches[0]) & (ids <= self.pitches[-1])]
+            self.range[piece.offset] = (int(ids.min()), int(ids.max())) if len(ids) else (self.pitches[0],) * 2
+        low, high = self.range[piece.offset]
+        down, up = min(config.transpose, low - self.pitches[0]), min(config.transpose, self.pitches[-1] - high)
+        return [int(rng.integers(-down, up + 1)), int(rng.integers(-config.louder, config.louder + 1))]
+
+    def apply(self, tokens: np.ndarray, semitones: int, levels: int) -> np.ndarray:
+        """The tokens (L,) with every pitch and every loudness shifted; loudness stops at both ends."""
+        table = np.arange(self.size)
+        table[self.pitches] = np.clip(table[self.pitches] + semitones, self.pitches[0], self.pitches[-1])
+        if self.velocities:
+            table[self.velocities] = np.clip(table[self.velocities] + levels, self.velocities[0], self.velocities[-1])
+        return table[tokens]
+
+
+def base_names(streams: Streams) -> list[str]:
+    """The name of each token, for streams without byte-pair merges."""
+    if streams.folder is None:
+        raise UserError("--transpose and --louder need the names of the tokens: give streams that lie in a folder")
+    try:
+        names = json.loads((Path(streams.folder) / INDEX).read_text()).get("names")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the token streams in {streams.folder} are damaged: build them again") from error
+    if names is None:  # streams of the course's first version: ask MidiTok
+        from lib.music.tokens import Tokenizer
+
+        names = [" ".join(piece) for piece in Tokenizer.load(streams.folder).pieces]
+    if any(" " in name for name in names):
+        raise UserError("--transpose and --louder shift base tokens, and these streams have byte-pair merges: build "
+                        "them with python -m lib.music encode --vocab-size 0, or train on their augmented copies")
+    return names
+
+
+def validation_pieces(streams: Streams, tokens: int) -> list[Piece]:
+    """A fixed, spread-out handful of whole validation pieces of about so many tokens."""
+    pieces = streams.select("validation") or streams.select("train")[:1]
+    chosen, total = [], 0
+    for piece in np.random.default_rng(7).permutation(np.array(pieces, object)):
+        if not chosen or total + piece.length <= tokens:
+            chosen.append(piece)
+            total += piece.length
+    return chosen
+
+
+def content(streams: Streams) -> str:
+    """A hash of every token: the settings of two streams can agree where their files do not."""
+    return hashlib.sha256(np.ascontiguousarray(streams.tokens)).hexdigest()[:16]

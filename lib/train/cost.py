@@ -1,0 +1,78 @@
+"""What a run will cost, measured on its own first steps before it starts."""
+
+import json
+import sys
+import textwrap
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+SEGMENTS = 16  # rows that validation reads side by side, as `lib.train.bits` does
+
+
+def rehearse(trainer, steps: int = 4) -> dict:
+    """Seconds a step, tokens a second, bytes at most, expected minutes and steps of a `lib.train.Trainer`.
+
+    It takes a few real steps and puts the run back to where it was, as a resumed one is: what
+    follows is the same, to the last digit, as without a rehearsal.
+    """
+    config, world = trainer.config, trainer.world
+    tensors, facts, times = trainer._tensors(), trainer._facts(), []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        trainer.train_step()  # reads its loss, so it has waited for the device
+        times.append(time.perf_counter() - begin)
+    seen = (trainer.tokens - facts["tokens"]) / steps
+    evaluation = _seconds_a_token(trainer) * sum(p.length for p in trainer.held_out) / world.size
+    trainer._restore(tensors, facts)
+    step, evaluation = world.agree(float(np.median(times[1:] or times)), evaluation)
+    each = step + evaluation / config.eval_every
+    minutes = max(0.0, min((config.steps - trainer.step) * each / 60, config.minutes - trainer.seconds / 60))
+    return {"step_seconds": step, "tokens_per_second": seen / step, "bytes": peak_memory(trainer.device),
+            "minutes": minutes, "steps": int(minutes * 60 / each), "tokens": minutes * 60 / each * seen}
+
+
+@torch.inference_mode()
+def _seconds_a_token(trainer) -> float:
+    """Of validation."""
+    rows = min(SEGMENTS, len(trainer.held_out))
+    tokens = torch.zeros(rows, trainer.config.length, dtype=torch.long, device=trainer.device)
+    begin = time.perf_counter()
+    trainer.model.eval()(tokens).sum().item()
+    return (time.perf_counter() - begin) / tokens.numel()
+
+
+def plan(trainer, steps: int = 4) -> str:
+    """Everything about the run, to be read before it starts."""
+    found, train = rehearse(trainer, steps), trainer.crops.pieces
+    total = sum(p.length for p in train)
+    return "\n".join([
+        textwrap.fill(", ".join(f"{k}={v}" for k, v in asdict(trainer.config).items()), 110, break_on_hyphens=False),
+        f"{trainer.model.parameter_count():,} parameters"
+        + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
+        (f"{total:,} training tokens in {_count(len(train), 'stream', 'streams')}, "
+         f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"),
+        (f"on {trainer.device} in {trainer.precision or torch.float32}, "
+         f"{_count(trainer.world.size, 'process', 'processes')}"),
+        (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
+         f"{found['tokens_per_second']:,.0f} tokens/s, {found['bytes'] / 2**30:.2f} GiB of memory at most"),
+        (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, {found['tokens'] / 1e6:,.1f} million "
+         f"tokens, {found['tokens'] / total:.2f} passes over the data")])
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far, PyTorch's on a GPU, else the system's; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, Linux KiB

@@ -1,0 +1,133 @@
+"""Claims about the benchmark of training steps and the experiment on overfitting, and about what they stored."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from made_up import make_streams
+
+from lib.env.errors import UserError
+from lib.env.machine import read_results
+from lib.lab.bench import __main__ as bench
+from lib.lab.bench import overfit as overfit_bench
+from lib.lab.bench import train as train_bench
+from lib.mamba.model import MambaConfig, MambaLM
+from lib.music.maestro import Performance
+from lib.music.notes import Music, make_notes, write_midi
+from lib.music.tokens import TokenConfig, Tokenizer
+
+TINY = ["--d-model", "32", "--n-layer", "1", "--d-state", "4", "--vocab-size", "50", "--batch", "1", "--lengths",
+        "8,16",
+        "--repeats", "3"]
+
+
+def test_everybody_s_mamba_has_our_weights_and_our_loss():
+    torch.manual_seed(0)
+    ours, tokens = MambaLM(MambaConfig(50, 32, 2, 4)), torch.randint(50, (2, 17))
+    first, then = {}, {}
+    for name in ("ours", "mambapy", "transformers_mamba"):
+        step = train_bench.step_of(train_bench.contender(name, ours, 16), tokens)
+        first[name], then[name] = step(), step()
+    for losses in (first, then):  # the second after a step of AdamW
+        assert losses["mambapy"] == pytest.approx(losses["ours"], rel=1e-5)
+        assert losses["transformers_mamba"] == pytest.approx(losses["ours"], rel=1e-5)
+    assert then["ours"] != first["ours"]
+
+
+def test_the_transformers_are_of_our_size():
+    ours = MambaLM(MambaConfig(1024, 256, 6))
+    for name in ("transformer", "gpt2"):
+        theirs = train_bench._count(train_bench.contender(name, ours, 64).model)
+        assert abs(theirs / ours.parameter_count() - 1) < 0.03
+
+
+def test_the_benchmark_measures_in_a_process_of_its_own_and_says_who_was_left_out(tmp_path, capsys):
+    bench.main(["train", *TINY, "--only", "ours,mambapy", "--allocator", "default", "--output",
+                str(tmp_path / "t.json")])
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert {(r["contender"], r["length"]) for r in found["rows"]} == {(n, s) for n in ("ours", "mambapy")
+                                                                      for s in (8, 16)}
+    for row in found["ratios"]:
+        pair = {r["contender"]: r["median_ms"] for r in found["rows"] if r["length"] == row["length"]}
+        assert row["times"] == pytest.approx(pair["mambapy"] / pair["ours"])
+    assert "mambapy" in capsys.readouterr().out
+    assert found["command"].startswith("python -m lib.lab.bench train --d-model 32")
+
+
+def test_a_slow_contender_and_a_wrong_one_are_left_out_with_their_reason(monkeypatch):
+    task = dict(seed=0, vocab_size=50, d_model=32, n_layer=1, d_state=4, batch=1, repeats=3, seconds=1, limit=0,
+                allocator="default")
+    rows, cut = train_bench.measure(task, ["ours"], 8)
+    assert not rows and "limit 0 s" in cut[0]["why"]
+    monkeypatch.setattr(train_bench.MambapyLM, "take", lambda self, ours: None)
+    _, cut = train_bench.measure(task | {"limit": 60}, ["ours", "mambapy"], 8)
+    assert "is not ours" in cut[0]["why"]
+
+
+@pytest.mark.parametrize("options, words", [(["--only", "nobody"], "does not know"), (["--batch", "0"], "at least 1")])
+def test_options_that_make_no_sense_are_one_sentence(options, words):
+    with pytest.raises(UserError, match=words):
+        train_bench.main(options)
+
+
+def test_the_stored_figures_keep_the_promise():
+    found = read_results("train_cpu")
+    assert found["sizes"] == {"d_model": 256, "n_layer": 6, "d_state": 16, "vocab_size": 1024, "batch": 4, "repeats": 7}
+    times = {r["contender"]: r["times"] for r in found["ratios"] if (r["length"], r["allocator"]) == (1024, "default")}
+    assert times["mambapy"] >= 4 and times["transformer"] >= 1 / 1.5 and times["gpt2"] >= 1 / 1.5
+
+
+# ---- overfitting --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    home, found = tmp_path_factory.mktemp("pieces"), []
+    for i, split in enumerate(("train", "train", "train", "validation")):
+        rng = np.random.default_rng(i)
+        start = np.cumsum(rng.uniform(0.02, 0.4, 400))
+        path = home / f"{i}.mid"
+        write_midi(Music(make_notes(start, start + 0.3, rng.integers(40, 80, 400), rng.integers(30, 100, 400))), path)
+        found.append(Performance(path, "composer", f"title {i}", 2000, split, 200.0))
+    return found
+
+
+def test_chunks_overlap_cover_the_piece_and_leave_the_held_out_ones_whole():
+    streams = make_streams(lengths=(700, 410, 20, 90), splits=("train", "train", "validation", "test"))
+    tokenizer = Tokenizer(TokenConfig(vocab_size=None))
+    chunks = overfit_bench.chunked(streams, tokenizer, {"piece0", "piece1"})
+    mine = [p for p in chunks.pieces if p.name == "piece0"]
+    assert {p.length for p in mine} == {overfit_bench.CHUNK + 1}
+    assert all(b.offset - a.offset == overfit_bench.CHUNK - overfit_bench.OVERLAP for a, b in zip(mine, mine[1:]))
+    assert {p.split for p in mine} <= {"train", "validation"}
+    kept = [(p.split, p.length) for p in chunks.pieces if p.name in ("piece2", "piece3")]
+    assert kept == [("test", 20), ("test", 90)]
+
+
+def test_the_experiment_runs_writes_each_arm_and_measures_all_on_the_same_performances(pieces, tmp_path, monkeypatch):
+    arms = (overfit_bench.ARMS[0], overfit_bench.ARMS[-1])
+    monkeypatch.setattr(overfit_bench, "ARMS", tuple(replace(a, vocab_size=a.vocab_size and 620) for a in arms))
+    monkeypatch.setattr(overfit_bench, "performances", lambda say: pieces)
+    monkeypatch.setattr(overfit_bench, "BASE", replace(overfit_bench.BASE, d_model=16, n_layer=1))
+    overfit_bench.main(["--pieces", "2", "--held-out", "1", "--passes", "1", "--merge-pieces", "3", "--output",
+                        str(tmp_path / "o.json")])
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["notes"] == 800 and found["merge_pieces"] == 3
+    first, last = found["arms"]
+    assert first["vocabulary"] == 620 and first["curve"][0]["own_validation"] > 0
+    assert last["curve"][0]["own_validation"] is None
+    assert last["baselines"]["uniform"] > last["baselines"]["bigram"] or last["best"] > 0
+    with pytest.raises(UserError, match="only 3 train performances"):
+        overfit_bench.choose(pieces, 4, 1)
+
+
+def test_the_stored_experiment_tells_the_story():
+    found = read_results("overfit")
+    arms = {arm["name"]: arm for arm in found["arms"]}
+    original, repaired = arms["original"], arms["dropout and decay"]
+    assert list(arms) == [arm.name for arm in overfit_bench.ARMS]
+    assert original["final"] > original["best"] + 1, "it overfits"
+    assert original["curve"][-1]["held_out"] > original["curve"][-1]["own_validation"] + 1, "its own validation leaks"
+    assert repaired["best"] < original["best"] - 1 and repaired["final"] < repaired["best"] + 1

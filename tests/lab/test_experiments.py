@@ -1,0 +1,427 @@
+"""Claims about lib.lab.experiments.runner: it runs, stops and goes on; its numbers are what they say they are."""
+
+import json
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lib.env import machine as env
+from lib.env.errors import UserError
+from lib.lab.experiments import context as experiment_context
+from lib.lab.experiments import efficiency, likelihood, original
+from lib.lab.experiments import figures as experiment_figures
+from lib.lab.experiments import playing as experiment_playing
+from lib.lab.experiments import runner as experiments
+from lib.lab.experiments import tokens as token_part
+from lib.lab.experiments.protocol import SCALES, Context, Efficiency, Likelihood, Original, Playing, Protocol, Tokens
+from lib.lab.experiments.runner import PARTS, Lab
+from lib.lab.experiments.runs import OUTCOME, OutOfTime, Run, Spec, train
+from lib.lab.rivals import matched as baselines
+from lib.lab.rivals.matched import Size
+from lib.music.maestro import Performance
+from lib.music.notes import Music, make_notes, write_midi
+from lib.music.streams import Piece, Streams
+from lib.show import plots
+from lib.train.config import TrainConfig
+
+SIZE = Size(16, 2, 4, window=12, fixed_state=4)
+TINY = Protocol(
+    "quick", SIZE, TrainConfig(batch=2, length=12, carry=2, minutes=1e9, eval_every=2, eval_tokens=100, save_every=1),
+    Likelihood(archs=("transformer", "mamba"), seeds=(0, 1), rates=(1e-3, 1e-2), grid_tokens=24, tokens=96, rounds=2),
+    Efficiency(archs=("transformer", "mamba"), vocabulary=20, lengths=(8, 16, 32), positions=(8, 16, 32), prefill=(8, 16),
+               batches=(1, 3), prompt=9, repeats=3, tokens=2, seconds=0.01),
+    Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
+    Playing(prompt_seconds=2.0, seconds=40.0),
+    Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
+    Original(vocabulary=640, repaired_vocabulary=None, pieces=2, length=24, epochs=4))
+
+
+SCAN = env.read_results("scan_cpu_2_cores")
+
+
+def quiet(*args, **kwargs):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are slower on more threads than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Eight short pieces on disk, of all splits; one title is on both sides."""
+    folder, out = tmp_path_factory.mktemp("midi"), []
+    for seed, split in enumerate(("train",) * 3 + ("validation",) * 2 + ("test",) * 3):
+        rng = np.random.default_rng(seed)
+        start = np.sort(rng.uniform(0, 8, 40))
+        notes = make_notes(start, start + rng.uniform(0.05, 1, 40), rng.integers(50, 70, 40), rng.integers(40, 90, 40))
+        write_midi(Music(notes), folder / f"{seed}.mid")
+        title = "Title 0" if seed == 7 else f"Title {seed}"
+        out.append(Performance(folder / f"{seed}.mid", "Composer", title, 2004, split, 8.0))
+    return out
+
+
+@pytest.fixture(scope="module")
+def lab(found, tmp_path_factory):
+    return Lab(TINY, tmp_path_factory.mktemp("lab"), device="cpu", found=found, say=quiet)
+
+
+def made_up(lengths=(60, 45, 50, 30), splits=("train", "train", "validation", "test"), vocab=13):
+    rng, pieces, arrays, offset = np.random.default_rng(0), [], [], 0
+    for i, (length, split) in enumerate(zip(lengths, splits)):
+        arrays.append(rng.integers(1, vocab, size=length).astype(np.uint16))
+        pieces.append(Piece(f"p{i}", "composer", f"t{i}", split, 0, offset, length, length // 3, 1.0))
+        offset += length
+    return Streams(np.concatenate(arrays), pieces, vocab, 1, {"id": "made-up"})
+
+
+def spec_of(arch, **changes):
+    options = {"lr": 1e-2, "steps": 6, **changes}
+    return Spec(f"x/{arch}", arch, SIZE, replace(TINY.config, **options))
+
+
+# ---- one run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["lstm", "transformer", "s4d", "hybrid"])
+def test_a_run_of_any_architecture_resumes_as_if_it_had_never_stopped(tmp_path, arch):
+    streams, spec = made_up(), spec_of(arch)
+    straight = Run(spec, streams, tmp_path / "a", device="cpu", say=quiet)
+    losses = [straight.train_step() for _ in range(6)]
+    first = Run(spec, streams, tmp_path / "b", device="cpu", say=quiet)
+    begun = [first.train_step() for _ in range(3)]
+    first._save()
+    again = Run(spec, streams, tmp_path / "b", device="cpu", resume=True, say=quiet)
+    assert begun + [again.train_step() for _ in range(3)] == losses
+    assert again.training_seconds > 0
+
+
+def test_time_runs_out_and_the_next_call_goes_on(tmp_path):
+    streams, spec = made_up(), spec_of("lstm", steps=40)
+    folder = tmp_path / "run"
+    with pytest.raises(OutOfTime):
+        train(spec, streams, folder, deadline=time.monotonic() - 1, device="cpu", say=quiet)
+    assert not folder.exists()  # not even begun
+    calls = 0
+    while not (folder / OUTCOME).exists():
+        calls += 1
+        try:  # each call manages a step or a few
+            train(spec, streams, folder, deadline=time.monotonic() + 0.05, device="cpu", say=quiet)
+        except OutOfTime:
+            assert (folder / "last.safetensors").exists()
+        assert calls < 42
+    assert calls > 1
+    outcome = json.loads((folder / OUTCOME).read_text())
+    assert outcome["steps"] == 40 and [row["step"] for row in outcome["log"]] == list(range(2, 41, 2))
+    assert outcome["body_parameters"] == outcome["parameters"] - 13 * baselines.config_of("lstm", 13, SIZE).d_model
+    assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == ["best", "log.csv", OUTCOME]
+    assert train(spec, streams, folder, deadline=0, say=quiet) == outcome  # opened, not trained
+    with pytest.raises(UserError, match="another protocol"):
+        train(spec_of("lstm", steps=41), streams, folder, say=quiet)
+    del outcome["spec"]["config"]["optimizer"]  # as written before there was a choice
+    (folder / OUTCOME).write_text(json.dumps(outcome))
+    assert train(spec, streams, folder, deadline=0, say=quiet) == outcome
+
+
+def test_the_original_schedule_cuts_the_rate_tenfold(tmp_path):
+    run = Run(replace(spec_of("mamba", steps=7), cut_every=3), made_up(), tmp_path / "run", device="cpu", say=quiet)
+    rates = []
+    for _ in range(7):
+        run.train_step()
+        rates.append(run.optimizers["optimizer"].param_groups[0]["lr"])
+    np.testing.assert_allclose(rates, [1e-2] * 3 + [1e-3] * 3 + [1e-4])
+
+
+def test_a_transformer_reads_each_crop_afresh_and_others_carry_on(tmp_path):
+    for arch in ("transformer", "transformer_xl", "mamba"):
+        run = Run(spec_of(arch), made_up(), tmp_path / arch, device="cpu", say=quiet)
+        run.crops.rows = [[0, 12, 2], [1, 12, 2]]  # both rows in the middle of a piece
+        run.state = [tuple(t + 1 for t in layer) for layer in run.state]
+        seen = []
+        forward = run.forward
+        run.forward = lambda tokens, state, **options: (seen.append(state), forward(tokens, state, **options))[1]  # noqa: B023
+        run.train_step()
+        empty = all(not t.any() for layer in seen[0] for t in layer)
+        assert empty == (arch == "transformer")
+
+
+# ---- the parts -----------------------------------------------------------------------------
+
+
+def test_likelihood_selects_on_validation_and_opens_the_test_once(lab, monkeypatch):
+    result = likelihood.run(lab)
+    assert len(result["grid"]) == 4 and len(result["runs"]) == 2 * 4
+    for arch in ("mamba", "transformer"):
+        mine = {row["lr"]: row["validation_bits_per_note"] for row in result["grid"] if row["arch"] == arch}
+        assert result["rates"][arch] == min(mine, key=mine.get)
+    assert [(row["arch"], row["seed"], row["warmup"]) for row in result["checks"]] == [("mamba", 0, 0.1), ("transformer", 0, 0.1)]
+    assert all(row["curve"][-1][0] == row["tokens"] for row in result["runs"])
+    notes = np.array(result["pieces"]["notes"])
+    assert len(notes) == 3 and result["pieces"]["leaks"] == [False, False, True]
+    runs = {(r["arch"], r["seed"]): np.array(r["bits"]) for r in result["test"] if r["budget"] == "tokens"}
+    model = baselines.load(lab.place(next(r["name"] for r in result["test"] if r["arch"] == "mamba")) / "best")
+    stream = torch.from_numpy(lab.base.stream(lab.base.select("test")[0]).astype(np.int64))
+    by_hand = F.cross_entropy(model(stream[None, :-1])[0], stream[1:], reduction="sum").item() / math.log(2)
+    assert runs["mamba", 0][0] == pytest.approx(by_hand, abs=0.01)
+    rows = result["summary"]["budgets"]["tokens"]
+    mean = {arch: (runs[arch, 0] + runs[arch, 1]) / 2 for arch in ("mamba", "transformer")}
+    assert rows["mamba"]["bits_per_note"] == pytest.approx(mean["mamba"].sum() / notes.sum())
+    assert rows["mamba"]["without_leaks"]["bits_per_note"] == pytest.approx(mean["mamba"][:2].sum() / notes[:2].sum())
+    both = (mean["mamba"] - mean["transformer"]).sum() / notes.sum()
+    primary = result["summary"]["primary"]
+    assert primary["bits_per_note"] == pytest.approx(both)
+    assert primary["interval_95"][0] <= both <= primary["interval_95"][1]
+    saved = json.loads(lab.path("likelihood").read_text())
+    assert {"device", "versions", "command", "seed", "protocol"} <= saved.keys() and saved["protocol"]["scale"] == "quick"
+    monkeypatch.setattr(likelihood, "best_model", lambda *args: pytest.fail("the test split was opened again"))
+    assert likelihood.run(lab)["summary"] == json.loads(json.dumps(result["summary"]))
+    assert "Transformer" in likelihood.table(result)
+
+
+def test_every_run_of_one_seed_reads_the_same_music_in_the_same_order(lab):
+    batches = []
+    for arch in ("mamba", "transformer"):
+        spec = likelihood.spec(lab, arch, lr=1e-3, seed=1, budget="tokens")
+        run = Run(spec, lab.base, lab.folder / "never", device="cpu", say=quiet)
+        batches.append([run.crops.next()[0] for _ in range(5)])
+    assert all(np.array_equal(a, b) for a, b in zip(*batches))
+
+
+def test_context_counts_each_token_at_its_place(lab):
+    likelihood.run(lab)
+    result = experiment_context.run(lab)
+    assert {row["arch"] for row in result["reach"]} == {"mamba", "transformer"}
+    nats = [np.arange(1.0, 31) * math.log(2), np.ones(5) * math.log(2)]
+    notes = [np.tile([1, 0], 15), np.array([1, 0, 0, 0, 0])]
+    row = experiment_context._bits(nats, notes, 10, 20)
+    assert row["pieces"] == 1 and row["bits_per_note"] == pytest.approx(sum(range(11, 21)) / 5)
+    assert experiment_context._bits(nats, notes, 40, None)["bits_per_note"] is None
+    assert "tokens" in experiment_context.table(result)
+
+
+def test_context_needs_the_models_of_the_first_part(found, tmp_path):
+    with pytest.raises(UserError, match="--only likelihood"):
+        experiment_context.run(Lab(TINY, tmp_path, device="cpu", found=found, say=quiet))
+
+
+def test_every_architecture_continues_the_same_opening(lab):
+    likelihood.run(lab)
+    result = experiment_playing.run(lab)
+    assert [row["arch"] for row in result["played"]] == list(TINY.likelihood.archs)
+    tokenizer = lab.streams(10.0)[1]
+    for row in result["played"]:
+        assert row["tokens"] and tokenizer.notes_of[row["tokens"]].sum() > 0
+    assert experiment_playing.run(lab)["played"] == result["played"]  # the same dice
+    assert "tokens after" in experiment_playing.table(result)
+
+
+def test_runs_side_by_side_come_to_the_same_end_as_one_after_another(lab, found, tmp_path):
+    one = likelihood.run(lab)
+    two = Lab(TINY, tmp_path, device="cpu", found=found, jobs=2, cache=lab.cache, say=quiet)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "speeds.json").write_text((lab.folder / "kept" / "speeds.json").read_text())
+    both = likelihood.run(two)
+    for part in ("grid", "runs", "test"):
+        assert both[part] == json.loads(json.dumps(one[part]))
+
+
+def test_equal_time_follows_from_the_speeds(lab):
+    rates = {"mamba": 200.0, "transformer": 100.0}
+    steps = {budget: {arch: likelihood.spec(lab, arch, lr=1e-3, seed=0, budget=budget, speeds=rates).config.steps
+                      for arch in rates} for budget in likelihood.BUDGETS}
+    assert steps == {"tokens": {"mamba": 4, "transformer": 4}, "minutes": {"mamba": 4, "transformer": 2}}
+    found = likelihood.measure_speeds(lab)
+    assert set(found) == set(rates) and min(found.values()) > 0
+
+
+def test_tokenizers_are_compared_on_one_grid(lab):
+    rows = token_part.run(lab)["rows"]
+    assert [row["bpe"] for row in rows] == [None, 400]
+    for row in rows:  # 62.5 ms to 10 ms: 2.64 bits for the onset, as many for durations below a second
+        assert row["bits_per_note_10_ms"] - row["native_bits_per_note"] == pytest.approx(row["added_bits_per_note"])
+        assert 3.5 < row["added_bits_per_note"] <= 2 * math.log2(6.25) + 0.01
+    assert rows[1]["tokens"] < rows[0]["tokens"]  # the same notes in fewer tokens
+
+
+def test_the_same_pieces_are_drawn_whatever_the_tokens():
+    pieces = made_up(lengths=(30,) * 9, splits=("validation",) * 9).pieces
+    longer = [replace(piece, length=40) for piece in pieces[::-1]]
+    some = token_part.drawn(pieces, 4)
+    assert len(some) == 4 and {p.name for p in some} == {p.name for p in token_part.drawn(longer, 4)}
+    assert token_part.drawn(pieces, None) == pieces
+
+
+def test_the_original_and_each_repair(lab):
+    result = original.run(lab)
+    arms = {arm["arm"]: arm for arm in result["arms"]}
+    assert list(arms) == ["original", *original.REPAIRS, "all repaired"]
+    assert arms["penalty"]["bits_per_note"] == pytest.approx(arms["original"]["without_penalty"])
+    assert arms["original"]["gain"]["bits_per_note"] == 0
+    for arm in arms.values():
+        assert arm["gain"]["bits_per_note"] == pytest.approx(arms["original"]["bits_per_note"] - arm["bits_per_note"])
+    assert arms["vocabulary"]["vocabulary"] == 580 < arms["original"]["vocabulary"] <= 640
+    assert "all repaired" in original.table(result)
+
+
+def test_the_originals_chunks_overlap_and_lie_on_both_sides(lab):
+    streams, measured = original.data(lab, original.Recipe())
+    train, held_out = streams.select("train"), streams.select("validation")
+    assert train and held_out and {p.name for p in held_out} <= {p.name for p in train}
+    assert all(p.length <= 25 and p.notes > 0 for p in streams.pieces)
+    shared = [min(a.offset + a.length, b.offset + b.length) - max(a.offset, b.offset) for a in train for b in held_out]
+    assert max(shared) > 1  # the same bar is trained on and validated on
+    repaired, same = original.data(lab, original.Recipe(split=True))
+    assert [p.name for p in same] == [p.name for p in measured]
+    assert not {p.name for p in repaired.pieces} & {p.name for p in measured}
+    assert {p.name for p in repaired.select("train")} == {p.name for p in train}
+    more, _ = original.data(lab, original.Recipe(augmentation=True))
+    assert {p.copy for p in more.select("train", copies=True)} == {0, 1, 2}
+    assert {p.copy for p in more.pieces if p.split == "validation"} == {0}
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.9, 1.3])
+def test_the_penalty_is_the_published_one(penalty):
+    torch.manual_seed(0)
+    model, streams = baselines.build("mamba", 13, SIZE).eval(), made_up()
+    with torch.no_grad():
+        model.backbone.embeddings.weight *= 40  # logits of both signs, far from 0
+    found = original.penalised_bits(model, streams, streams.pieces[:2], penalty, segment=7)
+    for bits, piece in zip(found, streams.pieces):
+        ids = torch.from_numpy(streams.stream(piece).astype(np.int64))
+        logits, wanted = model(ids[None, :-1])[0].detach(), 0.0
+        for t, row in enumerate(logits):
+            for token in set(ids[: t + 1].tolist()):
+                row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+            wanted += F.cross_entropy(row, ids[t + 1]).item()
+        assert bits == pytest.approx(wanted / math.log(2), rel=1e-4)
+
+
+# ---- efficiency ----------------------------------------------------------------------------
+
+
+def test_efficiency_measures_every_kind_and_keeps_what_it_has(lab, monkeypatch):
+    result = efficiency.run(lab)
+    kinds = {(row["kind"], row["arch"]) for row in result["rows"]}
+    for arch in ("mamba", "transformer"):
+        assert {(kind, arch) for kind in efficiency.KINDS} <= kinds
+    for row in result["rows"]:
+        if row["kind"] != "memory":
+            assert 0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] and row["count"] >= 3
+    states = {(row["arch"], row["length"]): row["state_bytes"] for row in result["rows"] if row["kind"] == "generation"}
+    assert states["mamba", 8] == states["mamba", 32]
+    width, layers = baselines.config_of("transformer", 20, SIZE).d_model, 2
+    assert states["transformer", 32] - states["transformer", 8] == 24 * layers * 2 * width * 4
+    wide = {(row["arch"], row["batch"]): row for row in result["rows"] if row["kind"] == "throughput"}
+    for arch in ("mamba", "transformer"):  # a row of a batch remembers as much as a piece alone
+        assert wide[arch, 1]["state_bytes"] == wide[arch, 3]["state_bytes"]
+        for batch in (1, 3):
+            assert wide[arch, batch]["tokens_per_second"] == pytest.approx(1e3 * batch / wide[arch, batch]["median_ms"])
+    slopes = {(row["arch"], row["quantity"]): row for row in result["exponents"]}
+    assert slopes["mamba", "state_bytes"]["exponent"] == pytest.approx(0)
+    assert slopes["transformer", "state_bytes"]["exponent"] == pytest.approx(1, abs=0.01)
+    monkeypatch.setattr(efficiency, "timed", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(efficiency, "memory", lambda *args: pytest.fail("measured again"))
+    assert efficiency.run(lab)["rows"] == json.loads(json.dumps(result["rows"]))
+
+
+def test_an_exponent_is_found_with_its_error():
+    x = np.array([1, 2, 4, 8, 16])
+    exact = efficiency.slope(x, 3 * x**2.0)
+    assert exact["exponent"] == pytest.approx(2) and exact["standard_error"] == pytest.approx(0, abs=1e-12)
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        one = efficiency.slope(x, 3 * x**1.5 * np.exp(rng.normal(0, 0.1, 5)))
+        inside += abs(one["exponent"] - 1.5) < 3.18 * one["standard_error"]  # t, 3 degrees of freedom, 95 %
+    assert 0.91 < inside / 300 < 0.99
+    assert efficiency.slope([1], [2])["exponent"] is None and efficiency.slope([1, 2], [2, 4])["standard_error"] is None
+
+
+@pytest.mark.parametrize("arch", ["lstm", "s4d", "hybrid", efficiency.STEPPER])
+def test_generation_starts_at_its_position_in_every_round(arch):
+    if arch == efficiency.STEPPER and not efficiency.mamba_cpu.KERNEL.available():
+        pytest.skip("no C++ compiler")
+    work, size = efficiency.Bench(SIZE, 20, "cpu").generation(arch, 9, 3)
+    work()
+    work()
+    assert size > 0
+
+
+def test_a_state_at_a_position_is_that_of_the_model():
+    bench = efficiency.Bench(SIZE, 20, "cpu")
+    model = bench.model("mamba", 16)
+    whole = model(bench.tokens(50), return_state=True)[1]
+    for ours, theirs in zip(bench.state(model, 50), whole):
+        torch.testing.assert_close(ours[1], theirs[1])
+    ring, count = bench.state(bench.model("transformer", 64), 50)[0]
+    assert ring.shape[1] % 64 == 0 and count.item() == 50
+
+
+# ---- the command, the figures --------------------------------------------------------------
+
+
+def test_a_result_of_another_protocol_is_refused(lab, found):
+    efficiency.run(lab)
+    other = Lab(replace(TINY, size=replace(SIZE, d_model=18)), lab.folder, device="cpu", found=found, say=quiet)
+    with pytest.raises(UserError, match="another protocol"):
+        efficiency.run(other)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_results_that_are_shipped_are_of_todays_protocol(part):
+    lab = Lab(SCALES["cpu"], Path("unused"), device="cpu", say=quiet)
+    assert lab.read(part), f"python -m lib.lab.experiments --only {part}"
+
+
+def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeypatch, tmp_path, capsys, found):
+    monkeypatch.setitem(SCALES, "quick", TINY)
+    monkeypatch.setattr("lib.music.maestro.performances", lambda *args, **options: found)
+    options = ["--quick", "--folder", str(tmp_path), "--only", "likelihood"]
+    experiments.main([*options, "--budget-minutes", "1e-9"])
+    assert "goes on from here" in capsys.readouterr().out
+    experiments.main([*options, "--only", "context"])
+    out = capsys.readouterr().out
+    assert "experiments_likelihood_quick.json" in out and "context" in out
+    assert (tmp_path / "results" / "experiments_likelihood_quick.json").exists()
+    experiments.main([*options, "--restart", "--budget-minutes", "1e-9"])
+    assert not (tmp_path / "results" / "experiments_likelihood_quick.json").exists() or "likelihood" in out
+    for bad in (["--budget-minutes", "0"], ["--restart", "--scale", "cpu"]):
+        with pytest.raises(UserError):
+            experiments.main(bad)
+
+
+def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "RESULTS", tmp_path)
+    assert experiment_figures.table1().count(env.UNKNOWN) == 4 * 5
+    for draw in (experiment_figures.efficiency, partial(experiment_figures.figure3, {}), experiment_figures.context,
+                 experiment_figures.likelihood, experiment_figures.curves, experiment_figures.original,
+                 experiment_figures.tokens):
+        assert plots.png_bytes(draw({}))[:4] == b"\x89PNG"
+    likelihood.run(lab)
+    efficiency.run(lab)
+    for part in ("efficiency", "likelihood"):
+        (tmp_path / f"experiments_{part}_cpu.json").write_text(lab.path(part).read_text())
+    table = experiment_figures.table1()
+    assert table.count(env.UNKNOWN) == 2 * 5  # the two that this tiny protocol leaves out
+    summary = json.loads(lab.path("likelihood").read_text())["summary"]["budgets"]["tokens"]["mamba"]
+    assert f"{summary['bits_per_note']:.2f} (" in table
+    for name, draw in (("efficiency", experiment_figures.efficiency),
+                       ("efficiency", partial(experiment_figures.figure3, SCAN)),
+                       ("context", experiment_figures.context), ("likelihood", experiment_figures.likelihood),
+                       ("likelihood", experiment_figures.curves),
+                       ("tokens", experiment_figures.tokens), ("original", experiment_figures.original)):
+        module = {"context": experiment_context, "tokens": token_part, "original": original}.get(name)
+        result = module.run(lab) if module else experiment_figures.load(name)
+        assert len(plots.png_bytes(draw(result))) > 10_000

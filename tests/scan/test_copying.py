@@ -1,0 +1,148 @@
+"""Claims about lib.scan.copying: the task is what it says, the two models differ in their system alone."""
+
+import pytest
+import torch
+
+from lib.env.errors import UserError
+from lib.scan import copying
+from lib.scan.copying import SELECTIVE, Copier, FixedSystem, SelectiveSystem, Task
+from lib.scan.selective import selective_scan
+
+
+def dice(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("task", [Task(), Task(fixed_gaps=True), Task(notes=2, keep=1, length=1),
+                                  Task(notes=5, keep=7, length=7)])
+def test_answers_are_the_notes_in_their_order(task):
+    tokens, answers = task.batch(50, dice())
+    assert tokens.shape == (50, task.length + task.keep) and answers.shape == (50, task.keep)
+    assert (tokens[:, task.length:] == task.cue).all() and tokens.max() < task.vocab_size
+    for line, right in zip(tokens, answers, strict=True):
+        assert torch.equal(line[line < task.notes], right)
+        assert (line == task.rest).sum() == task.length - task.keep
+
+
+def test_gaps_are_fixed_or_random():
+    places = [(task.batch(200, dice())[0] < 8).nonzero()[:, 1].view(200, -1)
+              for task in (Task(fixed_gaps=True), Task())]
+    assert torch.equal(places[0], torch.arange(6).expand(200, -1))
+    assert len(places[1].unique(dim=0)) > 190
+    counts = torch.bincount(places[1].flatten(), minlength=58)
+    assert counts.min() > 0 and counts.max() < 3 * counts.double().mean(), "every position is as likely as another"
+
+
+def test_the_same_seed_gives_the_same_sequences():
+    one, two, other = (Task().batch(9, dice(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wrong", [{"notes": 1}, {"keep": 0}, {"keep": 9, "length": 8}])
+def test_a_task_that_makes_no_sense_is_one_sentence(wrong):
+    with pytest.raises(UserError, match="^a task needs"):
+        Task(**wrong)
+
+
+@pytest.mark.parametrize("selective", [SELECTIVE, ("delta",), ("B", "C"), ()])
+@pytest.mark.parametrize("length", [1, 65])
+def test_selective_system_is_the_scan_of_what_it_selects(selective, length):
+    system, x = SelectiveSystem(7, 3, selective), torch.randn(2, length, 7, generator=dice())
+    delta, B, C = system.select(x)
+    assert delta.shape == (2, length, 7) and B.shape == C.shape == (2, length, 3) and (delta > 0).all()
+    y = selective_scan(x, delta, system.A, B, C, system.D, backend="loop")
+    torch.testing.assert_close(system(x), y, rtol=1e-5, atol=1e-5)
+    moves = {name for name, t in zip(SELECTIVE, system.select(torch.randn(2, 65, 7, generator=dice(1))), strict=True)
+             if (t - t[:, :1]).abs().max() > 1e-5}  # vector and scalar lanes round differently
+    assert moves == set(selective), "only what is selective follows the input"
+
+
+def test_steps_begin_between_their_bounds():
+    torch.manual_seed(0)
+    delta, _, _ = SelectiveSystem(500, 2, ()).select(torch.zeros(1, 1, 500))
+    assert copying.DT_MIN * 0.999 < delta.min() < 0.02 and 0.2 < delta.max() < copying.DT_MAX * 1.001
+
+
+def test_fixed_system_is_a_convolution_and_a_selective_one_is_not():
+    """Shift the input, and the output is shifted; double it, and it is doubled."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 40, 6, generator=dice())
+    later = torch.cat([torch.zeros(1, 5, 6), x], 1)
+    for system, fixed in ((FixedSystem(6, 4), True), (SelectiveSystem(6, 4), False)):
+        with torch.no_grad():
+            shifted = torch.allclose(system(later)[:, 5:], system(x), atol=1e-5)
+            doubled = torch.allclose(system(2 * x), 2 * system(x), atol=1e-5)
+        assert shifted and doubled == fixed
+
+
+def test_unknown_part_is_one_sentence():
+    with pytest.raises(UserError, match="'A' cannot be selective: choose among delta, B, C"):
+        SelectiveSystem(4, 2, ("A",))
+
+
+@pytest.mark.parametrize("selective", [None, SELECTIVE])
+@pytest.mark.parametrize("d_conv", [0, 4])
+def test_a_model_hears_the_past_only_and_every_parameter_learns(selective, d_conv):
+    torch.manual_seed(0)
+    task = Task(keep=3, length=20)
+    model = Copier(task, selective, 8, d_conv=d_conv)
+    tokens, answers = task.batch(4, dice())
+    logits = model(tokens)
+    assert logits.shape == (4, 23, 8)
+    changed = tokens.clone()
+    changed[:, 12] = (changed[:, 12] + 1) % task.vocab_size
+    torch.testing.assert_close(model(changed)[:, :12], logits[:, :12], rtol=1e-4, atol=1e-4)  # an FFT rounds globally
+    assert (model(changed)[:, 12:] - logits[:, 12:]).abs().max() > 1e-3
+    torch.nn.functional.cross_entropy(logits[:, -3:].flatten(0, 1), answers.flatten()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert model.parameter_count() == sum(p.numel() for p in model.parameters())
+
+
+def test_inputs_are_what_the_systems_see():
+    torch.manual_seed(0)
+    model, seen = Copier(Task()), []
+    for block in model.layers:
+        block.system.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    tokens, _ = Task().batch(2, dice())
+    model(tokens)
+    for ours, hooked in zip(model.inputs(tokens), seen[:2], strict=True):
+        torch.testing.assert_close(ours, hooked)
+
+
+class Oracle(torch.nn.Module):
+    """Right about all notes, or about all but the last."""
+
+    def __init__(self, task, mistake=False):
+        super().__init__()
+        self.task, self.mistake = task, mistake
+
+    def forward(self, tokens):
+        answers = tokens[tokens < self.task.notes].view(len(tokens), -1).clone()
+        if self.mistake:
+            answers[:, -1] = (answers[:, -1] + 1) % self.task.notes
+        logits = torch.zeros(*tokens.shape, self.task.notes)
+        logits[:, -self.task.keep:] = torch.nn.functional.one_hot(answers, self.task.notes).float()
+        return logits
+
+
+def test_accuracy_counts_notes_and_whole_answers():
+    task = Task()
+    assert copying.accuracy(Oracle(task), task, size=300) == (1, 1)
+    assert copying.accuracy(Oracle(task, mistake=True), task, size=300) == (pytest.approx(5 / 6), 0)
+
+
+def trained(steps, task):
+    torch.manual_seed(0)
+    model = Copier(task, d_model=8, n_layer=1, d_state=2)
+    return copying.train(model, task, steps, batch=32, learning_rate=0.02, every=2 if steps < 10 else 50)
+
+
+def test_training_can_be_repeated():
+    one, two = (trained(3, Task(keep=2, length=5)) for _ in range(2))
+    assert one == two and [step for step, _ in one] == [0, 2, 3]
+
+
+def test_training_solves_a_task_of_one_note():
+    """Small enough for the tests; the full task is trained in notebook 04."""
+    curve = trained(150, Task(notes=2, keep=1, length=6))
+    assert curve[0][1] < 0.8 and curve[-1][1] > 0.98

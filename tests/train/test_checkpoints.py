@@ -1,0 +1,226 @@
+"""Claims about a run's files: whole or not at all, few, checked, and enough to go on as if nothing had happened."""
+
+import json
+import os
+import struct
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from made_up import TINY, make_streams, quiet
+from safetensors import SafetensorError
+
+from lib.env.errors import UserError
+from lib.env.machine import read_results
+from lib.generate.player import MODEL
+from lib.lab.bench.interruptions import torture
+from lib.mamba import model as mamba
+from lib.train import checkpoints
+from lib.train.trainer import Trainer
+
+LINUX = pytest.mark.skipif(not os.path.exists("/dev/full"),
+                           reason="needs Linux's /dev/full, a disk that is always full")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with two checkpoints, of steps 4 and 8, and the run's streams."""
+    streams = make_streams()
+    trainer = Trainer(streams, replace(TINY, steps=8), tmp_path / "run", device="cpu", say=quiet)
+    trainer.run(progress=False)
+    return tmp_path / "run", streams
+
+
+def resume(folder, streams, say=quiet, **changes):
+    return Trainer(streams, replace(TINY, **changes), folder, device="cpu", resume=True, say=say)
+
+
+def flip(path, at):
+    """Turn over one bit, `at` bytes behind the header."""
+    data = bytearray(path.read_bytes())
+    data[8 + struct.unpack("<Q", data[:8])[0] + at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_killed_process_loses_what_followed_the_last_checkpoint_and_nothing_else(tmp_path):
+    """Twenty and ten kills: python -m lib.lab.bench interruptions."""
+    found = torture(2, 1, tmp_path, say=quiet)
+    assert found["damaged"] == 0 and found["most_lost"] <= found["save_every"]
+    assert found["while_writing"] >= 1 and found["same_end"] and found["same_log"]
+
+
+def test_the_stored_figures_of_the_full_torture_hold_the_promise():
+    found = read_results("interruptions")
+    assert found["at_random"] >= 20 and len(found["rows"]) == found["kills"]
+    assert found["damaged"] == 0 and found["same_end"] and found["same_log"]
+    assert all(0 <= row["lost"] <= found["save_every"] for row in found["rows"])
+
+
+def test_two_checkpoints_are_kept(run):
+    folder, _ = run
+    steps = [checkpoints.open_one(folder / name)[1]["step"] for name in (checkpoints.PREVIOUS, checkpoints.LAST)]
+    assert steps == [4, 8] and len(list(folder.glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit of a weight", "one letter of the facts", "gone"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(run, damage):
+    folder, streams = run
+    last, said = folder / checkpoints.LAST, []
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:700])
+    elif damage == "emptied":
+        last.write_bytes(b"")
+    elif damage == "one bit of a weight":
+        flip(last, 40)
+    elif damage == "one letter of the facts":
+        data = last.read_bytes()
+        last.write_bytes(data.replace(b'\\"step\\": 8, \\"tokens', b'\\"step\\": 9, \\"tokens', 1))
+        assert last.read_bytes() != data
+    else:  # killed between the two renames
+        last.unlink()
+    trainer = resume(folder, streams, said.append)
+    assert trainer.step == 4 and ("damaged" in said[0]) == (damage != "gone")
+
+
+def test_when_both_checkpoints_are_damaged_it_says_so_in_one_sentence(run):
+    folder, streams = run
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+        flip(folder / name, 40)
+    with pytest.raises(UserError, match="no checkpoint .* is whole") as error:
+        resume(folder, streams)
+    assert "\n" not in str(error.value)
+
+
+@LINUX
+@pytest.mark.parametrize("what", ["checkpoint", "log", "best model"])
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what):
+    folder, streams = run
+    trainer = resume(folder, streams, steps=100)
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    if what == "best model":  # safetensors' own words on a full disk, as they were read from one
+        def full(model, folder):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        trainer.save_model = full
+    else:  # where the next version is written first
+        name = checkpoints.LAST if what == "checkpoint" else checkpoints.LOG
+        (folder / f".{Path(name).stem}.{os.getpid()}.part{Path(name).suffix}").symlink_to("/dev/full")
+    trainer.best = 1e9
+    with pytest.raises(UserError, match="disk is full") as error:
+        trainer.validate() if what == "best model" else trainer._save()
+    assert "\n" not in str(error.value)
+    after = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    if what == "log":  # the checkpoint was written before
+        before = {k: v for k, v in before.items() if not k.endswith("safetensors")}
+    assert all(after[k] == v for k, v in before.items())
+    assert resume(folder, streams).step == 8
+    mamba.load(folder / "best")
+
+
+@pytest.mark.parametrize("change, words", [("exists", "--resume"), ("data", "token streams"),
+                                           ("tokens", "token streams"),
+                                           ("size", "d_model"), ("order", "carry"), ("seed", "seed")])
+def test_a_run_that_cannot_go_on_is_one_sentence(run, change, words):
+    folder, streams = run
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    changes = {"size": {"d_model": 18}, "order": {"carry": 2}, "seed": {"seed": 3}}.get(change, {})
+    if change == "data":
+        streams = replace(streams, settings={"id": "other"})
+    elif change == "tokens":  # the same settings and sizes, other content
+        tokens = streams.tokens.copy()
+        tokens[5] += 1
+        streams = replace(streams, tokens=tokens)
+    with pytest.raises(UserError, match=words) as error:
+        Trainer(streams, replace(TINY, **changes), folder, device="cpu", resume=change != "exists", say=quiet)
+    assert "\n" not in str(error.value)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before  # nothing lost
+
+
+def test_tokens_that_change_while_they_are_read_stop_the_run(tmp_path):
+    streams = make_streams()
+    trainer = Trainer(streams, TINY, tmp_path / "run", device="cpu", say=quiet)
+    trainer.train_step()
+    trainer._save()
+    streams.tokens[:] = 400  # of another vocabulary
+    with pytest.raises(UserError, match="changed while they were read"):
+        trainer.run(progress=False)
+    assert checkpoints.read(tmp_path / "run", quiet)[1]["step"] == 1
+
+
+@pytest.mark.parametrize("sick", ["loss", "weight"])
+def test_what_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(run, sick):
+    folder, streams = run
+    trainer = resume(folder, streams, steps=100)
+    before = (folder / checkpoints.LAST).read_bytes()
+    with torch.no_grad():
+        trainer.model.backbone.embeddings.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="no longer a number"):
+        trainer.run(progress=False) if sick == "loss" else trainer._save()
+    assert (folder / checkpoints.LAST).read_bytes() == before
+
+
+def test_a_second_process_is_kept_out_and_rubbish_is_swept_up(run):
+    folder, streams = run
+    (folder / ".last.77.part.safetensors").write_bytes(b"half")
+    with checkpoints.alone(folder):
+        assert not list(folder.glob(".*.part*"))
+        with pytest.raises(UserError, match="another process trains"):
+            resume(folder, streams, steps=20).run(progress=False)
+
+
+def test_the_checkpoint_of_a_run_is_plain_data(run):
+    """No pickle: the file opens with safetensors, its facts are JSON."""
+    from safetensors import safe_open
+
+    with safe_open(run[0] / checkpoints.LAST, "pt") as file:
+        assert json.loads(file.metadata()["run"])["step"] == 8
+
+
+def test_a_checkpoint_of_the_first_version_opens(run):
+    """No checksum, one random state, rows without transposition: a run that began with it goes on."""
+    from safetensors.torch import save_file
+
+    folder, streams = run
+    tensors, facts = checkpoints.read(folder)
+    tensors["rng"] = tensors.pop("rng.0")
+    for name in ("data", "init", "recent"):
+        del facts[name]
+    del facts["crops"]["drawn"]
+    facts["config"] = {k: v for k, v in facts["config"].items()
+                       if k not in ("transpose", "louder", "copies", "patience")}
+    save_file(tensors, folder / checkpoints.LAST, metadata={"run": json.dumps(facts)})
+    old, new = resume(folder, streams), resume(folder, streams)
+    assert old.step == 8 and old.train_step() == new.train_step()
+
+
+def test_weights_to_start_from_are_those_and_what_is_known_of_them_is_recorded(run, tmp_path):
+    folder, streams = run
+    trainer = Trainer(streams, TINY, tmp_path / "next", device="cpu", init=folder / "best", say=quiet)
+    for a, b in zip(trainer.model.parameters(), mamba.load(folder / "best").parameters()):
+        assert torch.equal(a, b)
+    assert not trainer.optimizers["optimizer"].state and trainer.step == 0
+    row = min(checkpoints.read(folder)[1]["log"], key=lambda row: row["validation_bits_per_note"])
+    assert trainer.init["steps"] == row["step"] and trainer.init["tokens"] == row["tokens"]
+    trainer.run(progress=False)
+    assert checkpoints.read(tmp_path / "next")[1]["init"] == trainer.init
+    again = checkpoints.history(tmp_path / "next" / "best")  # what went before is counted in
+    assert again["steps"] > row["step"] and again["folder"] == "best"
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
+    folder, streams = run
+    with pytest.raises(UserError, match="d_model=16, the run d_model=18"):
+        Trainer(streams, replace(TINY, d_model=18), tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+    with pytest.raises(UserError, match="vocab_size"):
+        Trainer(make_streams(vocab=12), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+
+
+def test_the_history_of_the_shipped_model_is_that_of_its_results():
+    model, known = read_results("model"), checkpoints.history(MODEL)
+    assert (known["steps"], known["tokens"]) == (model["steps"], model["tokens_seen"])
+    assert known["folder"] == "data/model" and "steps" not in checkpoints.history(MODEL.parent)
+
+
+if sys.platform == "win32":
+    pytestmark = pytest.mark.skip(reason="kills and locks here are POSIX's")
