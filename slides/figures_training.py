@@ -23,7 +23,8 @@ from lib.music.tokens import first_seconds
 from lib.show import diagrams as cells
 from lib.show import plots
 from lib.train.batches import Crops
-from lib.train.config import TrainConfig, learning_rate
+from lib.train.config import TrainConfig
+from lib.train.optim import learning_rate
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 LENGTH = 512  # tokens of a crop, as the shipped model was trained

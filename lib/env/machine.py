@@ -1,14 +1,8 @@
-"""What this machine has, and what the course will do with it.
-
-    python -m lib.env                      a line a requirement, the device, the precision, the minutes
-    python -m lib.lab.pages stamp              write results and addresses into README.md and the notebooks
-    python -m lib.lab.pages lone 00     a lone notebook in a fresh environment, to its first sound
-    python -m lib.lab.pages workshop FOLDER    make, or finish, and check what a room without a network needs
+"""What this machine has, and what the course will do with it; `python -m lib.env` prints it.
 
 Nothing heavy is imported until it is needed, so this works on a bare machine too.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -18,12 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lib.env.errors import UserError, cli, os_errors
+from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
+from lib.env.install import INSTALL, install_missing
 from lib.env.paths import RESULTS, ROOT
 
 OLDEST_PYTHON = (3, 11)
-INSTALL = "pip install -r requirements.txt"
 UNKNOWN = "not measured"
 
 
@@ -35,14 +29,6 @@ class Run:
     device: str  # "cuda" or "cpu"
     precision: str  # "bf16", "fp16" or "fp32"
     seed: int  # what Python's, numpy's and torch's generators were set to
-
-
-@dataclass(frozen=True)
-class Check:
-    """One requirement, looked up on this machine."""
-
-    ok: bool
-    text: str  # one line: the version found, or what to do
 
 
 def is_quick() -> bool:
@@ -59,8 +45,6 @@ def start(seed: int = 0, *, alone: bool = False, say=print) -> Run:
     numpy or torch is missing.
     """
     if alone:
-        from lib.lab.pages.address import install_missing
-
         try:
             check_python()
             install_missing(say)
@@ -173,54 +157,6 @@ def _expected_minutes() -> str:
     return f" (about {minutes:.0f} minutes{elsewhere})"
 
 
-# ---- requirements -------------------------------------------------------------------------
-
-
-def requirements(path: Path | None = None) -> list[tuple[str, str]]:
-    """(requirement, reason) of each line of requirements.txt."""
-    path = path or ROOT / "requirements.txt"
-    with os_errors("read the list of requirements"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    pairs = [line.partition(" #") for line in lines if line.strip() and line[0] != "#"]
-    return [(wanted.strip(), reason.strip()) for wanted, _, reason in pairs]
-
-
-def check(wanted: str, reason: str = "") -> Check:
-    """Look one requirement up: is it installed, and in a version that was tested?"""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError as error:
-        raise UserError(f"packaging is missing: run {INSTALL}") from error
-    need = Requirement(wanted)
-    if need.marker is not None and not need.marker.evaluate():
-        return Check(True, f"{need.name}: not used on this kind of machine")
-    exact = f"{need.name}{need.specifier}"
-    try:
-        found = version(need.name)
-    except PackageNotFoundError:
-        return Check(False, f'{need.name} is missing ({reason}): run pip install "{exact}"')
-    if need.specifier.contains(found, prereleases=True):
-        return Check(True, f"{need.name} {found}: {reason}")
-    return Check(
-        False,
-        f"{need.name} {found} was not tested, {need.specifier} was: "
-        f'run pip install "{exact}"',
-    )
-
-
-def optional_kernels() -> str:
-    """One line on the official kernels, which nothing here needs."""
-    missing = []
-    for name in ("causal-conv1d", "mamba-ssm"):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            missing.append(name)
-    if not missing:
-        return "causal-conv1d and mamba-ssm are installed: used as a reference only"
-    return f"{' and '.join(missing)} not installed: not needed (see requirements-gpu.txt)"
-
-
 # ---- the notebooks ------------------------------------------------------------------------
 
 
@@ -234,65 +170,3 @@ def minutes_text(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return "under 0.1" if value < 0.1 else f"{value:.1f}"
-
-
-# ---- command line -------------------------------------------------------------------------
-
-
-def report(say=print) -> bool:
-    """Print what this machine has; False where something is missing."""
-    say(f"OK    python {platform.python_version()}")
-    checks = [check(wanted, reason) for wanted, reason in requirements()]
-    for found in checks:
-        say(f"{'OK  ' if found.ok else 'FIX '}  {found.text}")
-    say(f"      {optional_kernels()}")
-    try:
-        device, precision, why = choose_device()
-        say(f"\ndevice      {device} ({device_name()})\nprecision   {precision}: {why}")
-    except Exception as error:  # noqa: BLE001  torch is missing or broken: any error may come out of its import
-        say(f"\ndevice      unknown: torch does not start ({str(error).splitlines()[0]})")
-    measured = read_results("notebooks")
-    say("\nminutes     full run, quick run")
-    for name in notebook_names():
-        found = measured.get(name, {})
-        full, quick = (minutes_text(found.get(f"{kind}_minutes")) for kind in ("full", "quick"))
-        where = found.get("full_run", {}).get("device")
-        say(f"{name:<22} {full}, {quick}{f'  (on {where})' if where else ''}")
-    return all(found.ok for found in checks)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line: check this machine, or do one of the errands that the options name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.env", description="What this machine has and what the course needs."
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--stamp", action="store_true",
-                       help="write results and addresses into README.md and the notebooks")
-    which.add_argument("--colab-check", nargs="*", metavar="NN",
-                       help="run lone notebooks in fresh environments up to their first sound")
-    which.add_argument("--workshop", nargs="?", const="workshop", metavar="FOLDER",
-                       help="make or finish a bundle for a room without a network, and check it")
-    parser.add_argument("--check", action="store_true", help="with --workshop: check only, fetch nothing")
-    given = parser.parse_args(argv)
-    if given.check and given.workshop is None:
-        parser.error("--check goes with --workshop FOLDER")
-    check_python()
-    if given.stamp:
-        from lib.lab.pages.stamp import stamp
-
-        stamp()
-    elif given.colab_check is not None:
-        from lib.lab.pages.lone import main as colab_check
-
-        colab_check(given.colab_check)
-    elif given.workshop is not None:
-        from lib.lab.pages.workshop import main as workshop
-
-        workshop(Path(given.workshop), check_only=given.check)
-    elif not report():
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -10,7 +10,6 @@ MAESTRO: Hawthorne et al., "Enabling Factorized Piano Music Modeling and Generat
 MAESTRO Dataset", ICLR 2019, licence CC BY-NC-SA 4.0. It is fetched, never shipped.
 """
 
-import argparse
 import csv
 import os
 import zipfile
@@ -19,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lib.env.errors import UserError, cli, os_errors
+from lib.env.errors import UserError, os_errors
 from lib.env.paths import DATA, ROOT
 from lib.music import ten as sample
 from lib.music.download import Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack
@@ -264,17 +263,3 @@ def summary(found: list[Performance]) -> str:
         *(f"{split:<12}{number:>12,}{hours:>9.2f}" for split, (number, hours) in table.items()),
         f"titles that cross splits: {len(leaks)}",
         *(f"  {composer}: {title}" for composer, title in leaks)])
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line: find or fetch MAESTRO and print what is in it."""
-    parser = argparse.ArgumentParser("python -m lib.music", description="Find or fetch MAESTRO.")
-    parser.add_argument("folder", nargs="?", help="MAESTRO's folder or MIDI zip (else MAESTRO_DIR)")
-    parser.add_argument("--quick", action="store_true", help="ten real performances only")
-    parser.add_argument("--no-download", action="store_true", help="use only what is on the disk")
-    args = parser.parse_args(argv)
-    print(summary(performances(args.folder, quick=args.quick, download=not args.no_download)))
-
-
-if __name__ == "__main__":
-    cli(main)

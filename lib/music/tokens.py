@@ -271,10 +271,3 @@ def first_seconds(tokenizer: Tokenizer, music: Music, seconds: float) -> np.ndar
     """Tokens of the notes that begin in the first `seconds`, BOS included, for use as a prompt."""
     opening = crop(sustain(music) if tokenizer.config.pedal == "extend" else music, 0, seconds)
     return tokenizer.encode(opening)
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-    from lib.music.streams import main
-
-    cli(main)

@@ -2,5 +2,6 @@
 
 from lib.train.batches import Crops, validation_pieces
 from lib.train.bits import bits_per_note, counting_baselines
-from lib.train.config import PRESETS, TrainConfig, choose_precision, learning_rate, parameter_groups
+from lib.train.config import PRESETS, TrainConfig
+from lib.train.optim import choose_precision, learning_rate, parameter_groups
 from lib.train.trainer import Trainer

@@ -4,17 +4,14 @@ Bits per note can be compared between tokenizers of the same time grid; loss per
 was played is set beside real music and beside noise (`lib.lab.judge.anchors`).
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
 from lib.music.streams import Piece, Streams
 
 
@@ -151,57 +148,3 @@ def likelihood(model, tokenizer, performances: Sequence, *, progress: bool = Fal
     return {"pieces": len(notes), "notes": int(notes.sum()), "grid_ms": tokenizer.config.grid_ms,
             **{name: {"bits_per_note": float(b.sum() / notes.sum()), "interval_95": interval(b, notes)}
                for name, b in (("native", bits), ("dequantised_10_ms", fine))}}
-
-
-def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarray], float]:
-    """The openings of all MIDI files of a folder, and their length: at most a minute, at most the median piece."""
-    from lib.music.library import opening
-    from lib.music.notes import read_midi, sustain
-
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".mid", ".midi"))
-    if len(paths) < 2:
-        raise UserError(f"{folder} holds {len(paths)} MIDI files: play two or more into it with python -m lib.generate")
-    pieces = {path.name: sustain(read_midi(path)).notes for path in paths}
-    if seconds is None:
-        seconds = min(60.0, float(np.floor(np.median([notes["end"].max() for notes in pieces.values()]))))
-    if not seconds >= 10:
-        raise UserError(f"pieces of {seconds:g} seconds are too short to compare: play ten seconds or more")
-    return {name: opening(notes, seconds) for name, notes in pieces.items()}, seconds
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Set the MIDI files of a folder beside real test pieces and beside noise; or analyse listeners' ratings."""
-    from lib.generate.player import MODEL
-    from lib.lab.judge import anchors, listening_page
-    from lib.music.maestro import performances
-    from lib.music.tokens import Tokenizer
-    from lib.show import plots
-
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.judge", description=main.__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, help="folder of MIDI files")
-    parser.add_argument("--seconds", type=float, help="of each piece (default: the median piece, at most 60)")
-    parser.add_argument("--model", type=Path, default=MODEL, help="whose tokenizer the anchors pass through")
-    parser.add_argument("--quick", action="store_true", help="compare with the ten sample pieces only")
-    parser.add_argument("--ratings", nargs="+", type=Path, help="files that the listening page exported")
-    args = parser.parse_args(argv)
-    if args.ratings:
-        print(listening_page.report(listening_page.analyse([listening_page.read_ratings(p) for p in args.ratings])))
-        return
-    if args.folder is None:
-        parser.error("give a folder of MIDI files, or --ratings")
-    if not args.folder.is_dir():
-        raise UserError(f"there is no folder {args.folder}: check the name")
-    pieces, seconds = read_folder(args.folder, args.seconds)
-    anchor = anchors.anchors(performances(quick=args.quick), Tokenizer.load(args.model), seconds)
-    result = anchors.compare(anchor, {args.folder.name: list(pieces.values())})
-    write_json(args.folder / "evaluation.json", result)
-    with whole(args.folder / "evaluation.png") as part:
-        part.write_bytes(plots.png_bytes(anchors.plot(result)))
-    print(anchors.table(result))
-    print(f"\n{args.folder}: evaluation.json, evaluation.png")
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

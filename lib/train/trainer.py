@@ -4,15 +4,13 @@ The loop is the plain one: AdamW (or Muon), warm-up and cosine, clipped gradient
 note, the best checkpoint kept. A run lives in one folder and goes on where it stopped.
 """
 
-import argparse
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.env.files import whole
-from lib.env.paths import RUNS
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.streams import Streams
@@ -30,18 +27,8 @@ from lib.train import checkpoints, distributed
 from lib.train.batches import Crops, content, validation_pieces
 from lib.train.bits import piece_bits
 from lib.train.checkpoints import LAST, LOG, LOG_FIELDS
-from lib.train.config import (
-    FIXED,
-    PRESETS,
-    TrainConfig,
-    add_options,
-    choose_precision,
-    given,
-    learning_rate,
-    optimizers,
-    parameter_groups,
-    recompute,
-)
+from lib.train.config import FIXED, PRESETS, TrainConfig
+from lib.train.optim import choose_precision, learning_rate, optimizers, parameter_groups, recompute
 
 __all__ = ["LAST", "LOG", "PRESETS", "Crops", "TrainConfig", "Trainer", "choose_precision", "learning_rate",
            "parameter_groups", "validation_pieces"]
@@ -303,68 +290,3 @@ class Trainer:
                                               round(recent, 6), round(bits, 6)), strict=True)))
         if write and self.world.first:
             write(f"step {self.step}: {recent:.3f} bits a token, validation {bits:.2f} bits a note", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Train a Mamba on MAESTRO's token streams."""
-    from lib.train.cost import plan
-
-    parser = argparse.ArgumentParser(prog="python -m lib.train", description=main.__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--out", default=None, help="folder of the run (default: data/runs/PRESET)")
-    parser.add_argument("--streams", help="folder of token streams (default: built from what lib.music.maestro finds)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--init", help="a checkpoint folder whose weights the run starts from")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    add_options(parser)
-    args = parser.parse_args(argv)
-    config = replace(PRESETS[args.preset], **given(args))
-    if args.init:  # its sizes, unless the command line names others, which the trainer then refuses
-        sizes = mamba.load(args.init).config
-        named = {name: getattr(sizes, name) for name in ("d_model", "n_layer", "d_state")}
-        config = replace(config, **named | given(args))
-    world, _ = distributed.start(args.device)
-    try:
-        if not world.first:
-            world.wait()  # the first process builds the streams
-        streams = open_streams(args, say=print if world.first else lambda text: None)
-        if world.first:
-            world.wait()
-        folder = Path(args.out or RUNS / args.preset)
-        trainer = Trainer(streams, config, folder, device=args.device, resume=args.resume, init=args.init)
-        if not trainer.finished:
-            trainer.say(plan(trainer))
-        stop_politely(trainer)
-        trainer.run()
-        trainer.say(f"best validation: {trainer.best:.2f} bits a note, kept in {folder.name}/best" if trainer.finished
-                    else f"stopped at step {trainer.step}: go on with --resume")
-    finally:
-        distributed.stop()
-
-
-def open_streams(args, say) -> Streams:
-    """The streams that the command line names, or MAESTRO's."""
-    if args.streams:
-        return Streams.load(args.streams)
-    from lib.music.maestro import performances
-    from lib.music.streams import build
-
-    return build(performances(quick=args.preset == "quick", say=say), say=say)[0]
-
-
-def stop_politely(trainer: Trainer) -> None:
-    """Ctrl-C, and what torchrun or a cluster sends: finish the step, save, stop. A second one stops at once."""
-    def ask(number, frame):
-        if trainer.stop_asked:
-            raise KeyboardInterrupt
-        trainer.stop_asked = True
-        trainer.say("stopping after this step, with a checkpoint (once more: at once)")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

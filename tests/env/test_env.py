@@ -6,16 +6,15 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
 
-from lib.env.paths import ROOT
 from lib.env import machine as env
 from lib.env.errors import UserError
+from lib.env.paths import ROOT
 
 spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
 execute = importlib.util.module_from_spec(spec)

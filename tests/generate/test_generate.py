@@ -13,6 +13,7 @@ import torch
 
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
+from lib.generate.__main__ import main
 from lib.generate.moment import dice
 from lib.generate.player import (
     FOLLOWS,
@@ -24,7 +25,6 @@ from lib.generate.player import (
     generate,
     hear,
     load_model,
-    main,
     sample,
     variations,
 )

@@ -9,8 +9,7 @@ import pytest
 from lib.env.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NOT_OURS = {".git", ".pytest_cache", ".ruff_cache", ".build", "node_modules", "cache", "runs", "out", "venv", ".venv",
-            "env"}
+NOT_OURS = {".git", ".pytest_cache", ".ruff_cache", ".build", "node_modules", "cache", "runs", "out", "venv", ".venv"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
 

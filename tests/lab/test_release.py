@@ -12,9 +12,10 @@ from lib.env.errors import UserError
 from lib.env.machine import read_results
 from lib.generate.player import MODEL, load_model
 from lib.lab import release
+from lib.music.encode import Augmentation, build
 from lib.music.maestro import Performance
 from lib.music.notes import Music, make_notes, write_midi
-from lib.music.streams import Augmentation, Streams, build
+from lib.music.streams import Streams
 from lib.music.tokens import TokenConfig
 from lib.train.bits import bits_per_note, interval
 from lib.train.trainer import TrainConfig, Trainer

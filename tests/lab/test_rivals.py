@@ -19,7 +19,7 @@ from lib.lab.rivals.matched import ARCHS, Size, build
 from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM
 from lib.music.streams import Piece, Streams
 from lib.train import bits as evaluate
-from lib.train.config import parameter_groups
+from lib.train.optim import parameter_groups
 
 TINY, VOCAB = Size(d_model=16, n_layer=2, d_state=4, window=9, fixed_state=6), 23
 

@@ -13,9 +13,10 @@ import pytest
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
 from lib.music import streams as module
+from lib.music.encode import FORMAT, Augmentation, build, fingerprint
 from lib.music.maestro import Performance
 from lib.music.notes import Music, augment, make_notes, read_midi, sustain, write_midi
-from lib.music.streams import FORMAT, INDEX, TOKENS, Augmentation, Streams, build, fingerprint
+from lib.music.streams import INDEX, TOKENS, Streams
 from lib.music.tokens import TokenConfig, Tokenizer
 
 BASE = TokenConfig(vocab_size=None)

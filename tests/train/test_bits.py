@@ -9,11 +9,12 @@ import torch
 
 from lib.env.errors import UserError
 from lib.lab.judge import listening_page
+from lib.lab.judge.__main__ import main
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.maestro import performances
 from lib.music.notes import Music, make_notes, write_midi
 from lib.music.tokens import TokenConfig, Tokenizer
-from lib.train.bits import dequantisation_bits, held_out, likelihood, main, piece_bits
+from lib.train.bits import dequantisation_bits, held_out, likelihood, piece_bits
 
 
 @pytest.fixture(scope="module")

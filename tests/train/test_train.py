@@ -17,16 +17,17 @@ from lib.env.machine import ROOT
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan.native import compiler
+from lib.train.__main__ import main
 from lib.train.bits import bits_per_note, counting_baselines, piece_bits
-from lib.train.config import OPTIMIZERS, optimizers, recompute
+from lib.train.config import OPTIMIZERS
 from lib.train.cost import plan, rehearse
+from lib.train.optim import optimizers, recompute
 from lib.train.trainer import (
     PRESETS,
     Crops,
     Trainer,
     choose_precision,
     learning_rate,
-    main,
     parameter_groups,
     validation_pieces,
 )

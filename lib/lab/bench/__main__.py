@@ -1,6 +1,7 @@
 """Measurements that the course quotes: `python -m lib.lab.bench NAME`.
 
-Each writes data/results/NAME.json with the device, the versions, the command and the seed.
+Those that the course quotes write a file in data/results, with the device, the versions, the command and
+the seed; `rungs` and `triton` print only.
 """
 
 import sys
@@ -9,9 +10,16 @@ from importlib import import_module
 from lib.env.errors import UserError, cli
 
 SURVEYS = {  # name: the module whose main(argv) measures it
-    "tokens": "lib.lab.bench.tokens", "scan": "lib.lab.bench.scan", "generate": "lib.lab.bench.generate",
+    "generate": "lib.lab.bench.generate",
+    "interruptions": "lib.lab.bench.interruptions",
+    "overfit": "lib.lab.bench.overfit",
+    "playing": "lib.lab.judge.report",
+    "rungs": "lib.lab.bench.rungs",
+    "scan": "lib.lab.bench.scan",
+    "tokens": "lib.lab.bench.tokens",
     "train": "lib.lab.bench.train",
-    "overfit": "lib.lab.bench.overfit", "interruptions": "lib.lab.bench.interruptions"}
+    "triton": "lib.lab.bench.triton_cost",
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,8 +17,9 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import write_json
 from lib.lab.bench.timing import note
+from lib.music.encode import Augmentation, build
 from lib.music.maestro import performances
-from lib.music.streams import Augmentation, Streams, build
+from lib.music.streams import Streams
 from lib.music.tokens import TokenConfig, Tokenizer
 from lib.train.bits import bits_per_note, counting_baselines
 from lib.train.trainer import TrainConfig, Trainer

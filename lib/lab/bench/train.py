@@ -23,7 +23,7 @@ from lib.lab.bench.timing import answer, apart, limit_memory, note, spread, trim
 from lib.lab.rivals import matched as baselines
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
-from lib.train.config import parameter_groups
+from lib.train.optim import parameter_groups
 
 KEY_LENGTH, MIN_ROUNDS = 1024, 3
 TOLERANCE = 1e-4  # relative difference of the loss from ours, with equal weights: float32 sums in another order

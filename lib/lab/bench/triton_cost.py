@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lib.env.errors import UserError, cli
+from lib.env.errors import UserError
 from lib.scan import triton_kernel as scan_triton
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -99,7 +99,3 @@ def main(argv: list[str] | None = None) -> None:
                 c = cost(kernel, capability, dtype)
                 print(f"| {capability} | {NAMES[dtype]} | {kernel.fn.__name__.split('_')[0]} | {c['registers']} | "
                       f"{c['spilled_bytes']} | {c['inner']:.1f} + {c['outer']:.1f} |", flush=True)
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -26,7 +26,7 @@ from lib.lab.bench.timing import MIN_ROUNDS, limit_memory, peak_bytes, spread, t
 from lib.lab.rivals import matched as baselines
 from lib.lab.rivals.matched import LABELS, Size, build
 from lib.mamba import step_cpu as mamba_cpu
-from lib.train.config import choose_precision, parameter_groups
+from lib.train.optim import choose_precision, parameter_groups
 
 SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
 STEPPER = "mamba_cpp"  # the same Mamba by its whole-model step in C++: another implementation, so a row of its own

@@ -146,9 +146,3 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"clips of {args.seconds} seconds are outside 3 to 60: choose another length")
     page(groups, args.out, count=args.pairs, seconds=args.seconds, seed=args.seed)
     print(f"{args.out}: {args.pairs} pairs, {args.out.stat().st_size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

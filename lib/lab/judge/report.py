@@ -209,7 +209,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.result} is damaged: delete it") from error
     if result.get("model") != mark:
         result = {}  # another model's numbers do not belong beside these
-    line = "python -m lib.lab.bench playing" + (f" {shlex.join(argv or sys.argv[1:])}" if argv or sys.argv[1:] else "")
+    words = sys.argv[2:] if argv is None else argv
+    line = shlex.join(["python", "-m", "lib.lab.bench", "playing", *words])
     result |= {"model": mark, "parameters": model.parameter_count(), **provenance(line)}
     for part in args.parts:
         begin = time.perf_counter()
@@ -259,9 +260,3 @@ def summary(result: dict) -> str:
             bits = result["bits"][name]["bits_per_note"]
             lines.append(f"bits per note, {name}: {bits:.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

@@ -1,0 +1,188 @@
+"""Performances to token streams: `python -m lib.music encode`.
+
+This needs MidiTok; to read the streams (`lib.music.streams`) does not.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lib.env.errors import UserError, os_errors
+from lib.music.streams import INDEX, TOKENS, Piece, Streams
+
+FORMAT = 2  # raise it when the files change their meaning: old caches are then rebuilt
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How the extra copies of a training piece differ from it; copy 0 is the piece itself."""
+
+    copies: int = 2  # extra copies of each training piece
+    semitones: int = 5  # transposed by up to this, down or up
+    stretch: float = 0.05  # slower or faster by up to this share
+    velocity: int = 8  # softer or louder by up to this, of 127
+    seed: int = 0
+
+    def draw(self, piece: int, copy: int) -> dict:
+        """The arguments of `lib.music.notes.augment` for one copy: the same at every run."""
+        if copy == 0:
+            return {"semitones": 0, "stretch": 1.0, "velocity": 0}
+        rng = np.random.default_rng([self.seed, piece, copy])
+        return {"semitones": int(rng.integers(-self.semitones, self.semitones + 1)),
+                "stretch": float(np.round(rng.uniform(1 - self.stretch, 1 + self.stretch), 4)),
+                "velocity": int(rng.integers(-self.velocity, self.velocity + 1))}
+
+
+def _encode(job, config, augmentation):
+    """Worker: one performance to base tokens of all its copies. A bad file gives its sentence."""
+    from lib.music.notes import augment, read_midi, sustain
+    from lib.music.tokens import Tokenizer
+
+    number, performance = job
+    tokenizer = _encode.tokenizer = getattr(_encode, "tokenizer", None) or Tokenizer(config)
+    if tokenizer.config != config:
+        tokenizer = _encode.tokenizer = Tokenizer(config)
+    try:
+        music = read_midi(performance.path)
+    except UserError as error:
+        return str(error)
+    music = sustain(music) if config.pedal == "extend" else music
+    out = []
+    for copy in range(1 + augmentation.copies * (performance.split == "train")):
+        change = augmentation.draw(number, copy)
+        notes = augment(music.notes, **change)
+        changed = type(music)(notes, music.pedal * change["stretch"])
+        out.append((tokenizer.encode_base(changed), len(notes), changed.seconds))
+    return out
+
+
+def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
+    """All that the streams depend on, as JSON; `id` is its hash."""
+    files = sorted((p.path.name, p.path.stat().st_size, p.split) for p in performances)
+    settings = {"format": FORMAT, "tokens": asdict(config), "augmentation": asdict(augmentation),
+                "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}
+    if tokenizer is not None:
+        settings["merges"] = hashlib.sha256(json.dumps(tokenizer.pieces).encode()).hexdigest()[:16]
+    settings["id"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return settings
+
+
+def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None, tokenizer=None,
+          workers: int | None = None, progress: bool = True, say=print):
+    """Encode performances into streams, or open the cache of an earlier run.
+
+    The cache is a folder named by a hash of every setting and file, beside `folder`'s others
+    (data/cache by default). It appears whole or not at all. Byte-pair merges are learnt on
+    copy 0 of the train split only, or are those of `tokenizer`, so that a model which knows its
+    tokens can go on learning. Returns (Streams, Tokenizer).
+    """
+    from tqdm import tqdm
+
+    from lib.music.maestro import DATA
+    from lib.music.tokens import TokenConfig, Tokenizer
+
+    if tokenizer is not None and config is not None and config != tokenizer.config:
+        raise UserError(f"the tokenizer was made with {tokenizer.config}: use those settings, or give none")
+    config = tokenizer.config if tokenizer is not None else config or TokenConfig()
+    performances = list(performances)
+    if not any(p.split == "train" for p in performances):
+        raise UserError("there is no training piece in this list: give pieces of the train split")
+    settings = fingerprint(performances, config, augmentation, tokenizer)
+    cache = Path(folder or DATA / "cache")
+    target = cache / f"tokens-{settings['id']}"
+    if target.is_dir():
+        streams = Streams.load(target)
+        say(f"token streams: {len(streams.tokens):,} tokens from the cache {target.name}")
+        return streams, Tokenizer.load(target)
+
+    workers = min(workers or os.cpu_count() or 1, len(performances))
+    encode = partial(_encode, config=config, augmentation=augmentation)
+    pool = (ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            if workers > 1 and len(performances) > 20 else nullcontext())
+    results = []
+    with pool as executor:
+        run = partial(executor.map, chunksize=4) if executor else map
+        bar = tqdm(run(encode, enumerate(performances)), total=len(performances),
+                   desc="encoding", unit="piece", disable=not progress)
+        for performance, result in zip(performances, bar):
+            if isinstance(result, str):
+                say(f"left out: {result}")
+            else:
+                results.append((performance, result))
+    if not any(p.split == "train" for p, _ in results):
+        raise UserError("no training piece could be read: check the files")
+
+    known, tokenizer = tokenizer is not None, tokenizer or Tokenizer(config)
+    if config.vocab_size and not known:
+        say(f"learning byte-pair merges on the train split, up to {config.vocab_size:,} tokens")
+        tokenizer.learn([copies[0][0] for p, copies in results if p.split == "train"])
+    pieces, arrays, offset = [], [], 0
+    for performance, copies in tqdm(results, desc="merging", unit="piece", disable=not progress):
+        for copy, (base, notes, seconds) in enumerate(copies):
+            ids = np.concatenate([[tokenizer.bos], tokenizer.merge(base), [tokenizer.eos]])
+            pieces.append(Piece(performance.path.name, performance.composer, performance.title,
+                                performance.split, copy, offset, len(ids), notes, round(seconds, 3)))
+            arrays.append(ids.astype(np.uint16))
+            offset += len(ids)
+    index = {"settings": settings, "vocab_size": tokenizer.vocab_size, "bos": int(tokenizer.bos),
+             "pieces": [asdict(p) for p in pieces],
+             "names": [" ".join(names) for names in tokenizer.pieces]}  # so that a machine without MidiTok knows them
+    with os_errors(f"write token streams to {cache}"):
+        cache.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache))
+        try:
+            np.save(part / TOKENS, np.concatenate(arrays))
+            tokenizer.save(part)
+            (part / INDEX).write_text(json.dumps(index))
+            try:
+                part.rename(target)
+            except OSError:
+                if not target.is_dir():  # another process may have been first: its work is the same
+                    raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return Streams.load(target), tokenizer
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m lib.music encode`: build the streams of MAESTRO and say what they are."""
+    from lib.music.maestro import performances
+    from lib.music.tokens import TokenConfig, Tokenizer
+
+    default = TokenConfig()
+    parser = argparse.ArgumentParser(prog="python -m lib.music encode", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", help="MAESTRO, as a folder or a zip (default: what is found)")
+    parser.add_argument("--quick", action="store_true", help="the ten sample pieces only")
+    parser.add_argument("--grid-ms", type=float, default=default.grid_ms)
+    parser.add_argument("--pedal", choices=["extend", "tokens", "drop"], default=default.pedal)
+    parser.add_argument("--vocab-size", type=int, default=default.vocab_size, help="0: no byte-pair encoding")
+    parser.add_argument("--copies", type=int, default=Augmentation.copies, help="augmented copies of each train piece")
+    parser.add_argument("--seed", type=int, default=Augmentation.seed, help="of the copies")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer (data/model): its settings and merges, none learnt")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    args = parser.parse_args(argv)
+    known = Tokenizer.load(args.tokenizer) if args.tokenizer else None
+    config = None if known else TokenConfig(args.grid_ms, args.pedal, args.vocab_size or None)
+    found = performances(args.folder, quick=args.quick)
+    augmentation = Augmentation(copies=max(0, args.copies), seed=args.seed)
+    streams, tokenizer = build(found, config, augmentation, tokenizer=known, workers=args.workers)
+    print(tokenizer)
+    for split in ("train", "validation", "test"):
+        mine = streams.select(split)
+        tokens, notes = sum(p.length for p in mine), sum(p.notes for p in mine)
+        if notes:
+            print(f"{split:>10}: {len(mine):5} pieces {notes:10,} notes {tokens:11,} tokens "
+                  f"{tokens / notes:.2f} tokens a note")
+    print(f"in data/cache/{streams.folder.name}", file=sys.stdout)

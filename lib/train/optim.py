@@ -1,0 +1,70 @@
+"""Optimisers, the learning rate, precision, and recomputing: what a step of training does beside the model."""
+
+import math
+
+import torch
+from torch import nn
+
+from lib.env.errors import UserError
+from lib.env.machine import choose_device
+from lib.train.config import TrainConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's two groups: matrices decay; A, D, norms, biases and the convolution do not."""
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        plain = parameter.dim() < 2 or name.endswith(("A_log", "A_imag")) or "conv1d" in name
+        (rest if plain else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for all parameters, or for what is left by Muon, which takes the matrices inside the blocks.
+
+    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix whose singular values are
+    all about one; scaled as in Liu et al. (2025, eq. 4), it shares AdamW's learning rate and weight decay.
+    The keys are the names that their numbers have in a checkpoint.
+    """
+    decay, rest = parameter_groups(model, config.weight_decay)
+    inner = {id(p) for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
+    matrices = [p for p in decay["params"] if id(p) in inner] if config.optimizer == "muon" else []
+    taken = {id(p) for p in matrices}
+    decay["params"] = [p for p in decay["params"] if id(p) not in taken]
+    chosen = {"optimizer": torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2),
+                                             fused=device.type == "cuda")}
+    if matrices:
+        chosen["muon"] = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
+                                          adjust_lr_fn="match_rms_adamw")
+    return chosen
+
+
+def learning_rate(progress: float, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine down to `final_lr`; `progress` goes from 0 to 1."""
+    if progress < config.warmup:
+        return config.lr * min(1.0, max(progress, 1e-3) / config.warmup)
+    x = min(1.0, (progress - config.warmup) / (1 - config.warmup))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * x)))
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products, None for float32: bf16 only where the device computes in it."""
+    if wanted == "auto":
+        wanted = choose_device()[1] if device.type == "cuda" else "fp32"
+    choices = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if wanted not in choices:
+        raise UserError(f"precision {wanted!r} is unknown: choose auto, {', '.join(choices)}")
+    return choices[wanted]
+
+
+def recompute(model: nn.Module) -> None:
+    """Gradient checkpointing: each block keeps its input alone, and computes the rest again backward."""
+    from torch.utils.checkpoint import checkpoint
+
+    def wrap(forward):
+        def again(*args):
+            return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+        return again
+
+    for layer in model.backbone.layers:
+        layer.mixer.forward = wrap(layer.mixer.forward)
