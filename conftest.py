@@ -1,7 +1,9 @@
 """Read by pytest before anything else: notebooks run quickly, GPU tests only where there is one."""
 
 import os
+import random
 
+import numpy as np
 import pytest
 
 # Set here, because the kernels that nbmake starts inherit it. `MUSIC_QUICK=0 pytest --nbmake
@@ -27,6 +29,27 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def seed_all() -> None:
+    """What a test draws without naming a seed is the same alone, in a row, and in any order."""
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_for_what_a_file_shares():
+    """Before the fixtures that a file makes once."""
+    seed_all()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Before each test."""
+    seed_all()
 
 
 @pytest.fixture(scope="module")

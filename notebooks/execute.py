@@ -22,6 +22,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 from lib.env import machine as env  # noqa: E402
 from lib.env.errors import UserError, cli, os_errors  # noqa: E402
+from lib.env.install import INSTALL  # noqa: E402
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 PROGRESS_BAR = re.compile(r"\[[\d:]*\d:\d\d[<,]")  # the "[00:03<00:07," of every tqdm bar
@@ -91,7 +92,7 @@ def run(notebook, path: Path, *, quick: bool, timeout: int) -> float:
         ) from error
     except (NoSuchKernel, RuntimeError) as error:
         raise UserError(
-            f"{path.name}: no Python kernel would start ({error}): run {env.INSTALL}"
+            f"{path.name}: no Python kernel would start ({error}): run {INSTALL}"
         ) from error
     return (time.perf_counter() - begin) / 60
 
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     env.check_python()
     for package in ("nbformat", "nbclient"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"{package} is missing: run {env.INSTALL}")
+            raise UserError(f"{package} is missing: run {INSTALL}")
     import nbformat
 
     for path in choose(given.names):

@@ -74,7 +74,7 @@ class Changes:
     """Transposition and loudness on base tokens: a table a change, so that it costs nothing.
 
     A byte-pair token can hold several pitches, and its transposition need not be a token: there
-    the copies that `lib.music.streams.build` makes before merging do the same work.
+    the copies that `lib.music.encode.build` makes before merging do the same work.
     """
 
     def __init__(self, streams: Streams):

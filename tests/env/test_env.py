@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from lib.env import __main__ as command
+from lib.env import install
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
@@ -25,13 +27,13 @@ spec.loader.exec_module(execute)
 
 
 def test_every_requirement_has_a_reason():
-    pairs = env.requirements()
+    pairs = install.requirements()
     assert len(pairs) > 10
     assert all(len(reason.split()) >= 2 for _, reason in pairs), pairs
 
 
 def test_music_libraries_are_pinned_and_torch_is_a_range():
-    wanted = {w.split(">")[0].split("=")[0]: w for w, _ in env.requirements()}
+    wanted = {w.split(">")[0].split("=")[0]: w for w, _ in install.requirements()}
     for name in ("muspy", "miditok", "symusic", "midirenderer", "pretty_midi"):
         assert "==" in wanted[name]
     assert wanted["torch"].endswith(",<2.14") and ">=" in wanted["torch"]
@@ -40,19 +42,19 @@ def test_music_libraries_are_pinned_and_torch_is_a_range():
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="CI installs exactly requirements.txt")
 def test_a_fresh_installation_has_every_requirement():
-    assert [c.text for c in map(env.check, (w for w, _ in env.requirements())) if not c.ok] == []
+    assert [c.text for c in map(install.check, (w for w, _ in install.requirements())) if not c.ok] == []
 
 
 def test_check_says_what_to_do(monkeypatch):
-    assert env.check("numpy>=1", "arrays").ok
-    assert env.check('numpy==0; sys_platform == "none"').ok
-    missing = env.check("no-such-package-here>=2,<3", "nothing")
+    assert install.check("numpy>=1", "arrays").ok
+    assert install.check('numpy==0; sys_platform == "none"').ok
+    missing = install.check("no-such-package-here>=2,<3", "nothing")
     assert not missing.ok and 'pip install "no-such-package-here<3,>=2"' in missing.text
-    monkeypatch.setattr(env, "version", lambda name: "2.15.0")
-    newer = env.check("torch>=2.8,<2.14", "the model")
+    monkeypatch.setattr(install, "version", lambda name: "2.15.0")
+    newer = install.check("torch>=2.8,<2.14", "the model")
     assert not newer.ok and "torch 2.15.0 was not tested" in newer.text
-    monkeypatch.setattr(env, "version", lambda name: "2.13.0+cpu")
-    assert env.check("torch>=2.8,<2.14").ok
+    monkeypatch.setattr(install, "version", lambda name: "2.13.0+cpu")
+    assert install.check("torch>=2.8,<2.14").ok
 
 
 def test_importing_env_is_light():
@@ -64,8 +66,8 @@ def test_importing_env_is_light():
 
 def test_report_names_what_is_missing(monkeypatch):
     lines = []
-    monkeypatch.setattr(env, "requirements", lambda: [("no-such-package-here", "nothing")])
-    assert env.report(say=lines.append) is False
+    monkeypatch.setattr(command, "requirements", lambda: [("no-such-package-here", "nothing")])
+    assert command.report(say=lines.append) is False
     text = "\n".join(lines)
     assert "FIX   no-such-package-here is missing" in text
     assert "precision" in text and "minutes" in text
@@ -76,20 +78,20 @@ def test_report_survives_a_broken_torch(monkeypatch):
         raise OSError("libtorch.so: cannot open\nmore")
 
     lines = []
-    monkeypatch.setattr(env, "choose_device", broken)
-    env.report(say=lines.append)
+    monkeypatch.setattr(command, "choose_device", broken)
+    command.report(say=lines.append)
     assert any("torch does not start (libtorch.so: cannot open)" in line for line in lines)
 
 
 def test_command_line_in_plain_words(capsys, monkeypatch):
-    monkeypatch.setattr(env, "requirements", lambda: [("numpy>=1", "arrays")])
-    env.main([])
+    monkeypatch.setattr(command, "requirements", lambda: [("numpy>=1", "arrays")])
+    command.main([])
     out = capsys.readouterr().out
     assert out.count("OK  ") == 2 and "FIX" not in out  # Python and numpy
     assert "device" in out and "precision" in out and "full run, quick run" in out
-    monkeypatch.setattr(env, "requirements", lambda: [("numpy>=1", "arrays"), ("numpy<1", "")])
+    monkeypatch.setattr(command, "requirements", lambda: [("numpy>=1", "arrays"), ("numpy<1", "")])
     with pytest.raises(SystemExit, match="1"):
-        env.main([])
+        command.main([])
     assert "FIX   numpy" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.env import install
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
@@ -195,15 +196,15 @@ def asked(monkeypatch):
         calls.append((command, keep))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(colab.subprocess, "run", run)
+    monkeypatch.setattr(install.subprocess, "run", run)
     return calls
 
 
 def test_only_what_is_missing_is_installed_and_torch_is_pinned(asked, monkeypatch):
     lines = [("numpy>=1", "there"), ("no-such-thing==3", "missing"), ("torch<0.1", "too new"), ("pytest>=99", "tests")]
-    monkeypatch.setattr(env, "requirements", lambda: lines)
+    monkeypatch.setattr(install, "requirements", lambda: lines)
     said = []
-    colab.install_missing(said.append)
+    install.install_missing(said.append)
     (command, keep), = asked
     assert command[-1] == "no-such-thing==3" and "torch<0.1" not in command and "pytest>=99" not in command
     assert f"torch=={version('torch')}\n" in keep
@@ -212,8 +213,8 @@ def test_only_what_is_missing_is_installed_and_torch_is_pinned(asked, monkeypatc
 
 
 def test_nothing_missing_nothing_done(asked, monkeypatch):
-    monkeypatch.setattr(env, "requirements", lambda: [("numpy>=1", "there")])
-    colab.install_missing(pytest.fail)
+    monkeypatch.setattr(install, "requirements", lambda: [("numpy>=1", "there")])
+    install.install_missing(pytest.fail)
     assert not asked
 
 
@@ -221,41 +222,41 @@ def test_a_machine_without_packaging_still_finds_out(monkeypatch):
     def no_packaging(*_):
         raise UserError("packaging is missing")
 
-    monkeypatch.setattr(env, "check", no_packaging)
-    monkeypatch.setattr(env, "requirements", lambda: [("numpy>=1", ""), ("no-such-thing==3", ""), ("torch>99", "")])
-    assert colab.missing() == ["no-such-thing==3"]
+    monkeypatch.setattr(install, "check", no_packaging)
+    monkeypatch.setattr(install, "requirements", lambda: [("numpy>=1", ""), ("no-such-thing==3", ""), ("torch>99", "")])
+    assert install.missing() == ["no-such-thing==3"]
 
 
 def test_a_package_replaced_while_loaded_asks_for_a_restart(asked, monkeypatch):
-    monkeypatch.setattr(env, "requirements", lambda: [("no-such-thing==3", "missing")])
+    monkeypatch.setattr(install, "requirements", lambda: [("no-such-thing==3", "missing")])
     versions = iter([{"numpy": "1.26", "pip": "1"}, {"numpy": "2.4", "pip": "1"}])
-    monkeypatch.setattr(colab, "_loaded", lambda: next(versions))
+    monkeypatch.setattr(install, "_loaded", lambda: next(versions))
     with pytest.raises(UserError, match="^numpy was replaced .* restart the kernel"):
-        colab.install_missing(lambda _: None)
+        install.install_missing(lambda _: None)
 
 
 def test_what_is_loaded_has_its_version():
     import numpy
 
-    assert colab._loaded()["numpy"] == numpy.__version__
+    assert install._loaded()["numpy"] == numpy.__version__
 
 
 def test_what_is_never_installed_is_never_imported():
     """The packages that a lone notebook does without are imported by no notebook and no module of lib."""
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lib").glob("*.py")
-               if path.name not in ("colab_check.py", "stamp.py")]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lib").rglob("*.py")
+               if path.name not in ("lone.py", "stamp.py")]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     words = {word for text in sources for line in text.splitlines()
              if line.lstrip().startswith(("import ", "from ")) for word in line.replace(".", " ").split()[1:2]}
-    assert {"numpy", "torch"} <= words and not words & set(colab.NOT_NEEDED)
+    assert {"numpy", "torch"} <= words and not words & set(install.NOT_NEEDED)
 
 
 def test_pip_reason_is_the_last_error():
     text = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x.\nnote\n"
-    assert colab.pip_reason(text) == "No matching distribution found for x"
-    assert colab.pip_reason("") == "it gave no reason" and colab.pip_reason("python: No module named pip") != ""
+    assert install.pip_reason(text) == "No matching distribution found for x"
+    assert install.pip_reason("") == "it gave no reason" and install.pip_reason("python: No module named pip") != ""
 
 
 # ---- the address

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from lib.env import machine as env
 from lib.env.errors import UserError
+from lib.lab.experiments import __main__ as command
 from lib.lab.experiments import context as experiment_context
 from lib.lab.experiments import efficiency, likelihood, original
 from lib.lab.experiments import figures as experiment_figures
 from lib.lab.experiments import playing as experiment_playing
-from lib.lab.experiments import runner as experiments
 from lib.lab.experiments import tokens as token_part
 from lib.lab.experiments.protocol import SCALES, Context, Efficiency, Likelihood, Original, Playing, Protocol, Tokens
 from lib.lab.experiments.runner import PARTS, Lab
@@ -389,17 +389,17 @@ def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeyp
     monkeypatch.setitem(SCALES, "quick", TINY)
     monkeypatch.setattr("lib.music.maestro.performances", lambda *args, **options: found)
     options = ["--quick", "--folder", str(tmp_path), "--only", "likelihood"]
-    experiments.main([*options, "--budget-minutes", "1e-9"])
+    command.main([*options, "--budget-minutes", "1e-9"])
     assert "goes on from here" in capsys.readouterr().out
-    experiments.main([*options, "--only", "context"])
+    command.main([*options, "--only", "context"])
     out = capsys.readouterr().out
     assert "experiments_likelihood_quick.json" in out and "context" in out
     assert (tmp_path / "results" / "experiments_likelihood_quick.json").exists()
-    experiments.main([*options, "--restart", "--budget-minutes", "1e-9"])
+    command.main([*options, "--restart", "--budget-minutes", "1e-9"])
     assert not (tmp_path / "results" / "experiments_likelihood_quick.json").exists() or "likelihood" in out
     for bad in (["--budget-minutes", "0"], ["--restart", "--scale", "cpu"]):
         with pytest.raises(UserError):
-            experiments.main(bad)
+            command.main(bad)
 
 
 def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch):

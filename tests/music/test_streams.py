@@ -12,7 +12,7 @@ import pytest
 
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
-from lib.music import streams as module
+from lib.music import encode as module
 from lib.music.encode import FORMAT, Augmentation, build, fingerprint
 from lib.music.maestro import Performance
 from lib.music.notes import Music, augment, make_notes, read_midi, sustain, write_midi

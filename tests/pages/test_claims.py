@@ -14,14 +14,20 @@ from slides.quotes import result
 NAME = re.compile(r"`(lib(?:\.\w+)+)")
 
 
+def home(module: str):
+    """The file of a module or of a room's face ("scan.ssm", "scan"), None where there is none."""
+    path = ROOT / "lib" / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
 @cache
 def tree(module: str) -> ast.Module:
-    return ast.parse((ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))
+    return ast.parse(home(module).read_text(encoding="utf-8"))
 
 
 @cache
 def defined(module: str) -> frozenset[str]:
-    """Every name that a module of lib defines or imports at its top, and `Class.member`."""
+    """Every name that a module of lib defines or imports at its top, and `Class.member`; a face hands on both."""
     found = set()
     for node in tree(module).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -33,13 +39,20 @@ def defined(module: str) -> frozenset[str]:
             found |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
         if isinstance(node, ast.ImportFrom | ast.Import):
             found |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and home(module).name == "__init__.py":
+            handed_on = tuple(f"{alias.name}." for alias in node.names)
+            found |= {name for name in defined(node.module.removeprefix("lib.")) if name.startswith(handed_on)}
     return frozenset(found)
 
 
 def exists(name: str) -> bool:
-    """Whether lib.module, lib.module.symbol or lib.module.Class.member is there."""
-    _, module, *rest = name.split(".")
-    return (ROOT / "lib" / f"{module}.py").is_file() and (not rest or ".".join(rest) in defined(module))
+    """Whether a room or module of lib is there, or what it defines, imports or hands on: a symbol or Class.member."""
+    parts = name.split(".")
+    for end in range(len(parts), 1, -1):
+        module, symbol = ".".join(parts[1:end]), ".".join(parts[end:])
+        if home(module):
+            return not symbol or symbol in defined(module)
+    return False
 
 
 def prose(page) -> str:
@@ -191,8 +204,8 @@ ELSEWHERE = {
                        "recurrence": "a kernel, compared with the loop", "draw": "random numbers"},
     "09_generation": {"draw": "tokens without end"},
 }
-TAUGHT = ("ssm", "scan", "scan_parallel", "scan_triton", "mamba", "tokens", "notes", "sampling", "selective_copying",
-          "transformer", "recipe")
+TAUGHT = ("music.notes", "music.tokens", "scan.ssm", "scan.selective", "scan.parallel", "scan.triton_kernel",
+          "scan.copying", "mamba.model", "train.config", "train.optim", "generate.sampling", "lab.rivals.transformer")
 
 
 def definitions(book) -> dict[str, int]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError
-from lib.lab.pages import address as colab
+from lib.env.install import INSTALL, pip_reason
 
 THERE = ("ipykernel",)  # what Colab has beside torch, and a kernel cannot do without
 SOUND = "<audio"
@@ -63,7 +63,7 @@ def _run(command: list[str], doing: str) -> str:
     except OSError as error:
         raise UserError(f"could not {doing}: {command[0]} does not start") from error
     if done.returncode:
-        raise UserError(f"could not {doing}: {colab.pip_reason(done.stderr)}")
+        raise UserError(f"could not {doing}: {pip_reason(done.stderr)}")
     return done.stdout
 
 
@@ -135,7 +135,7 @@ def main(names: list[str], say=print) -> None:
         try:
             version(package)
         except PackageNotFoundError as error:
-            raise UserError(f"{package} is missing: run {env.INSTALL}") from error
+            raise UserError(f"{package} is missing: run {INSTALL}") from error
     with tempfile.TemporaryDirectory() as scratch:
         address = serve(Path(scratch) / "served.git")
         for name in chosen:

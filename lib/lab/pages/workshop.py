@@ -26,6 +26,7 @@ from pathlib import Path
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
+from lib.env.install import pip_reason
 from lib.lab.pages import address as colab
 from lib.music import ten as sample
 from lib.music.download import sha256_of
@@ -73,7 +74,7 @@ def _pip(*arguments: str, doing: str, offline: bool = False) -> str:
     if done.returncode:
         if "No space left" in done.stderr:
             raise UserError("the disk is full: free some space and run it again")
-        raise UserError(f"pip could not {doing}: {colab.pip_reason(done.stderr)}")
+        raise UserError(f"pip could not {doing}: {pip_reason(done.stderr)}")
     return done.stdout
 
 
