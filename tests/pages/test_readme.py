@@ -61,6 +61,7 @@ EMPTY = """top
 middle
 <!-- results --><!-- /results -->
 <!-- model --><!-- /model -->
+<!-- spine --><!-- /spine -->
 end"""
 
 

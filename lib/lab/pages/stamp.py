@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
+from lib.env.paths import ROOT
 from lib.lab.pages import address as colab
 
 NOTEBOOK = re.compile(r"\b\d\d_\w+")  # 00_tour
@@ -85,7 +86,20 @@ def _results(block: str) -> str:
     return table()
 
 
-BLOCKS = {"badges": _badges, "minutes": _minutes, "results": _results, "model": _model}
+SPINE = ("music/notes", "music/tokens", "music/streams", "scan/selective", "scan/parallel", "mamba/model",
+         "train/config", "train/optim", "train/batches", "train/trainer", "train/bits", "generate/sampling",
+         "generate/grammar", "generate/player")
+
+
+def _spine(block: str) -> str:
+    """How long the files are that one should read first, to the nearest hundred lines."""
+    texts = [(ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8") for name in SPINE]
+    lines = sum(len(text.splitlines()) for text in texts)
+    return (f"The {len(SPINE)} files of the last column are the spine of the package, some {round(lines, -2):,} lines "
+            "in all:\nwho has read them knows how the rest is put together.")
+
+
+BLOCKS = {"badges": _badges, "minutes": _minutes, "results": _results, "model": _model, "spine": _spine}
 
 
 def readme(text: str) -> str:
