@@ -135,7 +135,7 @@ def test_each_notebook_starts_alone_twice_and_leaves_torch(pretended, tmp_path):
     assert len(reports) == len(names)
     for number, (name, report) in enumerate(zip(names, reports)):
         assert report["there"] == [f"{name}.ipynb", "course"]
-        assert Path(report["lib"]) == Path(report["root"]) / "lib" / "env.py"
+        assert Path(report["lib"]) == Path(report["root"]) / "lib" / "env" / "__init__.py"
         assert Path(report["root"]).resolve() == (tmp_path / name / "course").resolve()
         assert report["quick"] is True
         # torch: the same version before and after, and it is the one that runs this test
