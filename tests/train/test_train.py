@@ -337,8 +337,8 @@ def test_compiled_it_is_the_same_run(tmp_path):
             run = Trainer(make_streams(), replace(TINY, compile=yes), f"{sys.argv[1]}/{yes}", device="cpu", say=quiet)
             print(*(run.train_step() for _ in range(3)))
     """
-    places = [str(tmp_path), str(ROOT), str(ROOT / "tests" / "helpers")]
-    done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, timeout=250, check=False)
+    line = [sys.executable, "-c", code, str(tmp_path), str(ROOT), str(ROOT / "tests" / "helpers")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
     plain, compiled = ([float(v) for v in line.split()] for line in done.stdout.splitlines()[-2:])
     assert len(plain) == 3 and compiled == pytest.approx(plain, abs=1e-4)
