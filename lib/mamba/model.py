@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.env.files import whole, write_json
-from lib.mamba import conv_cpu
+from lib.mamba import block_cpu
 from lib.scan.selective import selective_scan, selective_step
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -117,9 +117,8 @@ class MambaMixer(nn.Module):
         if suits and (fast := fast_convolution()) is not None:
             y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2), activation="silu")
             return y.transpose(1, 2), after
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and conv_cpu.available():
-            wide = (t if t is None else t.float() for t in (x, taps, bias, before))
-            return conv_cpu.convolve_silu(*wide).to(x.dtype), after
+        if length and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and block_cpu.available():
+            return block_cpu.convolve_silu(x, taps, bias, before), after
         padded = torch.cat([before, x], 1)
         y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias
         for k in range(self.config.d_conv):
@@ -174,6 +173,19 @@ class MambaBlock(nn.Module):
         self.mixer = MambaMixer(config)
         self.dropout = nn.Dropout(config.dropout)
 
+    def forward(self, x: Float[Tensor, "B L M"], memory: Memory, backend: str = "auto",
+                ) -> tuple[Float[Tensor, "B L M"], Memory]:
+        """The residual after this layer, and the memory after it; fused where `backend` is auto and the CPU can."""
+        if backend == "auto" and block_cpu.suits(self, x):
+            return block_cpu.block(self, x, memory)
+        y, memory = self.mixer(self.norm(x), memory, backend)
+        return x + self.dropout(y).float(), memory
+
+    def step(self, x: Float[Tensor, "B M"], memory: Memory) -> tuple[Float[Tensor, "B M"], Memory]:
+        """One position. The same numbers as `forward`, from the memory alone."""
+        y, memory = self.mixer.step(self.norm(x), memory)
+        return x + y, memory
+
 
 class MambaLM(nn.Module):
     """Tokens to logits: embedding, blocks, norm, and the embedding again (or `lm_head`) as the output layer."""
@@ -205,19 +217,31 @@ class MambaLM(nn.Module):
         return [(zeros(config.d_conv - 1, config.d_inner), zeros(config.d_inner, config.d_state))
                 for _ in range(config.n_layer)]
 
+    @property
+    def head(self) -> Float[Tensor, "V M"]:
+        """The output layer: the embedding, or `lm_head`."""
+        return (self.backbone.embeddings if self.config.tied else self.lm_head).weight
+
     def logits(self, x: Float[Tensor, "*any M"]) -> Float[Tensor, "*any V"]:
-        """The residual to logits, by the last norm and the embedding or `lm_head`."""
-        head = self.backbone.embeddings if self.config.tied else self.lm_head
-        return F.linear(self.backbone.norm_f(x), head.weight)
+        """The residual to logits, by the last norm and the output layer."""
+        return F.linear(self.backbone.norm_f(x), self.head)
 
-    def forward(self, tokens: Int[Tensor, "..."], state: State | None = None, *, return_state: bool = False,
-                last_only: bool = False, backend: str = "auto",
-                ) -> Float[Tensor, "B _ V"] | tuple[Float[Tensor, "B _ V"], State]:
-        """tokens (B, L) to logits at every position (B, L, V), or at the last (B, 1, V) with `last_only`.
+    def nats(self, x: Float[Tensor, "B L M"], targets: Int[Tensor, "B L"], *, total: bool = False) -> Tensor:
+        """The cross entropy of the residual's predictions in nats, (B, L), or its sum with `total`.
 
-        With `state` the sequence goes on from there; `return_state` also gives the state after
-        the last token, so that a long piece can be read in segments.
+        A target of -1 counts nothing.
         """
+        dtype = block_cpu.precision(x)
+        if dtype is not None and self.head.dtype == torch.float32:
+            norm = self.backbone.norm_f
+            return block_cpu.cross_entropy(x, norm.weight, self.head, targets, norm.eps, dtype, total)
+        logits = self.logits(x).float().flatten(0, 1)
+        nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="sum" if total else "none")
+        return nats if total else nats.view(targets.shape)
+
+    def residual(self, tokens: Int[Tensor, "..."], state: State | None = None, backend: str = "auto",
+                 ) -> tuple[Float[Tensor, "B L M"], State]:
+        """tokens (B, L) to what the last block leaves, and the state after the last token."""
         if tokens.dim() != 2:
             raise UserError(f"the model needs tokens of shape (B, L), not {tuple(tokens.shape)}")
         if state is not None and len(state) != self.config.n_layer:
@@ -226,11 +250,25 @@ class MambaLM(nn.Module):
         x = self.backbone.embeddings(tokens).float()
         after = []
         for layer, memory in zip(self.backbone.layers, state):
-            y, memory = layer.mixer(layer.norm(x), memory, backend)
-            x = x + layer.dropout(y).float()
+            x, memory = layer(x, memory, backend)
             after.append(memory)
-        logits = self.logits(x[:, -1:] if last_only else x)
-        return (logits, after) if return_state else logits
+        return x, after
+
+    def forward(self, tokens: Int[Tensor, "..."], state: State | None = None, *, return_state: bool = False,
+                last_only: bool = False, targets: Int[Tensor, "..."] | None = None, backend: str = "auto",
+                ) -> Tensor | tuple[Tensor, State]:
+        """tokens (B, L) to logits at every position (B, L, V), or at the last (B, 1, V) with `last_only`.
+
+        With `state` the sequence goes on from there; `return_state` also gives the state after
+        the last token, so that a long piece can be read in segments. With `targets` (B, L) the result is
+        the sum of their cross entropies in nats instead; a target of -1 counts nothing.
+        """
+        x, after = self.residual(tokens, state, backend)
+        if targets is None:
+            result = self.logits(x[:, -1:] if last_only else x)
+        else:
+            result = self.nats(x, targets, total=True)
+        return (result, after) if return_state else result
 
     @torch.inference_mode()
     def prefill(self, tokens: Int[Tensor, "B L"], state: State | None = None) -> tuple[Float[Tensor, "B V"], State]:
@@ -244,8 +282,7 @@ class MambaLM(nn.Module):
         x = self.backbone.embeddings(tokens)
         after = []
         for layer, memory in zip(self.backbone.layers, state):
-            y, memory = layer.mixer.step(layer.norm(x), memory)
-            x = x + y
+            x, memory = layer.step(x, memory)
             after.append(memory)
         return self.logits(x), after
 

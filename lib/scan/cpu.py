@@ -1,71 +1,159 @@
 """The fused CPU scan, `cpu.cpp`, with a gradient; `lib.scan.native` compiles it once and loads it."""
 
 import ctypes
+from ctypes import c_long, c_void_p
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lib.env.errors import UserError
 from lib.scan.native import Kernel, address
 
-CHUNK, SLAB = 32, 128  # steps between two kept states, channels of a share of work: as in cpu.cpp
+CHUNK, LANES, PAD = 12, 16, 8  # steps between kept states, channels a tile, padding of the states: as in cpu.cpp
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 KERNEL = Kernel(SOURCE, "the fused CPU scan", "the scan runs in plain PyTorch, several times slower")
 available, build = KERNEL.available, KERNEL.build
 
 
-def keep_memory() -> None:
-    """Ask glibc to keep freed memory: tensors over 32 MiB otherwise go back to the system at every
-    training step, and the page faults cost more than the arithmetic. Elsewhere it does nothing.
+class Inputs(NamedTuple):
+    """What a scan reads, shapes as in `lib.scan.selective_scan`.
+
+    x, delta, B, C, z are all float32 or all bfloat16, and may be parts of longer rows; the rest is float32.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    for option, size in ((-4, 0), (-1, 2_000_000_000), (-2, 1 << 28)):  # no mmap, no trim, top pad
-        mallopt(ctypes.c_int(option), ctypes.c_int(size))
+
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
 
 
-class _Scan(torch.autograd.Function):
+class Gradients(NamedTuple):
+    """The gradients of a scan's inputs; x, delta, B, C and z in their dtype, the others in float32."""
+
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    z: Tensor | None
+    delta_bias: Tensor
+    h0: Tensor
+
+
+class _Rows(ctypes.Structure):
+    """A tensor (B, L, columns): where it begins, and the numbers from one step to the next."""
+
+    _fields_ = [("data", c_void_p), ("row", c_long)]
+
+
+class _Scan(ctypes.Structure):
+    """`Scan` in cpu.cpp."""
+
+    _fields_ = [
+        *((name, c_long) for name in ("batch", "length", "channels", "states", "softplus", "threads")),
+        *((name, _Rows) for name in ("x", "delta", "B", "C", "z", "y")),
+        *((name, c_void_p) for name in ("A", "D", "bias", "h0", "kept", "last")),
+        *((name, _Rows) for name in ("dy", "dx", "ddelta", "dB", "dC", "dz")),
+        *((name, c_void_p) for name in ("dlast", "dA", "dD", "dbias", "dh0")),
+    ]
+
+
+def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y (B, L, D), the last state (B, D, N) in float32, and with `keep` what the backward pass needs."""
+    x, A = given.x, given.A
+    batch, length, channels = x.shape
+    states = A.shape[1]
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    last = A.new_empty(batch, channels, states)
+    kept = None
+    if keep:
+        tiles, padded = -(-channels // LANES), -(-states // PAD) * PAD
+        kept = A.new_empty(batch, -(-length // CHUNK), tiles, padded, LANES)
+    call = _call(given)
+    call.y = _rows(y)
+    call.h0, call.kept, call.last = address(h0), address(kept), address(last)
+    KERNEL.library.scan_forward(ctypes.byref(call), x.dtype == torch.bfloat16)
+    return y, last, kept
+
+
+def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None, *, dB: Tensor | None = None,
+             dC: Tensor | None = None, dz: Tensor | None = None) -> Gradients:
+    """All gradients. dB, dC and dz are written where the caller wants them, if it names a place."""
+    x, A = given.x, given.A
+    batch, _, channels = x.shape
+    like = lambda t: torch.empty_like(t, memory_format=torch.contiguous_format)
+    if given.z is not None and dz is None:
+        dz = like(given.z)
+    found = Gradients(like(x), like(given.delta), like(A), like(given.B) if dB is None else dB,
+                      like(given.C) if dC is None else dC, A.new_empty(channels), dz, A.new_empty(channels),
+                      A.new_empty(batch, *A.shape))
+    call = _call(given)
+    call.kept, call.dlast = address(kept), address(dlast)
+    call.dy, call.dx, call.ddelta = _rows(dy), _rows(found.x), _rows(found.delta)
+    call.dB, call.dC, call.dz = _rows(found.B), _rows(found.C), _rows(found.z)
+    call.dA, call.dD, call.dbias, call.dh0 = map(address, (found.A, found.D, found.delta_bias, found.h0))
+    KERNEL.library.scan_backward(ctypes.byref(call), x.dtype == torch.bfloat16)
+    return found
+
+
+def _call(given: Inputs) -> _Scan:
+    batch, length, channels = given.x.shape
+    return _Scan(batch, length, channels, given.A.shape[1], given.delta_softplus, torch.get_num_threads(),
+                 *map(_rows, (given.x, given.delta, given.B, given.C, given.z)), _Rows(),
+                 *map(address, (given.A, given.D, given.delta_bias)))
+
+
+def _rows(tensor: Tensor | None) -> _Rows:
+    return _Rows() if tensor is None else _Rows(tensor.data_ptr(), tensor.stride(1))
+
+
+class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, delta, A, B, C, D, z, bias, softplus, h0):
-        batch, length, channels = x.shape
-        states = A.shape[1]
-        y, last = torch.empty_like(x), x.new_empty(batch, channels, states)
-        kept = x.new_empty(batch, -(-length // CHUNK), channels, states)
-        ctx.sizes = [ctypes.c_long(n) for n in (batch, length, channels, states)]
-        ctx.options = ctypes.c_int(softplus), ctypes.c_int(torch.get_num_threads())
-        KERNEL.library.scan_forward(*map(address, (x, delta, A, B, C, D, z, bias, h0)), *ctx.options,
-                                *ctx.sizes, *map(address, (y, kept, last)))
-        ctx.save_for_backward(x, delta, A, B, C, D, z, bias, kept)
+    def forward(ctx, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
+        given = Inputs(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        y, last, kept = forward(given, h0, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(*given[:8], kept)
+        ctx.softplus = delta_softplus
         return y, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, dlast):
-        x, delta, A, B, C, D, z, bias, kept = ctx.saved_tensors
-        batch, length, channels = x.shape
-        states = A.shape[1]
-        dy = dy.contiguous()
-        dlast = dlast.contiguous() if dlast is not None else None
-        dx, ddelta = torch.empty_like(x), torch.empty_like(x)
-        dz = torch.empty_like(z) if z is not None else None
-        dA, dh0 = x.new_empty(batch, channels, states), x.new_empty(batch, channels, states)
-        slabs = -(-channels // SLAB)
-        dB, dC, dD = B.new_empty(slabs, *B.shape), C.new_empty(slabs, *C.shape), x.new_empty(batch, channels)
-        KERNEL.library.scan_backward(*map(address, (x, delta, A, B, C, D, z, bias)), *ctx.options, *ctx.sizes,
-                                 *map(address, (kept, dy, dlast, dx, ddelta, dA, dB, dC, dD, dz, dh0)))
-        dbias = ddelta.sum((0, 1)) if bias is not None else None
-        return (dx, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0) if D is not None else None, dz, dbias, None,
-                dh0 if ctx.needs_input_grad[9] else None)
+        *tensors, kept = ctx.saved_tensors
+        given = Inputs(*tensors, ctx.softplus)
+        found = backward(given, kept, in_rows(dy), None if dlast is None else dlast.contiguous())
+        return (*found[:5], None if given.D is None else found.D, found.z,
+                None if given.delta_bias is None else found.delta_bias, None,
+                found.h0 if ctx.needs_input_grad[9] else None)
+
+
+def in_rows(tensor: Tensor) -> Tensor:
+    """The tensor (B, L, columns) itself where its rows lie at equal distances, else a copy of it."""
+    regular = tensor.stride(2) == 1 and tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
+    return tensor if regular else tensor.contiguous()
 
 
 def scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
-    """The fused scan, float32 on a CPU; shapes as in `lib.scan.selective_scan`. Returns y, last h."""
+    """The fused scan on a CPU; shapes as in `lib.scan.selective_scan`. Returns y, last h.
+
+    Where x, delta, B, C and z are all bfloat16 they are read and written so; else as float32.
+    """
     _check(x)
-    tensors = [t if t is None else t.contiguous() for t in (x, delta, A, B, C, D, z, delta_bias, h0)]
-    return _Scan.apply(*tensors[:8], delta_softplus, tensors[8])
+    moving = [x, delta, B, C, z]
+    if any(t is not None and t.dtype != torch.bfloat16 for t in moving):
+        moving = [t if t is None else t.float() for t in moving]
+    x, delta, B, C, z = (t if t is None else in_rows(t) for t in moving)
+    A, D, delta_bias, h0 = (t if t is None else t.float().contiguous() for t in (A, D, delta_bias, h0))
+    return _SelectiveScan.apply(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
 
 
 def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
@@ -76,12 +164,35 @@ def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
     h, y = h.detach().float().clone(memory_format=torch.contiguous_format), torch.empty_like(x)
     sizes = [ctypes.c_long(n) for n in h.shape]
     KERNEL.library.scan_step(*map(address, (x, delta, A, B, C, D, z, delta_bias)), ctypes.c_int(delta_softplus), *sizes,
-                         address(h), address(y))
+                             address(h), address(y))
     return y, h
 
 
 def _check(x):
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        raise UserError("backend 'cpu' takes float32 tensors on a CPU: choose backend 'auto'")
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError("backend 'cpu' takes float32, bfloat16 or float16 tensors on a CPU: choose backend 'auto'")
     if not available():
         raise UserError("backend 'cpu' needs a C++ compiler (g++ or clang++): install one, or choose 'parallel'")
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory, and Linux to hand it out in large pages. Elsewhere it does nothing.
+
+    Tensors over 32 MiB otherwise go back to the system at every training step, and a page fault for each
+    4 KiB of them costs more than the arithmetic.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, malloc, free, madvise = libc.mallopt, libc.malloc, libc.free, libc.madvise
+    except (OSError, AttributeError, TypeError):
+        return
+    for option, size in ((-4, 0), (-1, 2_000_000_000), (-2, 1 << 28)):  # no mmap, no trim, top pad
+        mallopt(ctypes.c_int(option), ctypes.c_int(size))
+    reserve, large_page, advice = 2_000_000_000 - (1 << 28), 2 << 20, 14  # MADV_HUGEPAGE
+    malloc.restype, malloc.argtypes, free.argtypes = c_void_p, [ctypes.c_size_t], [c_void_p]
+    madvise.argtypes = [c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = malloc(reserve)  # addresses alone: no memory until it is written
+    if block:
+        first = -(-block // large_page) * large_page
+        madvise(first, block + reserve - first, advice)
+        free(block)

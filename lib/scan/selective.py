@@ -93,13 +93,13 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
                             "choose backend 'auto'") from error
         y, last = scan_triton.fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
         return (y.to(dtype), last) if return_last_state else y.to(dtype)
-    x, delta, A, B, C, D, z, delta_bias, h0 = (
-        t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
     if backend == "cpu":
         from lib.scan import cpu as scan_cpu
 
         y, last = scan_cpu.scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
     else:
+        x, delta, A, B, C, D, z, delta_bias, h0 = (
+            t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
         if delta_bias is not None:
             delta = delta + delta_bias
         if delta_softplus:

@@ -32,7 +32,7 @@ def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> d
     taken = {id(p) for p in matrices}
     decay["params"] = [p for p in decay["params"] if id(p) not in taken]
     chosen = {"optimizer": torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2),
-                                             fused=device.type == "cuda")}
+                                             fused=device.type in ("cuda", "cpu"))}
     if matrices:
         chosen["muon"] = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
                                           adjust_lr_fn="match_rms_adamw")
@@ -67,4 +67,4 @@ def recompute(model: nn.Module) -> None:
         return again
 
     for layer in model.backbone.layers:
-        layer.mixer.forward = wrap(layer.mixer.forward)
+        layer.forward = wrap(layer.forward)

@@ -232,8 +232,12 @@ class Trainer:
     def _loss(self, tokens: Tensor, state: mamba.State, count: int) -> tuple[Tensor, mamba.State]:
         """This part's share of the mean over the whole batch's `count` tokens, and the state after it."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            logits, state = self.forward(tokens[:, :-1].clamp(min=0), state, return_state=True)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1, reduction="sum")
+            if isinstance(self.model, MambaLM):
+                loss, state = self.forward(tokens[:, :-1].clamp(min=0), state, return_state=True, targets=tokens[:, 1:])
+            else:
+                logits, state = self.forward(tokens[:, :-1].clamp(min=0), state, return_state=True)
+                loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1,
+                                       reduction="sum")
         return loss / (count / self.world.size), state  # times the size, for gradients are averaged
 
     def validate(self) -> float:

@@ -1,14 +1,14 @@
-"""Claims about lib.mamba.conv_cpu: it is torch's convolution and SiLU, gradients included, with what came before."""
+"""Claims about lib.mamba.block_cpu: it is torch's convolution and SiLU, gradients included, with what came before."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lib.mamba import conv_cpu
+from lib.mamba import block_cpu
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaMixer
 
-pytestmark = [pytest.mark.skipif(not conv_cpu.available(), reason="no C++ compiler here"),
+pytestmark = [pytest.mark.skipif(not block_cpu.available(), reason="no C++ compiler here"),
               pytest.mark.usefixtures("one_thread")]
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 67, 129, 257]  # around its shares of 64 steps
@@ -36,7 +36,7 @@ def result_and_gradients(call, given, weight):
 def assert_close(given, weight):
     exact = result_and_gradients(by_torch, {k: t if t is None else t.detach().double().requires_grad_()
                                             for k, t in given.items()}, weight)
-    for ours, theirs in zip(result_and_gradients(conv_cpu.convolve_silu, given, weight), exact, strict=True):
+    for ours, theirs in zip(result_and_gradients(block_cpu.convolve_silu, given, weight), exact, strict=True):
         # float32: some ten roundings of the largest; a tap's gradient sums over all steps
         assert ours.shape == theirs.shape
         assert ours.numel() == 0 or (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
@@ -59,13 +59,13 @@ def test_input_may_be_a_view():
 
 
 def test_digits_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(conv_cpu, "ONE_THREAD", 0)
+    monkeypatch.setattr(block_cpu, "ONE_THREAD", 0)
     given, found, threads = problem(257, 40, 4), [], torch.get_num_threads()
     weight = torch.randn(2, 257, 40)
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            found.append(result_and_gradients(conv_cpu.convolve_silu, given, weight))
+            found.append(result_and_gradients(block_cpu.convolve_silu, given, weight))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
@@ -74,10 +74,10 @@ def test_digits_do_not_depend_on_the_number_of_threads(monkeypatch):
 def test_nothing_is_left_unwritten(monkeypatch):
     """Where memory comes filled with NaN, none of it is in the results."""
     empty = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda t: empty(t).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda t, **how: empty(t, **how).fill_(torch.nan))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *shape: torch.full(shape, torch.nan))
     given = problem(65, 17, 4)
-    assert all(t.isfinite().all() for t in result_and_gradients(conv_cpu.convolve_silu, given, torch.ones(2, 65, 17)))
+    assert all(t.isfinite().all() for t in result_and_gradients(block_cpu.convolve_silu, given, torch.ones(2, 65, 17)))
 
 
 @pytest.mark.parametrize("config", [MambaConfig(9, 12, 1, 4), MambaConfig(9, 7, 1, 3, d_conv=2, conv_bias=False),
@@ -90,7 +90,7 @@ def test_mixer_convolves_alike_with_and_without_the_kernel(config, length, monke
     x, before = torch.randn(2, length, config.d_inner), torch.randn(2, config.d_conv - 1, config.d_inner)
     found = []
     for ready in (True, False):
-        monkeypatch.setattr(mamba.conv_cpu, "available", lambda ready=ready: ready)
+        monkeypatch.setattr(mamba.block_cpu, "available", lambda ready=ready: ready)
         here, earlier = x.clone().requires_grad_(), before.clone().requires_grad_()
         y, after = mixer.convolve(here, earlier)
         assert after.shape == before.shape
