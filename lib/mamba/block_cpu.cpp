@@ -8,7 +8,8 @@
 #include <vector>
 
 namespace {
-constexpr long SHARE = 64;  // rows in a share of work
+constexpr long SHARE = 64;    // rows in a share of work
+constexpr int MOST_TAPS = 8;  // of a convolution
 
 inline long smaller(long a, long b) { return a < b ? a : b; }
 inline long up(long a, long b) { return (a + b - 1) / b; }
@@ -89,71 +90,99 @@ extern "C" struct Convolution {  // lib/mamba/block_cpu.py has the same fields i
 };
 
 namespace {
+// One tile of 16 channels of one row of the batch.
 template <class T>
-struct Rows {  // the inputs of one row of the batch; those before step 0 are floats
+struct Tile {
   const Convolution& c;
-  long b;
-  vec at(long t, long d, long n) const {
+  long b, d, n;
+  vec tap(long k) const { return load(c.weight + k * c.channels + d, n); }
+  vec bias() const { return c.bias ? load(c.bias + d, n) : vec{}; }
+  vec input(long t) const {  // those before step 0 are floats
     if (t < 0) return load(c.before + (b * (c.taps - 1) + c.taps - 1 + t) * c.channels + d, n);
     return load((const T*)c.x + (b * c.length + t) * c.x_row + d, n);
   }
-  vec convolved(long t, long d, long n) const {
-    vec v = c.bias ? load(c.bias + d, n) : vec{};
-    for (long k = 0; k < c.taps; k++) v += load(c.weight + k * c.channels + d, n) * at(t - c.taps + 1 + k, d, n);
-    return v;
-  }
+  T* of(const void* tensor, long t) const { return (T*)tensor + (b * c.length + t) * c.channels + d; }
 };
 
-template <class T>
-void convolve(const Convolution& c) {
-#pragma omp parallel for collapse(2) schedule(static) num_threads(c.threads)
-  for (long b = 0; b < c.batch; b++)
-    for (long begin = 0; begin < c.length; begin += SHARE) {
-      Rows<T> x{c, b};
-      for (long t = begin; t < smaller(begin + SHARE, c.length); t++)
-        for (long d = 0; d < c.channels; d += W) {
-          long n = c.channels - d;
-          vec v = x.convolved(t, d, n);
-          store((T*)c.y + (b * c.length + t) * c.channels + d, v * sigmoid(v), n);
-        }
-    }
+// Calls each(t, v, seen) with v[t] and the K inputs that it is made of, the oldest first. K is a constant
+// where taps are few, so that they and the inputs stay in registers.
+template <int K, class T, class Each>
+inline void walk(const Tile<T>& tile, long begin, long end, Each each) {
+  vec taps[K], seen[K], bias = tile.bias();
+  for (int k = 0; k < K; k++) taps[k] = tile.tap(k);
+  for (int k = 1; k < K; k++) seen[k] = tile.input(begin - K + k);
+  for (long t = begin; t < end; t++) {
+#pragma GCC unroll 8
+    for (int k = 1; k < K; k++) seen[k - 1] = seen[k];
+    seen[K - 1] = tile.input(t);
+    vec v = bias;
+#pragma GCC unroll 8
+    for (int k = 0; k < K; k++) v += taps[k] * seen[k];
+    each(t, v, seen);
+  }
 }
 
-template <class T>
-void convolve_back(const Convolution& c) {
-  long K = c.taps, D = c.channels, shares = up(c.length, SHARE);
+template <int K, class T>
+void convolve_tile(const Tile<T>& tile, long begin, long end) {
+  walk<K>(tile, begin, end, [&](long t, vec v, const vec*) { store(tile.of(tile.c.y, t), v * sigmoid(v), tile.n); });
+}
+
+template <int K, class T>
+void convolve_tile_back(const Tile<T>& tile, long begin, long end, float* sums) {
+  const Convolution& c = tile.c;
+  long last = smaller(end + K - 1, c.length);
+  vec dv[SHARE + K], dtaps[K] = {}, dbias = {}, taps[K];  // dv of the steps that see this share's inputs
+  for (int k = 0; k < K; k++) taps[k] = tile.tap(k);
+  walk<K>(tile, begin, last, [&](long t, vec v, const vec* seen) {
+    vec gate = sigmoid(v), one = splat(1.f);
+    vec g = load(tile.of(c.dy, t), tile.n) * gate * (one + v * (one - gate));
+    dv[t - begin] = g;
+    if (t >= end) return;
+#pragma GCC unroll 8
+    for (int k = 0; k < K; k++) dtaps[k] += g * seen[k];
+    dbias += g;
+  });
+  for (int k = 0; k < K; k++) store(sums + k * c.channels + tile.d, dtaps[k], tile.n);
+  store(sums + K * c.channels + tile.d, dbias, tile.n);
+  // an input goes to the K steps from its own on; the first share also owns the steps before 0
+  for (long t = begin ? begin : 1 - K; t < end; t++) {
+    vec sum = {};
+    for (long later = t < begin ? begin : t; later < smaller(t + K, last); later++)
+      sum += taps[K - 1 - later + t] * dv[later - begin];
+    if (t < 0)
+      store(c.dbefore + (tile.b * (K - 1) + K - 1 + t) * c.channels + tile.d, sum, tile.n);
+    else
+      store((T*)c.dx + (tile.b * c.length + t) * c.dx_row + tile.d, sum, tile.n);
+  }
+}
+
+template <int K, class T>
+void convolve_all(const Convolution& c) {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(c.threads)
+  for (long b = 0; b < c.batch; b++)
+    for (long begin = 0; begin < c.length; begin += SHARE)
+      for (long d = 0; d < c.channels; d += W)
+        convolve_tile<K>(Tile<T>{c, b, d, c.channels - d}, begin, smaller(begin + SHARE, c.length));
+}
+
+template <int K, class T>
+void convolve_all_back(const Convolution& c) {
+  long shares = up(c.length, SHARE);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(c.threads)
   for (long b = 0; b < c.batch; b++)
     for (long share = 0; share < shares; share++) {
-      Rows<T> x{c, b};
-      long begin = share * SHARE, end = smaller(begin + SHARE, c.length), last = smaller(end + K - 1, c.length);
-      float* sums = c.parts + (b * shares + share) * (K + 1) * D;
-      std::memset(sums, 0, (K + 1) * D * sizeof(float));
-      std::vector<float> dv((last - begin) * D);  // of the steps that see this share's inputs
-      for (long t = begin; t < last; t++)
-        for (long d = 0; d < D; d += W) {
-          long n = D - d;
-          vec v = x.convolved(t, d, n), gate = sigmoid(v);
-          vec g = load((const T*)c.dy + (b * c.length + t) * D + d, n) * gate * (splat(1.f) + v * (splat(1.f) - gate));
-          store(&dv[(t - begin) * D + d], g, n);
-          if (t >= end) continue;
-          for (long k = 0; k < K; k++)
-            store(sums + k * D + d, load(sums + k * D + d, n) + g * x.at(t - K + 1 + k, d, n), n);
-          store(sums + K * D + d, load(sums + K * D + d, n) + g, n);
-        }
-      // an input goes to the K steps from its own on; the first share also owns the steps before 0
-      for (long t = share ? begin : 1 - K; t < end; t++)
-        for (long d = 0; d < D; d += W) {
-          long n = D - d;
-          vec sum = {};
-          for (long later = t < begin ? begin : t; later < smaller(t + K, last); later++)
-            sum += load(c.weight + (K - 1 - later + t) * D + d, n) * load(&dv[(later - begin) * D + d], n);
-          if (t < 0)
-            store(c.dbefore + (b * (K - 1) + K - 1 + t) * D + d, sum, n);
-          else
-            store((T*)c.dx + (b * c.length + t) * c.dx_row + d, sum, n);
-        }
+      float* sums = c.parts + (b * shares + share) * (K + 1) * c.channels;
+      long begin = share * SHARE, end = smaller(begin + SHARE, c.length);
+      for (long d = 0; d < c.channels; d += W)
+        convolve_tile_back<K>(Tile<T>{c, b, d, c.channels - d}, begin, end, sums);
     }
+}
+
+// One function for each number of taps from 1 to MOST_TAPS.
+template <class T, int K = 1>
+void convolve(const Convolution& c, bool back) {
+  if (c.taps == K) return back ? convolve_all_back<K, T>(c) : convolve_all<K, T>(c);
+  if constexpr (K < MOST_TAPS) convolve<T, K + 1>(c, back);
 }
 
 // The cross entropy of a row of logits with its target, in nats; over the logits comes their gradient,
@@ -207,8 +236,8 @@ void norm_backward(int half, long rows, long width, float eps, int threads, cons
 void add(int half, long count, int threads, const float* x, const void* out, float* y) {
   half ? add_all(count, threads, x, (const bf16*)out, y) : add_all(count, threads, x, (const float*)out, y);
 }
-void conv_forward(int half, const Convolution* c) { half ? convolve<bf16>(*c) : convolve<float>(*c); }
-void conv_backward(int half, const Convolution* c) { half ? convolve_back<bf16>(*c) : convolve_back<float>(*c); }
+void conv_forward(int half, const Convolution* c) { half ? convolve<bf16>(*c, false) : convolve<float>(*c, false); }
+void conv_backward(int half, const Convolution* c) { half ? convolve<bf16>(*c, true) : convolve<float>(*c, true); }
 void cross_entropy(int half, long rows, long vocabulary, int threads, int gradient, void* logits, const long* targets,
                    float* losses) {
   half ? entropy(rows, vocabulary, threads, gradient, (bf16*)logits, targets, losses)

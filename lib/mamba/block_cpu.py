@@ -18,6 +18,7 @@ from lib.scan import cpu as scan_cpu
 from lib.scan.native import Kernel, address
 
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
+MOST_TAPS = 8  # of the convolution; with more, plain PyTorch computes it
 ONE_THREAD = 32_768  # fewer numbers than this are done sooner than a second thread wakes up
 
 SOURCE = Path(__file__).with_name("block_cpu.cpp")
@@ -204,7 +205,8 @@ def suits(block: nn.Module, x: Tensor) -> bool:
     """Whether `block` can run fused: its weights are float32, and nobody listens at its inner modules."""
     plain = all(p.dtype == torch.float32 for p in block.parameters())
     watched = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules() if m is not block)
-    return plain and not watched and precision(x) is not None and scan_cpu.available()
+    few_taps = block.mixer.conv1d.weight.shape[-1] <= MOST_TAPS
+    return plain and few_taps and not watched and precision(x) is not None and scan_cpu.available()
 
 
 def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -117,7 +117,8 @@ class MambaMixer(nn.Module):
         if suits and (fast := fast_convolution()) is not None:
             y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2), activation="silu")
             return y.transpose(1, 2), after
-        if length and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and block_cpu.available():
+        suits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and window < block_cpu.MOST_TAPS
+        if length and suits and block_cpu.available():
             return block_cpu.convolve_silu(x, taps, bias, before), after
         padded = torch.cat([before, x], 1)
         y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias

@@ -21,7 +21,9 @@ from lib.env.files import whole
 from lib.env.paths import CACHE
 
 LIB = Path(__file__).parent  # with the headers that the sources of every room may include
-FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+# another target than this machine's own, as CPU_FLAGS="-mavx2 -mfma" asks for it, is for measuring what others have
+TARGET = os.environ.get("CPU_FLAGS", "-march=native").split()
+FLAGS = ["-O3", *TARGET, "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
          "-std=c++17", "-shared", "-fPIC", "-w"]
 THREADS = [["-fopenmp"], []]  # where a compiler knows no OpenMP, one core does the work
 
@@ -37,6 +39,23 @@ def processor() -> str:
         return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
         return platform.processor() + platform.machine()
+
+
+def units() -> str:
+    """The widest arithmetic of this processor that the kernels are compiled for, in words."""
+    flags = set(processor().replace(":", " ").split())
+    if "-march=native" not in FLAGS:
+        return "as CPU_FLAGS says"
+    if "avx512dq" in flags:
+        return "AVX-512 with matrix units" if "amx_bf16" in flags else "AVX-512"
+    if "avx2" in flags:
+        return "AVX2"
+    return "NEON" if platform.machine() in ("arm64", "aarch64") else "no vector unit that is known here"
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies matrices faster in bfloat16 than in float32: it has matrix units."""
+    return units() == "AVX-512 with matrix units"
 
 
 class Kernel:

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
+from lib.mamba.model import MambaLM
 from lib.music.streams import Piece, Streams
 
 
@@ -58,10 +60,18 @@ def _segments(model, streams, pieces, segment, autocast) -> Iterator[tuple[list[
             valid[row, : len(part) - 1] = True
         tokens = torch.from_numpy(tokens).to(model.device)
         with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-            logits, state = model(tokens[:, :-1], state, return_state=True)
-        nll = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+            nll, state = _nats(model, tokens, state)
         nll = nll.view(alive, -1).double().cpu().numpy() * valid
         yield list(range(alive)), nll.sum(1).tolist()
+
+
+def _nats(model, tokens: Tensor, state) -> tuple[Tensor, list]:
+    """What each token after the first costs, in nats, and the state after the last but one."""
+    if isinstance(model, MambaLM):
+        x, state = model.residual(tokens[:, :-1], state)
+        return model.nats(x, tokens[:, 1:]), state
+    logits, state = model(tokens[:, :-1], state, return_state=True)
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"), state
 
 
 def bits_per_note(model, streams: Streams, pieces: list[Piece], **options) -> float:

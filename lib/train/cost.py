@@ -9,6 +9,8 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from lib.scan import native
+
 SEGMENTS = 16  # rows that validation reads side by side, as `lib.train.bits` does
 
 
@@ -54,12 +56,17 @@ def plan(trainer, steps: int = 4) -> str:
         + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
         (f"{total:,} training tokens in {_count(len(train), 'stream', 'streams')}, "
          f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"),
-        (f"on {trainer.device} in {trainer.precision or torch.float32}, "
+        (f"on {where(trainer.device)} in {trainer.precision or torch.float32}, "
          f"{_count(trainer.world.size, 'process', 'processes')}"),
         (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
          f"{found['tokens_per_second']:,.0f} tokens/s, {found['bytes'] / 2**30:.2f} GiB of memory at most"),
         (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, {found['tokens'] / 1e6:,.1f} million "
          f"tokens, {found['tokens'] / total:.2f} passes over the data")])
+
+
+def where(device: torch.device) -> str:
+    """The device, and what arithmetic a processor has."""
+    return f"cpu ({native.units()})" if device.type == "cpu" else str(device)
 
 
 def _count(number: int, one: str, many: str) -> str:

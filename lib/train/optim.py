@@ -7,6 +7,7 @@ from torch import nn
 
 from lib.env.errors import UserError
 from lib.env.machine import choose_device
+from lib.scan import native
 from lib.train.config import TrainConfig
 
 
@@ -49,7 +50,9 @@ def learning_rate(progress: float, config: TrainConfig) -> float:
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
     """The dtype of matrix products, None for float32: bf16 only where the device computes in it."""
-    if wanted == "auto":
+    if wanted == "auto" and device.type == "cpu":
+        wanted = "bf16" if native.bfloat16_is_fast() else "fp32"
+    elif wanted == "auto":
         wanted = choose_device()[1] if device.type == "cuda" else "fp32"
     choices = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if wanted not in choices:

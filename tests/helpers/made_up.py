@@ -9,7 +9,7 @@ from lib.train.trainer import TrainConfig
 __all__ = ["TINY", "make_streams", "quiet", "store"]
 
 TINY = TrainConfig(d_model=16, n_layer=1, d_state=4, batch=3, length=20, steps=12, minutes=100, lr=1e-2,
-                   eval_every=6, eval_tokens=200, save_every=4)
+                   eval_every=6, eval_tokens=200, save_every=4, precision="fp32")
 
 
 def make_streams(vocab=11, lengths=(70, 41, 20, 90), splits=("train", "train", "validation", "test")):

@@ -33,7 +33,7 @@ from lib.train.config import TrainConfig
 
 SIZE = Size(16, 2, 4, window=12, fixed_state=4)
 TINY = Protocol(
-    "quick", SIZE, TrainConfig(batch=2, length=12, carry=2, minutes=1e9, eval_every=2, eval_tokens=100, save_every=1),
+    "quick", SIZE, TrainConfig(precision="fp32", batch=2, length=12, carry=2, minutes=1e9, eval_every=2, eval_tokens=100, save_every=1),
     Likelihood(archs=("transformer", "mamba"), seeds=(0, 1), rates=(1e-3, 1e-2), grid_tokens=24, tokens=96, rounds=2),
     Efficiency(archs=("transformer", "mamba"), vocabulary=20, lengths=(8, 16, 32), positions=(8, 16, 32), prefill=(8, 16),
                batches=(1, 3), prompt=9, repeats=3, tokens=2, seconds=0.01),

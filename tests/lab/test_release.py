@@ -20,8 +20,8 @@ from lib.music.tokens import TokenConfig
 from lib.train.bits import bits_per_note, interval
 from lib.train.trainer import TrainConfig, Trainer
 
-TINY = TrainConfig(d_model=16, n_layer=1, d_state=4, batch=2, length=32, steps=6, minutes=100, eval_every=3,
-                   eval_tokens=300, save_every=3)
+TINY = TrainConfig(precision="fp32", d_model=16, n_layer=1, d_state=4, batch=2, length=32, steps=6, minutes=100,
+                   eval_every=3, eval_tokens=300, save_every=3)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Claims about lib.mamba.block_cpu: it is torch's convolution and SiLU, gradients included, with what came before."""
+"""Claims about lib.mamba.block_cpu: convolution, block and loss are those of plain PyTorch, with every gradient."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lib.mamba import block_cpu
 from lib.mamba import model as mamba
-from lib.mamba.model import MambaConfig, MambaMixer
+from lib.mamba.model import MambaConfig, MambaLM, MambaMixer
 
 pytestmark = [pytest.mark.skipif(not block_cpu.available(), reason="no C++ compiler here"),
               pytest.mark.usefixtures("one_thread")]
@@ -120,3 +120,121 @@ def test_bfloat16_is_rounded_once():
     (exact_dx,) = torch.autograd.grad((exact * weight.double()).sum(), wide)
     torch.testing.assert_close(y.double(), exact.detach(), rtol=2**-8, atol=1e-5)
     torch.testing.assert_close(dx.double(), exact_dx, rtol=2**-8, atol=1e-5)
+
+
+# -- the block and the loss ------------------------------------------------------------------------
+SIZES = [MambaConfig(37, 40, 2, 16), MambaConfig(64, 24, 1, 5, d_conv=2), MambaConfig(9, 7, 2, 3, d_conv=1, tied=False),
+         MambaConfig(33, 48, 1, 24, bias=True, conv_bias=False, expand=3)]
+
+
+def of(model, tokens, targets, state, dtype=None):
+    """The loss, the state after it, and every gradient: of the weights, and of the state before."""
+    state = [tuple(t.detach().clone().requires_grad_() for t in memory) for memory in state]
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss, after = model(tokens, state, return_state=True, targets=targets)
+    wish = loss + sum(t.float().sin().sum() for memory in after for t in memory)
+    leaves = [*model.parameters(), *(t for memory in state for t in memory)]
+    grads = torch.autograd.grad(wish, leaves, allow_unused=True)
+    zeros = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads, strict=True)]
+    return loss.detach(), [t.detach() for memory in after for t in memory], zeros
+
+
+def setting(config, length, batch=3):
+    torch.manual_seed(length)
+    model = MambaLM(config)
+    tokens = torch.randint(config.vocab_size, (batch, length + 1))
+    targets = tokens[:, 1:].clone()
+    targets[0, length // 2:] = -1  # a piece that has ended
+    state = [(torch.randn_like(window), torch.randn_like(h)) for window, h in model.new_state(batch)]
+    state = [tuple(t.index_fill(0, torch.tensor(1), 0) for t in memory) for memory in state]  # a row that jumped
+    return model, tokens[:, :-1], targets, state
+
+
+@pytest.mark.parametrize("length", [1, 2, 13, 65])
+@pytest.mark.parametrize("config", SIZES, ids=str)
+def test_the_fused_model_is_the_plain_one_with_every_gradient(config, length, monkeypatch):
+    """In float32: loss, state and all gradients, of the weights and of the state before."""
+    found = setting(config, length)
+    assert block_cpu.suits(found[0].backbone.layers[0], torch.zeros(1, 1, config.d_model))
+    fused = of(*found)
+    monkeypatch.setattr(block_cpu, "precision", lambda x: None)
+    plain = of(*found)
+    torch.testing.assert_close(fused[0], plain[0], rtol=2e-6, atol=1e-5)
+    for ours, theirs in zip(fused[1] + fused[2], plain[1] + plain[2], strict=True):
+        # sums of some thousand float32 products, in another order
+        assert ours.shape == theirs.shape
+        assert not ours.numel() or (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("config", SIZES[:2], ids=str)
+def test_in_bfloat16_the_fused_model_is_as_close_to_float32_as_the_plain_one(config, monkeypatch):
+    """Its errors are those of autocast in plain PyTorch, up to a half more; nothing else is lost."""
+    found = setting(config, 65)
+    fused = of(*found, torch.bfloat16)
+    monkeypatch.setattr(block_cpu, "precision", lambda x: None)
+    plain, right = of(*found, torch.bfloat16), of(*found)
+
+    def errors(which):
+        return [((a.float() - b).norm() / (b.norm() + 1e-12)).item() for a, b in zip(which[2], right[2], strict=True)]
+    assert abs(fused[0] / right[0] - 1) < 2**-8
+    for ours, theirs in zip(errors(fused), errors(plain), strict=True):
+        assert ours <= 1.5 * theirs + 2**-8
+
+
+def test_dropout_draws_the_same_mask_fused_and_plain(monkeypatch):
+    model, *rest = setting(MambaConfig(37, 40, 2, 16, dropout=0.4), 33)
+    model.train()
+    found = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(block_cpu, "precision", lambda x: None)
+        torch.manual_seed(5)
+        found.append(of(model, *rest))
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-5)
+    model.eval()
+    assert not torch.equal(of(model, *rest)[0], found[1][0])
+
+
+def test_who_listens_inside_a_block_hears_it():
+    """Hooks at inner modules, other dtypes and named backends take the plain path."""
+    model, tokens, *_ = setting(SIZES[0], 5)
+    heard, block = [], model.backbone.layers[0]
+    x = torch.zeros(1, 5, 40)
+    hook = block.mixer.x_proj.register_forward_hook(lambda *a: heard.append(1))
+    assert not block_cpu.suits(block, x)
+    model(tokens)
+    assert heard
+    hook.remove()
+    assert block_cpu.suits(block, x)
+    assert not block_cpu.suits(block, x.double()) and not block_cpu.suits(block.double(), x)
+
+
+def test_the_loss_of_each_token_is_torch_s():
+    """With a target that does not count, a vocabulary of any size, and logits far from zero."""
+    for size in (1, 15, 16, 17, 64, 333):
+        torch.manual_seed(size)
+        model = MambaLM(MambaConfig(size, 24, 1, 4))
+        x, targets = 30 * torch.randn(2, 9, 24), torch.randint(size, (2, 9))
+        targets[1, 3] = -1
+        with torch.no_grad():
+            model.backbone.embeddings.weight.mul_(50)
+            logits = model.logits(x).flatten(0, 1)
+            theirs = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
+            torch.testing.assert_close(model.nats(x, targets).flatten(), theirs, rtol=1e-5, atol=2e-4)
+
+
+def test_a_step_keeps_less_memory_than_the_plain_path(monkeypatch):
+    """What autograd keeps between forward and backward, in bytes, bfloat16 against autocast in plain PyTorch."""
+    model, tokens, targets, state = setting(MambaConfig(256, 32, 3, 16), 513)
+
+    def kept():
+        sizes = {}
+        note = lambda t: sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens, state, targets=targets)
+        del loss
+        return sum(sizes.values())
+
+    fused = kept()
+    monkeypatch.setattr(block_cpu, "precision", lambda x: None)
+    assert fused < 0.75 * kept()

@@ -16,8 +16,8 @@ from lib.train import checkpoints
 from lib.train.distributed import World
 from lib.train.trainer import Trainer
 
-OPTIONS = dict(d_model=16, n_layer=1, d_state=4, batch=4, length=20, steps=8, minutes=100.0, lr=0.01, eval_every=2,
-               eval_tokens=200, save_every=3)
+OPTIONS = dict(precision="fp32", d_model=16, n_layer=1, d_state=4, batch=4, length=20, steps=8, minutes=100.0,
+               lr=0.01, eval_every=2, eval_tokens=200, save_every=3)
 
 
 def train(folder, streams, *more, processes=2):

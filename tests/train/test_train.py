@@ -16,6 +16,7 @@ from lib.env.errors import UserError
 from lib.env.machine import ROOT
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
+from lib.scan import native
 from lib.scan.native import compiler
 from lib.train.__main__ import main
 from lib.train.bits import bits_per_note, counting_baselines, piece_bits
@@ -170,9 +171,12 @@ def test_learning_rate_warms_up_and_comes_down():
     assert all(a > b for a, b in zip(rates[top:], rates[top + 1 :]))
 
 
-def test_precision_is_chosen_by_what_the_device_computes_in():
+def test_precision_is_chosen_by_what_the_device_computes_in(monkeypatch):
     cpu = torch.device("cpu")
-    assert choose_precision("auto", cpu) is None and choose_precision("bf16", cpu) is torch.bfloat16
+    assert choose_precision("fp32", cpu) is None and choose_precision("bf16", cpu) is torch.bfloat16
+    for flags, wanted in (("flags : avx2 avx512dq amx_bf16", torch.bfloat16), ("flags : avx2 avx512dq", None)):
+        monkeypatch.setattr(native, "processor", lambda flags=flags: flags)
+        assert choose_precision("auto", cpu) is wanted
     with pytest.raises(UserError, match="fp8"):
         choose_precision("fp8", cpu)
 
