@@ -9,6 +9,7 @@
 
 namespace {
 constexpr long SHARE = 64;    // rows in a share of work
+constexpr long NEAR = 16;     // rows that the convolution takes at a time: they and their gradients fit the first cache
 constexpr int MOST_TAPS = 8;  // of a convolution
 
 inline long smaller(long a, long b) { return a < b ? a : b; }
@@ -131,7 +132,7 @@ template <int K, class T>
 void convolve_tile_back(const Tile<T>& tile, long begin, long end, float* sums) {
   const Convolution& c = tile.c;
   long last = smaller(end + K - 1, c.length);
-  vec dv[SHARE + K], dtaps[K] = {}, dbias = {}, taps[K];  // dv of the steps that see this share's inputs
+  vec dv[NEAR + K], dtaps[K] = {}, dbias = {}, taps[K];  // dv of the steps that see this share's inputs
   for (int k = 0; k < K; k++) taps[k] = tile.tap(k);
   walk<K>(tile, begin, last, [&](long t, vec v, const vec* seen) {
     vec gate = sigmoid(v), one = splat(1.f);
@@ -142,9 +143,11 @@ void convolve_tile_back(const Tile<T>& tile, long begin, long end, float* sums) 
     for (int k = 0; k < K; k++) dtaps[k] += g * seen[k];
     dbias += g;
   });
-  for (int k = 0; k < K; k++) store(sums + k * c.channels + tile.d, dtaps[k], tile.n);
-  store(sums + K * c.channels + tile.d, dbias, tile.n);
-  // an input goes to the K steps from its own on; the first share also owns the steps before 0
+  for (int k = 0; k <= K; k++) {
+    float* sum = sums + k * c.channels + tile.d;
+    store(sum, load(sum, tile.n) + (k < K ? dtaps[k] : dbias), tile.n);
+  }
+  // an input goes to the K steps from its own on; the first rows also own the steps before 0
   for (long t = begin ? begin : 1 - K; t < end; t++) {
     vec sum = {};
     for (long later = t < begin ? begin : t; later < smaller(t + K, last); later++)
@@ -160,9 +163,9 @@ template <int K, class T>
 void convolve_all(const Convolution& c) {
 #pragma omp parallel for collapse(2) schedule(static) num_threads(c.threads)
   for (long b = 0; b < c.batch; b++)
-    for (long begin = 0; begin < c.length; begin += SHARE)
+    for (long begin = 0; begin < c.length; begin += NEAR)
       for (long d = 0; d < c.channels; d += W)
-        convolve_tile<K>(Tile<T>{c, b, d, c.channels - d}, begin, smaller(begin + SHARE, c.length));
+        convolve_tile<K>(Tile<T>{c, b, d, c.channels - d}, begin, smaller(begin + NEAR, c.length));
 }
 
 template <int K, class T>
@@ -172,9 +175,10 @@ void convolve_all_back(const Convolution& c) {
   for (long b = 0; b < c.batch; b++)
     for (long share = 0; share < shares; share++) {
       float* sums = c.parts + (b * shares + share) * (K + 1) * c.channels;
-      long begin = share * SHARE, end = smaller(begin + SHARE, c.length);
-      for (long d = 0; d < c.channels; d += W)
-        convolve_tile_back<K>(Tile<T>{c, b, d, c.channels - d}, begin, end, sums);
+      std::memset(sums, 0, (K + 1) * c.channels * sizeof(float));
+      for (long begin = share * SHARE; begin < smaller((share + 1) * SHARE, c.length); begin += NEAR)
+        for (long d = 0; d < c.channels; d += W)
+          convolve_tile_back<K>(Tile<T>{c, b, d, c.channels - d}, begin, smaller(begin + NEAR, c.length), sums);
     }
 }
 
