@@ -1,8 +1,9 @@
 """A whole training step, ours and other people's, side by side: `python -m lib.lab.bench train`.
 
-Forward, loss, backward, clipping and AdamW's step, on a CPU in float32; language models of equal size
-(embedding, blocks, tied output). Contenders take turns in one process, with the allocator as the
-system gives it or told to keep freed memory. Writes data/results/train_cpu.json.
+Forward, loss, backward, clipping and AdamW's step, on a CPU in float32, ours and the Transformer in
+bfloat16 as well; language models of equal size (embedding, blocks, tied output). Beside them stand the
+floors of our step: its matrix products alone, and its scan alone. Contenders take turns in one process, with
+the allocator as the system gives it or told to keep freed memory. Writes data/results/train_cpu.json.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +25,7 @@ from lib.lab.bench.timing import answer, apart, limit_memory, note, spread, trim
 from lib.lab.rivals import matched as baselines
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
+from lib.scan import native
 from lib.train.optim import parameter_groups
 
 KEY_LENGTH, MIN_ROUNDS = 1024, 3
@@ -31,12 +34,14 @@ TOLERANCE = 1e-4  # relative difference of the loss from ours, with equal weight
 
 @dataclass(frozen=True)
 class Contender:
-    """A language model: `logits(tokens)` from (B, L) to (B, L, V)."""
+    """A language model: `logits(tokens)` from (B, L) to (B, L, V), or `loss(tokens, targets)` where it has its own."""
 
     label: str
     timed: str
     model: nn.Module
     logits: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    bf16: bool = False  # matrix products under autocast
 
 
 class MambapyLM(nn.Module):
@@ -66,22 +71,27 @@ class MambapyLM(nn.Module):
 def contender(name: str, ours: MambaLM, length: int) -> Contender:
     """Bring a contender; those that are Mambas get our weights. `UserError` where it cannot be had."""
     config, vocab = ours.config, ours.config.vocab_size
-    if name in ("ours", "ours_compiled"):
+    if name in ("ours", "ours_bf16", "ours_compiled"):
         model = MambaLM(config)
         model.load_state_dict(ours.state_dict())
+        total = lambda tokens, targets: model(tokens, targets=targets) / targets.numel()
         if name == "ours":
-            return Contender("lib.mamba", "our MambaLM, as lib.train runs it", model, model)
+            return Contender("lib.mamba", "our MambaLM, as lib.train runs it", model, model, total)
+        if name == "ours_bf16":
+            return Contender("lib.mamba, bf16", "the same under autocast in bfloat16", model, model, total, bf16=True)
         return Contender("lib.mamba, compiled", "the same under torch.compile", model, torch.compile(model))
     try:
         if name == "mambapy":
             model = MambapyLM(config)
             model.take(ours)
             return Contender("mambapy", "its Mamba blocks (pscan), our embedding and output", model, model)
-        if name == "transformer":
+        if name in ("transformer", "transformer_bf16"):
             size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
             model = baselines.build("transformer", vocab, size)
-            return Contender("Transformer", "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention",
-                             model, model)
+            timed = "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention"
+            if name == "transformer":
+                return Contender("Transformer", timed, model, model)
+            return Contender("Transformer, bf16", f"{timed}, under autocast in bfloat16", model, model, bf16=True)
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -101,7 +111,8 @@ def contender(name: str, ours: MambaLM, length: int) -> Contender:
         raise UserError(f"{error.name or name} is not installed: run pip install -r requirements.txt") from error
 
 
-NAMES = ("ours", "ours_compiled", "transformer", "gpt2", "mambapy", "transformers_mamba")
+NAMES = ("ours", "ours_bf16", "ours_compiled", "transformer", "transformer_bf16", "gpt2", "mambapy",
+         "transformers_mamba")
 MAMBAS = ("ours_compiled", "mambapy", "transformers_mamba")
 
 
@@ -125,10 +136,15 @@ def _count(model: nn.Module) -> int:
 
 def step_of(one: Contender, tokens: Tensor) -> Callable[[], float]:
     """One training step as a function; it returns the loss before the step."""
-    optimizer = torch.optim.AdamW(parameter_groups(one.model, 0.1), lr=1e-4, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(one.model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    read, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
 
     def step():
-        loss = F.cross_entropy(one.logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=one.bf16):
+            if one.loss:
+                loss = one.loss(read, targets)
+            else:
+                loss = F.cross_entropy(one.logits(read).float().flatten(0, 1), targets.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
         optimizer.step()
@@ -197,10 +213,13 @@ def child(task: dict) -> dict:
             if row["length"] < max(task["lengths"]) and longest > task["limit"]:
                 cut.append({"contender": row["contender"], "length": max(task["lengths"]),
                             "why": f"a step would take {longest:.0f} s or more (limit {task['limit']:g} s)"})
+    rows.sort(key=lambda row: (row["length"], task["names"].index(row["contender"])))
+    least = floors(task) if scan_cpu.available() and "ours" in task["names"] else None
     machine = env.provenance("") | {"threads": torch.get_num_threads(),
                                     "instructions": torch.backends.cpu.get_cpu_capability()}
     machine["versions"] |= {name: version(name) for name in ("transformers", "mambapy")}
-    return {"rows": rows, "cut": cut, "machine": machine}
+    machine["processor"] = native.units()
+    return {"rows": rows, "cut": cut, "machine": machine, "floors": least}
 
 
 def _run(task: dict) -> dict:
@@ -208,6 +227,49 @@ def _run(task: dict) -> dict:
     clean = {k: v for k, v in without_gpu().items() if not k.startswith("MALLOC_")}
     return apart("lib.lab.bench.train", task, what="training steps", advice="try fewer contenders with --only",
                  environment=clean)
+
+
+def floors(task: dict) -> dict:
+    """What our step cannot do without, in ms: its matrix products alone, and its scan, in float32 and in bfloat16.
+
+    Products are those of torch at the step's shapes, y = x W^T and both gradients, each on memory that it has just
+    read; the scan is `lib.scan.cpu`, forward and backward, likewise.
+    """
+    rows, width, inner = task["batch"] * KEY_LENGTH, task["d_model"], 2 * task["d_model"]
+    config = MambaConfig(task["vocab_size"], width, task["n_layer"], task["d_state"])
+    low = config.rank + 2 * config.d_state
+    shapes = [(width, 2 * inner), (inner, low), (config.rank, inner), (inner, width)] * config.n_layer
+    found = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        times = {shape: _products(rows, *shape, dtype) for shape in {*shapes, (width, task["vocab_size"])}}
+        found[name] = {"products_ms": sum(times[shape] for shape in [*shapes, (width, task["vocab_size"])]),
+                       "scan_ms": config.n_layer * _scan(task["batch"], KEY_LENGTH, inner, config.d_state, dtype)}
+    return found
+
+
+def _products(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
+    x, weight, dy = (torch.randn(*shape).to(dtype) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+    return sum(_median(call) for call in (lambda: F.linear(x, weight), lambda: dy @ weight, lambda: dy.t() @ x))
+
+
+def _scan(batch: int, length: int, channels: int, states: int, dtype: torch.dtype) -> float:
+    x, delta, z, dy = (torch.randn(batch, length, channels).to(dtype) for _ in range(4))
+    B, C = (torch.randn(batch, length, states).to(dtype) for _ in range(2))
+    A = -torch.arange(1.0, states + 1).repeat(channels, 1)
+    given = scan_cpu.Inputs(x, delta, A, B, C, torch.ones(channels), z, torch.full((channels,), -3.0), True)
+    _, _, kept = scan_cpu.forward(given, None, keep=True)
+    return (_median(lambda: scan_cpu.forward(given, None, keep=True))
+            + _median(lambda: scan_cpu.backward(given, kept, dy, None)))
+
+
+def _median(call: Callable[[], object], rounds: int = 9) -> float:
+    """Milliseconds, after two calls that do not count."""
+    times = []
+    for _ in range(rounds + 2):
+        clock = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - clock))
+    return float(np.median(times[2:]))
 
 
 def ratios(rows: list[dict]) -> list[dict]:
@@ -256,10 +318,15 @@ def main(argv: list[str] | None = None) -> None:
         found = _run(task | {"allocator": allocator, "names": args.only, "seed": 0})
         result["rows"] += found["rows"]
         result["cut"] += [stop | {"allocator": allocator} for stop in found["cut"]]
+        result.setdefault("floors", {})[allocator] = found["floors"]
     command = "python -m lib.lab.bench train " + " ".join(argv if argv is not None else [])
     result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command.strip()}
     write_json(args.output, result)
     print(table(result))
+    for allocator, least in result["floors"].items():
+        for dtype, floor in (least or {}).items():
+            print(f"floors of our step at length {KEY_LENGTH}, {dtype}, {allocator} allocator: products "
+                  f"{floor['products_ms']:.0f} ms, scan {floor['scan_ms']:.0f} ms")
     for stop in result["cut"]:
         print(f"left out at length {stop['length']}, {stop['allocator']} allocator: {stop['contender']}: {stop['why']}")
 
