@@ -10,7 +10,7 @@ from lib.errors import UserError
 from lib.files import whole
 from lib.notes import NOTE, read_midi, sustain
 
-FORMAT = 1  # raise it when the arrays change their meaning
+FORMAT = 2  # raise it when the arrays change their meaning
 
 
 def note_arrays(performances: list[Performance], *, folder: Path | None = None,

@@ -11,19 +11,22 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# `status` is that of MIDI (note on is 0x90 | channel), and END where a track ends.
-EVENT = np.dtype([("time", "f8"), ("track", "u2"), ("status", "u1"), ("first", "u1"), ("second", "u1")])
+# What `read_events` gives. `status` is that of MIDI (note on is 0x90 | channel), or END where a
+# track ends; `first` and `second` are its data bytes.
+BYTES = [(name, "u1") for name in ("status", "first", "second")]
+EVENT = np.dtype([("time", "f8"), ("track", "u2"), *BYTES])
 END = 0xFF
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM = 0x8, 0x9, 0xB, 0xC  # the upper half of a status
 SUSTAIN, SOSTENUTO = 64, 66  # controllers: the right and the middle pedal
-SOUND_OFF, RESET, NOTES_OFF = 120, 121, range(123, 128)  # 124 to 127 change the mode, and end all notes
+SOUND_OFF, RESET = 120, 121
+NOTES_OFF = range(123, 128)  # 124 to 127 change the mode, and end all notes too
 HEARD = np.isin(np.arange(256), [SUSTAIN, SOSTENUTO, SOUND_OFF, RESET, *NOTES_OFF])
 
 END_OF_TRACK, TEMPO = 0x2F, 0x51  # kinds of meta event
 DEFAULT_TEMPO = 500_000  # microseconds a quarter note: 120 BPM, until a file says otherwise
 TEMPO_120 = b"\xff\x51\x03" + DEFAULT_TEMPO.to_bytes(3)  # the event that says so
 END_NOW = b"\x00\xff\x2f\x00"  # the end of a track, at once
-FRAMES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}  # a second, in files that count film frames
+FRAMES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}  # a second, where frames are counted
 
 # A delta time has one to four bytes, only the last below 0x80. A channel event has one or two data
 # bytes below 0x80 and, under "running status", no status byte of its own. RUN_* go on from an event
@@ -34,8 +37,10 @@ ONE = re.compile(DELTA + rb"[\xc0-\xdf][\x00-\x7f]")  # program, pressure on a c
 RUN_TWO = re.compile(rb"(?:%b[\x80-\xbf\xe0-\xef]?[\x00-\x7f]{2}){1,4096}" % DELTA)
 RUN_ONE = re.compile(rb"(?:%b[\xc0-\xdf]?[\x00-\x7f]){1,4096}" % DELTA)
 DATA = {RUN_TWO: 2, RUN_ONE: 1}  # data bytes of an event
-LONG = re.compile(rb"(%b)(?:\xff([\x00-\x7f])|[\xf0\xf7])(%b)" % (DELTA, DELTA))  # meta, exclusive, escape
-SYSTEM = re.compile(rb"(%b)(?:[\xf6\xf8\xfa-\xfc\xfe]|[\xf1\xf3][\x00-\x7f]|\xf2[\x00-\x7f]{2})" % DELTA)
+# Meta events, system exclusive and escapes say how long they are; other system messages need not.
+LONG = re.compile(rb"(%b)(?:\xff([\x00-\x7f])|[\xf0\xf7])(%b)" % (DELTA, DELTA))
+SYSTEM = re.compile(
+    rb"(%b)(?:[\xf6\xf8\xfa-\xfc\xfe]|[\xf1\xf3][\x00-\x7f]|\xf2[\x00-\x7f]{2})" % DELTA)
 
 
 class Walk:
@@ -46,8 +51,8 @@ class Walk:
     """
 
     def __init__(self) -> None:
-        self.stretches = array("q")
-        self.tempos = array("q")  # stretch and microseconds a quarter, of each tempo event
+        self.stretches = array("q")  # four numbers each
+        self.tempos = array("q")  # of each tempo event: its stretch, and microseconds a quarter
 
     def add(self, begin: int, end: int, data: int, track: int) -> None:
         """Note a stretch."""
@@ -57,12 +62,12 @@ class Walk:
 # --- reading --------------------------------------------------------------------------------
 
 def read_events(data: bytes) -> np.ndarray:
-    """The events of a MIDI file that a keyboard obeys, in playing order: a structured array of `EVENT`.
+    """The events of a MIDI file that a keyboard obeys, (E,) of `EVENT`, in playing order.
 
     These are notes, pedals 64 and 66, programs, and what ends notes or lifts pedals, on every
-    channel; times are in seconds. An END a track says when it is over. Events at one tick come in
-    the file's order, track after track. Tempo changes count wherever they stand; the tracks of
-    a format 2 file follow one another. Raises `ValueError` with a phrase that says what is wrong.
+    channel, and an END a track; times are in seconds. Events at one tick come in the order of the
+    file, track after track. Tempo changes count wherever they stand, and the tracks of a format 2
+    file follow one another. Raises `ValueError` with a phrase that says what is wrong.
     """
     form, count, division, position = _header(data)
     walk = _walk(data, position, count)
@@ -70,27 +75,29 @@ def read_events(data: bytes) -> np.ndarray:
     stretch, delta, status, first, second = _decode(data, stretches)
     track = stretches[stretch, 3]
     opening = np.flatnonzero(np.diff(track, prepend=-1))  # each track's first event
-    last = np.append(opening[1:] - 1, len(track) - 1)[: len(opening)]
+    last = np.append(opening[1:], len(track))[: len(opening)] - 1
     tick = np.cumsum(delta)  # as if each track began where the one before it ends
     opens = (tick - delta)[opening]
-    if form != 2:  # no, all begin together
+    if form != 2:  # no, they begin together
         tick -= np.repeat(opens, last - opening + 1)
 
     kind = status >> 4
-    heard = (kind == NOTE_OFF) | (kind == NOTE_ON) | (kind == PROGRAM) | (kind == CONTROL) & HEARD[first]
-    rows = np.concatenate((np.flatnonzero(heard), last))
-    ends = np.arange(len(rows)) >= len(rows) - len(last)
+    obeyed = (kind == NOTE_OFF) | (kind == NOTE_ON) | (kind == PROGRAM)
+    obeyed |= (kind == CONTROL) & HEARD[first]
+    rows = np.concatenate((np.flatnonzero(obeyed), last))
     order = np.argsort(tick[rows], kind="stable")
-    rows, ends = rows[order], ends[order]
+    is_end = order >= len(rows) - len(last)
+    rows = rows[order]
     events = np.empty(len(rows), EVENT)
+    events["status"] = np.where(is_end, END, status[rows])
     events["track"], events["first"], events["second"] = track[rows], first[rows], second[rows]
-    events["status"] = np.where(ends, END, status[rows])
 
     number, tempo = np.array(walk.tempos).reshape(-1, 2).T
     number = np.searchsorted(stretch, number)
     change = tick[number]
     if form == 2:  # a track does not inherit its neighbour's tempo
-        number, change = np.concatenate((opening, number)), np.concatenate((opens, change))
+        number = np.concatenate((opening, number))
+        change = np.concatenate((opens, change))
         tempo = np.concatenate((np.full(len(opening), DEFAULT_TEMPO), tempo))
     order = np.lexsort((number, change))
     events["time"] = _seconds(tick[rows], change[order], tempo[order], division)
@@ -108,12 +115,12 @@ def _header(data: bytes) -> tuple[int, int, int, int]:
     if not division & (0xFF if division >= 0x8000 else 0x7FFF):
         raise ValueError("its header gives no ticks to count time with")
     if division >= 0x8000 and _frames(division) not in FRAMES:
-        raise ValueError(f"its header says {_frames(division)} frames a second, and film has 24, 25, 29.97 or 30")
+        raise ValueError(f"its header says {_frames(division)} frames a second, not 24, 25, 29, 30")
     return form, count, division, 8 + size
 
 
 def _frames(division: int) -> int:
-    """The frames a second of a header that counts them: a negative number of eight bits."""
+    """Frames a second, of a header that counts them: the upper byte is negative."""
     return 256 - (division >> 8)
 
 
@@ -123,7 +130,7 @@ def _walk(data: bytes, position: int, count: int) -> Walk:
     while track < count and position < len(data):
         begin = position + 8
         end = begin + int.from_bytes(data[position + 4 : begin])
-        if end > len(data) or begin > len(data):
+        if end > len(data):
             raise ValueError(f"its track {track + 1} is cut short")
         if data[position : position + 4] == b"MTrk":  # other chunks are for other programs
             _walk_track(data, begin, end, track, walk)
@@ -153,14 +160,14 @@ def _walk_track(data: bytes, position: int, end: int, track: int, walk: Walk) ->
             if meta == END_OF_TRACK:
                 return
             tempo = data[content : min(content + 3, position)] if meta == TEMPO else b""
-            if len(tempo) == 3 and any(tempo):  # an empty one changes nothing
+            if len(tempo) == 3 and any(tempo):  # one that is empty, or 0, changes nothing
                 walk.tempos.extend((len(walk.stretches) // 4 - 1, int.from_bytes(tempo)))
             run = None if meta is None else run
         elif event := SYSTEM.match(data, position, end):
             walk.add(position, event.end(1), 0, track)
             position = event.end()
         else:
-            raise ValueError(f"its track {track + 1} has something at byte {position} that is no MIDI event")
+            raise ValueError(f"its track {track + 1} has no MIDI event at byte {position}")
 
 
 def _number(digits: bytes) -> int:
@@ -174,16 +181,16 @@ def _number(digits: bytes) -> int:
 def _decode(data: bytes, stretches: np.ndarray) -> tuple[np.ndarray, ...]:
     """The stretch of each event, its delta time, status, and two bytes of data; all of shape (E,).
 
-    In a stretch every event has as many bytes below 0x80: one that ends its delta time, and its data.
+    In a stretch every event has as many bytes below 0x80: the last of its delta time, and its data.
     """
     raw = np.frombuffer(data + bytes(2), "u1")
     begin, end, size = stretches[:, 0], stretches[:, 1], 1 + stretches[:, 2]
     low = np.flatnonzero(raw < 0x80)
-    first, beyond = np.searchsorted(low, begin), np.searchsorted(low, end)
-    count = (beyond - first) // size
+    first = np.searchsorted(low, begin)
+    count = (np.searchsorted(low, end) - first) // size  # events in each stretch
     stretch = np.repeat(np.arange(len(count)), count)
     nth = np.arange(len(stretch)) - np.repeat(np.cumsum(count) - count, count)
-    at = low[first[stretch] + nth * size[stretch]]
+    at = low[first[stretch] + nth * size[stretch]]  # the last byte of each delta time
 
     delta = raw[at].astype("i8")
     more = np.ones(len(at), bool)
@@ -200,13 +207,15 @@ def _decode(data: bytes, stretches: np.ndarray) -> tuple[np.ndarray, ...]:
     return stretch, delta, np.where(own, lead, running), raw[at], raw[at + 1]
 
 
-def _seconds(tick: np.ndarray, tempo_tick: np.ndarray, tempo: np.ndarray, division: int) -> np.ndarray:
+def _seconds(
+    tick: np.ndarray, tempo_tick: np.ndarray, tempo: np.ndarray, division: int
+) -> np.ndarray:
     """Ticks as seconds: counted in film frames, or in quarters under the tempos in force."""
     if division >= 0x8000:
         return tick / (FRAMES[_frames(division)] * (division & 0xFF))
-    change = np.concatenate(([0], tempo_tick)).astype("f8")
-    factor = np.concatenate(([DEFAULT_TEMPO], tempo)) / (1e6 * division)  # seconds a tick
-    at = np.concatenate(([0.0], np.cumsum(np.diff(change) * factor[:-1])))
+    change = np.append(0, tempo_tick).astype("f8")
+    factor = np.append(DEFAULT_TEMPO, tempo) / (1e6 * division)  # seconds a tick
+    at = np.append(0.0, np.cumsum(np.diff(change) * factor[:-1]))
     row = np.searchsorted(change, tick, side="right") - 1
     return at[row] + (tick - change[row]) * factor[row]
 
@@ -232,6 +241,7 @@ def track_chunk(ticks: Iterable[int], messages: Iterable[bytes]) -> bytes:
 
 
 def midi_file(tracks: list[bytes], division: int) -> bytes:
-    """A MIDI file of format 0 or 1 with these tracks, at 120 BPM unless they say otherwise."""
-    header = (len(tracks) > 1, len(tracks), division)
-    return b"MThd" + (6).to_bytes(4) + b"".join(int(n).to_bytes(2) for n in header) + b"".join(tracks)
+    """A MIDI file of these tracks, with so many ticks a quarter; one track makes format 0."""
+    form = min(len(tracks) - 1, 1)
+    header = form.to_bytes(2) + len(tracks).to_bytes(2) + division.to_bytes(2)
+    return b"MThd" + len(header).to_bytes(4) + header + b"".join(tracks)

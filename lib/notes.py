@@ -10,8 +10,18 @@ import numpy as np
 
 from lib.errors import UserError, os_errors
 from lib.files import whole
-from lib.keyboard import DRUMS, INSTANT, is_drums, played
-from lib.midi import CONTROL, NOTE_OFF, NOTE_ON, PROGRAM, SUSTAIN, TEMPO_120, midi_file, read_events, track_chunk
+from lib.keyboard import DRUMS, INSTANT, played
+from lib.midi import (
+    CONTROL,
+    NOTE_OFF,
+    NOTE_ON,
+    PROGRAM,
+    SUSTAIN,
+    TEMPO_120,
+    midi_file,
+    read_events,
+    track_chunk,
+)
 
 NOTE = np.dtype([("start", "f8"), ("end", "f8"), ("pitch", "u1"), ("velocity", "u1")])
 LOWEST, HIGHEST = 21, 108  # the piano's keys, A0 to C8
@@ -19,6 +29,7 @@ MAX_MIDI_BYTES = 10_000_000  # far above any piano piece (the longest of MAESTRO
 MAX_SECONDS = 24 * 3600  # what comes later in a file is left out
 LAST = MAX_SECONDS - 1.0  # and what still sounds then stops
 TICKS = 480  # a quarter note, in the files that we write: 960 a second at 120 BPM
+NAME = b"\xff\x03\x05Piano"  # of the track in them
 CHANNELS = [channel for channel in range(16) if channel != DRUMS]
 
 
@@ -60,15 +71,17 @@ def read_midi(path: str | Path) -> Music:
     events = _events(path)
     keys = played(events)
     if not len(keys.start):
-        if is_drums(events).any():
+        if (events["status"] == (NOTE_ON << 4 | DRUMS)).any():
             raise UserError(f"{path} has drums only: give a file with piano notes")
         raise UserError(f"{path} has no notes: give a MIDI file with notes")
     good = keys.start < LAST
     if not good.any():
-        raise UserError(f"{path} has no notes in its first {MAX_SECONDS // 3600} hours: give another file")
+        hours = MAX_SECONDS // 3600
+        raise UserError(f"{path} has no notes in its first {hours} hours: give another file")
     good &= (keys.pitch >= LOWEST) & (keys.pitch <= HIGHEST)
     if not good.any():
-        raise UserError(f"{path} has no notes that a piano can play (pitch 21 to 108): give another file")
+        raise UserError(
+            f"{path} has no notes that a piano can play (pitch 21 to 108): give another file")
     start, end, damped, pitch, velocity = (column[good] for column in keys[:5])
     end, damped = np.minimum(end, LAST), np.minimum(damped, LAST)
     pedal = np.minimum(keys.pedal[keys.pedal[:, 0] < LAST], LAST)
@@ -107,38 +120,39 @@ def write_midi(music: Music, path: str | Path) -> None:
     start = _ticks(music.notes["start"])
     end = np.maximum(_ticks(music.notes["end"]), start + 1)
     voices = _voices(music.notes["pitch"], start, end)
-    used = CHANNELS[: max(voices, default=0) + 1]
+    channels = CHANNELS[: max(voices, default=0) + 1]
     # A row a message: its tick, whether it begins a note, its second, its bytes. At one tick what
-    # ends something goes first, the pedal before keys that are released at the same second.
+    # ends something goes first, the pedal before keys that come up at the same second.
     tracks: list[list[tuple]] = [[] for _ in range(1 + max(voices, default=0) // len(CHANNELS))]
-    for i, (tick, second) in enumerate(zip(_ticks(music.pedal).ravel().tolist(), music.pedal.ravel().tolist())):
-        for channel in used:
+    edges = music.pedal.ravel()
+    for i, (tick, second) in enumerate(zip(_ticks(edges).tolist(), edges.tolist())):
+        for channel in channels:
             message = bytes((CONTROL << 4 | channel, SUSTAIN, 0 if i % 2 else 127))
             tracks[0].append((tick, False, second, message))
     for voice, on, off, note in zip(voices, start.tolist(), end.tolist(), music.notes.tolist()):
-        channel, (begin, stop, pitch, velocity) = CHANNELS[voice % len(CHANNELS)], note
-        rows = tracks[voice // len(CHANNELS)]
+        begin, stop, pitch, velocity = note
+        channel, rows = CHANNELS[voice % len(CHANNELS)], tracks[voice // len(CHANNELS)]
         rows.append((off, False, stop, bytes((NOTE_OFF << 4 | channel, pitch, 0))))
         rows.append((on, True, begin, bytes((NOTE_ON << 4 | channel, pitch, velocity))))
-    head = [TEMPO_120, *(bytes((PROGRAM << 4 | channel, 0)) for channel in used)]
-    chunks = []
     for rows in tracks:
         rows.sort(key=lambda row: row[:3])
-        chunks.append(track_chunk([0] * len(head) + [row[0] for row in rows], head + [row[3] for row in rows]))
-        head = []
+    head = [TEMPO_120, NAME, *(bytes((PROGRAM << 4 | channel, 0)) for channel in channels)]
+    tracks[0] = [(0, False, 0.0, message) for message in head] + tracks[0]
+    chunks = [track_chunk([row[0] for row in rows], [row[3] for row in rows]) for rows in tracks]
     with whole(path) as part:
         part.write_bytes(midi_file(chunks, division=TICKS))
 
 
 def _ticks(seconds: np.ndarray) -> np.ndarray:
-    return np.round(seconds * (2 * TICKS)).astype("i8")
+    """Seconds as ticks of our files, none before the beginning."""
+    return np.maximum(np.round(seconds * (2 * TICKS)), 0).astype("i8")
 
 
 def _voices(pitch: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[int]:
-    """A voice for each note, in order of starts, such that its release is told from those of others.
+    """A voice for each note, such that its release is told from those of others; by their starts.
 
-    In a voice with a channel of its own no two notes overlap on one key; in those beyond, the one
-    struck first is released first.
+    In the voices that have a channel of their own no two notes overlap on one key. In those beyond,
+    what is struck first is released first.
     """
     voices: list[int] = []
     busy: list[dict[int, int]] = []  # for each voice, until when its keys are down

@@ -22,7 +22,7 @@ import numpy as np
 
 from lib.errors import UserError, os_errors
 
-FORMAT = 2  # raise it when the files change their meaning: old caches are then rebuilt
+FORMAT = 3  # raise it when the files change their meaning: old caches are then rebuilt
 TOKENS, INDEX = "tokens.npy", "index.json"
 
 

@@ -16,7 +16,7 @@ LIB = Path(__file__).resolve().parents[1] / "lib"
 
 GROUPS = {  # group -> its modules
     "ground": "errors files download native timing env exercises",
-    "data": "sample data midi notes corpus",
+    "data": "sample data midi keyboard notes corpus",
     "tokens": "tokens streams grammar",
     "scan": "scan scan_cpu scan_parallel scan_triton conv_cpu ssm peers triton_aot triton_lab",
     "models": "mamba mamba_cpu mamba_peers language_model lstm transformer hybrid s4d_lm baselines selective_copying",
