@@ -19,7 +19,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.generate", description=main.__doc__)
     add = parser.add_argument
     add("--prompt", help="MIDI file to continue (default: start from nothing)")
-    add("--prompt-seconds", type=float, default=10, help="how much of it to read (%(default)s)")
+    add("--prompt-seconds", type=float, default=10,
+        help="how much of it to read, from its first note on (%(default)s); a shorter one is heard out, "
+             "and keys held at the end sound on")
     add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
     add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
     add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")

@@ -12,20 +12,11 @@ import numpy as np
 
 from lib.env.errors import UserError, os_errors
 from lib.generate.grammar import NoteReader
+from lib.music.midi import END_NOW, TEMPO_120, variable
 from lib.music.tokens import BAR
 
 TICKS = 960  # a second: 480 a quarter note at 120 BPM, as `lib.music.notes.write_midi`
-END = b"\x00\xff\x2f\x00"  # end of track, at once
-TEMPO = b"\x00\xff\x51\x03" + (500_000).to_bytes(3, "big")  # microseconds a quarter note
 FULL = 2**32 - 2**20  # bytes: a track's length has 32 bits (some years of music)
-
-
-def _variable(ticks: int) -> bytes:
-    """A delta time in MIDI's variable-length form, seven bits a byte, the highest first."""
-    out = [ticks & 0x7F]
-    while ticks := ticks >> 7:
-        out.append(0x80 | ticks & 0x7F)
-    return bytes(reversed(out))
 
 
 class GrowingMidi:
@@ -44,7 +35,7 @@ class GrowingMidi:
         self._now = 0  # ticks of the last event
         self._down: dict[int, int] = {}  # key: tick at which it comes up
         self._ups: list[tuple[int, int]] = []  # (tick, key), the earliest first; some are out of date
-        self._pending = bytearray(TEMPO)
+        self._pending = bytearray(b"\0" + TEMPO_120)
         self.notes = 0
 
     def add(self, start: float, end: float, pitch: int, velocity: int) -> None:
@@ -69,14 +60,14 @@ class GrowingMidi:
                 self._event(up, 0x80, pitch, 0)
 
     def _event(self, tick: int, status: int, pitch: int, velocity: int) -> None:
-        self._pending += _variable(tick - self._now) + bytes((status, pitch, velocity))
+        self._pending += variable(tick - self._now) + bytes((status, pitch, velocity))
         self._now = tick
 
     def flush(self, last: bool = False) -> None:
         """Write what has come; the keys still down come up in the file at once, and on a later flush in time."""
         if last:
             self._release(max(self._down.values(), default=0))
-        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END
+        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END_NOW
         with os_errors(f"write {self.path}"):
             self._file.seek(self._end)
             self._file.write(self._pending + tail)

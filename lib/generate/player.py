@@ -20,8 +20,8 @@ from lib.generate.sampling import Sampling, draw
 from lib.mamba import model as mamba
 from lib.mamba import step_cpu as mamba_cpu
 from lib.music.maestro import DATA
-from lib.music.notes import Music, clip_repeats
-from lib.music.tokens import Tokenizer, first_seconds
+from lib.music.notes import Music, clip_repeats, sustain
+from lib.music.tokens import Tokenizer, first_seconds, prompt_music
 
 MODEL = DATA / "model"
 LONGEST = 3600  # seconds that one call may play; --stream knows no end
@@ -155,25 +155,31 @@ def check_seconds(value: float, name: str) -> None:
 
 
 def prompt_end(prompt: Music, prompt_seconds: float) -> float:
-    """The second at which the continuation begins: a short prompt ends with its last note's onset."""
-    last = float(prompt.notes["start"].max()) if len(prompt.notes) else 0.0
-    return min(prompt_seconds, last + 0.01)
+    """The second at which the continuation begins, counted from the prompt's first note.
+
+    A prompt that is shorter is heard out, its last chord and pedal too: a player waits for them.
+    """
+    if not len(prompt.notes):
+        return 0.0
+    sound = sustain(prompt).notes
+    first, last = sound["start"].min(), sound["start"].max()
+    return float(min(prompt_seconds, max(sound["end"].max(), last + 0.01) - first))
 
 
 def hear_prompt(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None,
                 prompt_seconds: float) -> tuple[Moment, np.ndarray, float]:
-    """The moment after a prompt's first seconds, the prompt's notes as the tokens keep them, and its end.
+    """The moment after a prompt's first seconds, the notes that begin in them, and where they end.
 
-    Raises `UserError` when there is no note in them.
+    Silence before the first note is left out. A note that is held beyond the end keeps its length.
+    Raises `UserError` when the prompt has no note.
     """
     if prompt is None:
         return hear(model, tokenizer, [tokenizer.bos]), NoteReader(tokenizer).notes([]), 0.0
+    if not len(prompt.notes):
+        raise UserError("the prompt has no note: give another one, or none")
     begin = prompt_end(prompt, prompt_seconds)
-    ids = first_seconds(tokenizer, prompt, begin)
-    if not tokenizer.notes_of[ids].any():
-        raise UserError(f"the prompt has no note in its first {prompt_seconds:g} seconds: ask for more "
-                        "with --prompt-seconds")
-    return hear(model, tokenizer, ids, begin=begin), NoteReader(tokenizer).notes(ids), begin
+    start = hear(model, tokenizer, first_seconds(tokenizer, prompt, begin), begin=begin)
+    return start, prompt_music(prompt, begin).notes, begin
 
 
 def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment], seeds: Sequence[int], *,
@@ -230,9 +236,12 @@ def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = 
              controls: Controls = Controls(), progress: Callable[[float], None] | None = None) -> Music:
     """`seconds` of new music, after the first `prompt_seconds` of `prompt` where one is given.
 
-    The music returned begins with that prompt as the tokens keep it. The same arguments give the
-    same notes. `progress` is called with the seconds played so far. Raises `UserError` when the
-    prompt has no note in its first `prompt_seconds` or an argument is out of range.
+    The seconds are counted from the prompt's first note, with which the music returned begins. A
+    shorter prompt is heard out: the new music enters when its last chord and the pedal have ended.
+    A key that is held when `prompt_seconds` are over is not cut, it sounds on as long as it was
+    played, or until the new music strikes it. The same arguments give the same notes. `progress`
+    is called with the seconds played so far. Raises `UserError` when the prompt has no note or an
+    argument is out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition)
     return variations(model, tokenizer, prompt, seeds=[seed], seconds=seconds, prompt_seconds=prompt_seconds,

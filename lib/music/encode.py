@@ -22,7 +22,7 @@ import numpy as np
 from lib.env.errors import UserError, os_errors
 from lib.music.streams import INDEX, TOKENS, Piece, Streams
 
-FORMAT = 2  # raise it when the files change their meaning: old caches are then rebuilt
+FORMAT = 3  # raise it when the files change their meaning: old caches are then rebuilt
 
 
 @dataclass(frozen=True)

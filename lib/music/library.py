@@ -10,7 +10,7 @@ from lib.env.files import whole
 from lib.music.maestro import DATA, Performance
 from lib.music.notes import NOTE, read_midi, sustain
 
-FORMAT = 1  # raise it when the arrays change their meaning
+FORMAT = 2  # raise it when the arrays change their meaning
 
 
 def note_arrays(performances: list[Performance], *, folder: Path | None = None,

@@ -10,21 +10,35 @@ import numpy as np
 
 from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
-from lib.music.midi import parse
+from lib.music.keyboard import DRUMS, INSTANT, played
+from lib.music.midi import (
+    CONTROL,
+    NOTE_OFF,
+    NOTE_ON,
+    PROGRAM,
+    SUSTAIN,
+    TEMPO_120,
+    midi_file,
+    read_events,
+    track_chunk,
+)
 
 NOTE = np.dtype([("start", "f8"), ("end", "f8"), ("pitch", "u1"), ("velocity", "u1")])
 LOWEST, HIGHEST = 21, 108  # the piano's keys, A0 to C8
-SUSTAIN = 64  # MIDI controller number of the sustain pedal
 MAX_MIDI_BYTES = 10_000_000  # far above any piano piece (the longest of MAESTRO has 0.4 MB)
-MAX_SECONDS = 24 * 3600  # a file that claims to last longer is damaged
+MAX_SECONDS = 24 * 3600  # what comes later in a file is left out
+LAST = MAX_SECONDS - 1.0  # and what still sounds then stops
+TICKS = 480  # a quarter note, in the files that we write: 960 a second at 120 BPM
+NAME = b"\xff\x03\x05Piano"  # of the track in them
+CHANNELS = [channel for channel in range(16) if channel != DRUMS]
 
 
 @dataclass(frozen=True)
 class Music:
     """A piece: notes (structured array of `NOTE`, sorted by start, then pitch) and pedal.
 
-    `pedal` is float64 of shape (P, 2): each row the seconds when the sustain pedal goes
-    down and comes up.
+    `end` is when the key is released. `pedal` is float64 of shape (P, 2): each row the seconds
+    when the sustain pedal goes down and comes up, in order, none overlapping.
     """
 
     notes: np.ndarray
@@ -41,17 +55,43 @@ def make_notes(start, end, pitch, velocity) -> np.ndarray:
     """Four arrays of equal length (seconds, seconds, MIDI pitch, MIDI velocity) as sorted notes."""
     notes = np.empty(len(start), NOTE)
     notes["start"], notes["end"], notes["pitch"], notes["velocity"] = start, end, pitch, velocity
-    return notes[np.lexsort((notes["pitch"], notes["start"]))]
+    return notes[np.lexsort((notes["velocity"], notes["end"], notes["pitch"], notes["start"]))]
 
 
 def read_midi(path: str | Path) -> Music:
-    """Read every piano note and the sustain pedal of a MIDI file, in seconds.
+    """Read every note of a MIDI file as a piano plays it, and the sustain pedal, in seconds.
 
-    Tracks are merged, drums left out, tempo changes honoured, pitches outside the piano
-    (21 to 108) dropped. Raises `UserError`, one sentence each: no such file, not a MIDI
-    file, no notes, drums only.
+    All tracks and instruments are merged, drums left out, pitches outside the piano (21 to 108)
+    dropped; `lib.keyboard` says what ends a note. Where one pedal does not tell all, because
+    instruments have their own or a channel is silenced, the notes come back as long as they sound
+    and the pedal empty: `sustain(read_midi(path))` is always what is heard. Raises `UserError`, one
+    sentence each: no such file, not a MIDI file, damaged, no notes, drums only.
     """
     path = Path(path)
+    events = _events(path)
+    keys = played(events)
+    if not len(keys.start):
+        if (events["status"] == (NOTE_ON << 4 | DRUMS)).any():
+            raise UserError(f"{path} has drums only: give a file with piano notes")
+        raise UserError(f"{path} has no notes: give a MIDI file with notes")
+    good = keys.start < LAST
+    if not good.any():
+        hours = MAX_SECONDS // 3600
+        raise UserError(f"{path} has no notes in its first {hours} hours: give another file")
+    good &= (keys.pitch >= LOWEST) & (keys.pitch <= HIGHEST)
+    if not good.any():
+        raise UserError(
+            f"{path} has no notes that a piano can play (pitch 21 to 108): give another file")
+    start, end, damped, pitch, velocity = (column[good] for column in keys[:5])
+    end, damped = np.minimum(end, LAST), np.minimum(damped, LAST)
+    pedal = np.minimum(keys.pedal[keys.pedal[:, 0] < LAST], LAST)
+    if np.abs(_ring(end, pedal) - damped).max() <= 2 * INSTANT:
+        return Music(make_notes(start, end, pitch, velocity), pedal)
+    return Music(clip_repeats(make_notes(start, damped, pitch, velocity)))
+
+
+def _events(path: Path) -> np.ndarray:
+    """The events of a MIDI file; `UserError` where there is none or it is damaged."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: check the name")
     with os_errors(f"read {path}"):
@@ -60,98 +100,106 @@ def read_midi(path: str | Path) -> Music:
         data = path.read_bytes()
     if not data:
         raise UserError(f"{path} is empty: give a MIDI file with notes")
+    if data[:4] == b"RIFF" and data[8:12] == b"RMID":  # a MIDI file in an envelope
+        data = data[max(0, data.find(b"MThd")) :]
     if data[:4] != b"MThd":
         raise UserError(f"{path} is not a MIDI file: it does not begin with 'MThd'")
     try:
-        tracks = list(parse(data))
-    except Exception as error:  # ValueError from the check, MemoryError and others from symusic
-        raise UserError(f"{path} is a damaged MIDI file and cannot be read: export it again") from error
-    arrays = [notes for drums, notes, _ in tracks if not drums]
-    if not any(len(a["time"]) for a in arrays):
-        if any(len(notes["time"]) for _, notes, _ in tracks):
-            raise UserError(f"{path} has drums only: give a file with piano notes")
-        raise UserError(f"{path} has no notes: give a MIDI file with notes")
-    column = {k: np.concatenate([a[k] for a in arrays]) for k in arrays[0]}
-    start = column["time"].astype("f8")
-    end = start + column["duration"].astype("f8")
-    pitch, velocity = column["pitch"].astype("i8"), column["velocity"].astype("i8")
-    good = (pitch >= LOWEST) & (pitch <= HIGHEST) & (velocity > 0) & (velocity < 128)
-    good &= np.isfinite(start) & np.isfinite(end) & (start >= 0) & (end >= start) & (end < MAX_SECONDS)
-    if not good.any():
-        raise UserError(f"{path} has no notes that a piano can play (pitch 21 to 108): give another file")
-    notes = make_notes(start[good], end[good], pitch[good], velocity[good])
-    spans = [_pedal_spans(c, notes["end"].max()) for drums, _, c in tracks if not drums]
-    return Music(notes, _merge_spans(np.concatenate(spans)))
-
-
-def _merge_spans(spans: np.ndarray) -> np.ndarray:
-    """Rows of (down, up) of several tracks as rows that do not overlap, in order."""
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    if not len(spans):
-        return spans
-    up = np.maximum.accumulate(spans[:, 1])
-    first = np.concatenate(([True], spans[1:, 0] > up[:-1]))
-    last = np.concatenate((first[1:], [True]))
-    return np.stack([spans[first, 0], up[last]], 1)
-
-
-def _pedal_spans(controls: dict[str, np.ndarray], last: float) -> np.ndarray:
-    """Rows of (down, up) in seconds from one track's controller events."""
-    mine = (controls["number"] == SUSTAIN) & (controls["time"] < MAX_SECONDS)
-    time, down = controls["time"][mine].astype("f8"), controls["value"][mine] >= 64
-    order = np.argsort(time, kind="stable")
-    time, down = time[order], down[order]
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], down))))
-    times = time[edges]
-    if len(times) % 2:
-        times = np.append(times, max(last, times[-1]))
-    return times.reshape(-1, 2)
+        return read_events(data)
+    except ValueError as error:
+        raise UserError(f"{path} is a damaged MIDI file, {error}: export it again") from error
 
 
 def write_midi(music: Music, path: str | Path) -> None:
-    """Write a piano MIDI file at 120 BPM, 480 ticks a quarter, whole or not at all."""
-    import symusic
+    """Write a piano MIDI file at 120 BPM, 480 ticks a quarter, whole or not at all.
 
-    ticks = lambda seconds: np.round(np.asarray(seconds) * 960).astype("i4")
-    score = symusic.Score(480)
-    score.tempos.append(symusic.Tempo(0, 120))
-    track = symusic.Track("Piano", 0, False)
-    notes = music.notes
-    start = ticks(notes["start"])
-    track.notes = symusic.Note.from_numpy(
-        start, np.maximum(ticks(notes["end"]) - start, 1),
-        notes["pitch"].astype("i1"), notes["velocity"].astype("i1"))
-    for down, up in music.pedal:
-        track.controls.append(symusic.ControlChange(int(ticks(down)), SUSTAIN, 127))
-        track.controls.append(symusic.ControlChange(int(ticks(up)), SUSTAIN, 0))
-    score.tracks.append(track)
+    `read_midi` gives the same notes and pedal back, to half a tick (0.5 ms), a note lasting at
+    least one; written again, they do not change at all. Notes that overlap on one key get channels
+    of their own, each with the pedal, as no reader could tell their releases apart.
+    """
+    start = _ticks(music.notes["start"])
+    end = np.maximum(_ticks(music.notes["end"]), start + 1)
+    voices = _voices(music.notes["pitch"], start, end)
+    channels = CHANNELS[: max(voices, default=0) + 1]
+    # A row a message: its tick, whether it begins a note, its second, its bytes. At one tick what
+    # ends something goes first, the pedal before keys that come up at the same second.
+    tracks: list[list[tuple]] = [[] for _ in range(1 + max(voices, default=0) // len(CHANNELS))]
+    edges = music.pedal.ravel()
+    for i, (tick, second) in enumerate(zip(_ticks(edges).tolist(), edges.tolist())):
+        for channel in channels:
+            message = bytes((CONTROL << 4 | channel, SUSTAIN, 0 if i % 2 else 127))
+            tracks[0].append((tick, False, second, message))
+    for voice, on, off, note in zip(voices, start.tolist(), end.tolist(), music.notes.tolist()):
+        begin, stop, pitch, velocity = note
+        channel, rows = CHANNELS[voice % len(CHANNELS)], tracks[voice // len(CHANNELS)]
+        rows.append((off, False, stop, bytes((NOTE_OFF << 4 | channel, pitch, 0))))
+        rows.append((on, True, begin, bytes((NOTE_ON << 4 | channel, pitch, velocity))))
+    for rows in tracks:
+        rows.sort(key=lambda row: row[:3])
+    head = [TEMPO_120, NAME, *(bytes((PROGRAM << 4 | channel, 0)) for channel in channels)]
+    tracks[0] = [(0, False, 0.0, message) for message in head] + tracks[0]
+    chunks = [track_chunk([row[0] for row in rows], [row[3] for row in rows]) for rows in tracks]
     with whole(path) as part:
-        part.write_bytes(score.dumps_midi())
+        part.write_bytes(midi_file(chunks, division=TICKS))
+
+
+def _ticks(seconds: np.ndarray) -> np.ndarray:
+    """Seconds as ticks of our files, none before the beginning."""
+    return np.maximum(np.round(seconds * (2 * TICKS)), 0).astype("i8")
+
+
+def _voices(pitch: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[int]:
+    """A voice for each note, such that its release is told from those of others; by their starts.
+
+    In the voices that have a channel of their own no two notes overlap on one key. In those beyond,
+    what is struck first is released first.
+    """
+    voices: list[int] = []
+    busy: list[dict[int, int]] = []  # for each voice, until when its keys are down
+    for key, on, off in zip(pitch.tolist(), start.tolist(), end.tolist()):
+        for voice, until in enumerate(busy):
+            if until.get(key, 0) <= (on if voice < len(CHANNELS) else off):
+                break
+        else:
+            voice = len(busy)
+            busy.append({})
+        busy[voice][key] = off
+        voices.append(voice)
+    return voices
 
 
 def sustain(music: Music) -> Music:
     """Lengthen each note to what the sustain pedal makes ring, and empty the pedal.
 
-    A note that ends while the pedal is down rings until the pedal comes up, or until the
-    same key is struck again, whichever is first.
+    A note that ends while the pedal is down rings until the pedal comes up, or until the same key
+    is struck again, whichever is first. A pedal pressed at the very end of a note still holds it,
+    and one lifted then does not.
     """
-    notes, pedal = music.notes.copy(), music.pedal
-    if len(pedal):
-        row = np.searchsorted(pedal[:, 0], notes["end"], side="right") - 1
-        held = (row >= 0) & (notes["end"] < pedal[row, 1])
-        notes["end"] = np.where(held, pedal[row, 1], notes["end"])
+    notes = music.notes.copy()
+    notes["end"] = _ring(notes["end"], music.pedal)
     return Music(clip_repeats(notes))
+
+
+def _ring(end: np.ndarray, pedal: np.ndarray) -> np.ndarray:
+    """When strings fall silent whose keys come up at `end`."""
+    if not len(pedal):
+        return end
+    row = np.searchsorted(pedal[:, 0], end, side="right") - 1
+    held = (row >= 0) & (end < pedal[row, 1])
+    return np.where(held, pedal[row, 1], end)
 
 
 def clip_repeats(notes: np.ndarray) -> np.ndarray:
     """End each note at the latest when its own key is struck again."""
     notes = notes.copy()
     order = np.lexsort((notes["start"], notes["pitch"]))
-    this, following = order[:-1], order[1:]
-    same = notes["pitch"][this] == notes["pitch"][following]
-    later = notes["start"][following] > notes["start"][this]
-    clip = same & later
-    notes["end"][this[clip]] = np.minimum(notes["end"][this[clip]], notes["start"][following[clip]])
+    pitch, start = notes["pitch"][order], notes["start"][order]
+    fresh = np.append(True, (np.diff(pitch) != 0) | (np.diff(start) != 0))[: len(notes)]
+    strokes = np.flatnonzero(fresh)  # the first note of each instant at which a key is struck
+    following = np.append(strokes, -1)[np.cumsum(fresh)]
+    struck_again = (pitch[following] == pitch) & (start[following] > start)
+    clipped, again = order[struck_again], start[following[struck_again]]
+    notes["end"][clipped] = np.minimum(notes["end"][clipped], again)
     return notes
 
 

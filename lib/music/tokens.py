@@ -267,7 +267,15 @@ def round_trip(tokenizer: Tokenizer, music: Music) -> dict[str, np.ndarray | flo
             "tokens_per_note": len(ids) / len(heard)}
 
 
+def prompt_music(music: Music, seconds: float, pedal: str = "extend") -> Music:
+    """What begins in the first `seconds` from the first note on; that note comes at second 0.
+
+    Keys that are held when these seconds are over are not cut: with the pedal, they sound on.
+    """
+    first = float(music.notes["start"].min(initial=np.inf))
+    return crop(sustain(music) if pedal == "extend" else music, first, first + seconds)
+
+
 def first_seconds(tokenizer: Tokenizer, music: Music, seconds: float) -> np.ndarray:
-    """Tokens of the notes that begin in the first `seconds`, BOS included, for use as a prompt."""
-    opening = crop(sustain(music) if tokenizer.config.pedal == "extend" else music, 0, seconds)
-    return tokenizer.encode(opening)
+    """Tokens of a prompt, BOS included: see `prompt_music`."""
+    return tokenizer.encode(prompt_music(music, seconds, tokenizer.config.pedal))

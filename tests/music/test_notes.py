@@ -116,8 +116,8 @@ def test_same_key_struck_again_while_down_ends_first_in_first_out(tmp_path):
     assert one.notes["end"].tolist() == [1.0, 1.5]
 
 
-def test_notes_off_the_piano_and_without_end_are_dropped(tmp_path):
-    body = b"\0\x90\x3c\x40\0\x90\x05\x40\0\x90\x40\x40\x60\x80\x3c\0\0\x80\x05\0"
+def test_notes_off_the_piano_are_dropped(tmp_path):
+    body = b"\0\x90\x3c\x40\0\x90\x05\x40\0\x90\x6d\x40\x60\x80\x3c\0\0\x80\x05\0"
     assert read(tmp_path, smf(body)).notes["pitch"].tolist() == [60]
 
 
@@ -144,7 +144,7 @@ ERRORS = {
     "cut": (smf(b"\0\x90\x3c\x40\x60\x80\x3c\0")[:-6], "damaged MIDI file"),
     "no notes": (smf(b""), "has no notes"),
     "no tracks": (smf(), "has no notes"),
-    "note without end": (smf(b"\0\x90\x3c\x40"), "has no notes"),
+    "release without stroke": (smf(b"\0\x80\x3c\x40"), "has no notes"),
     "drums only": (smf(b"\0\x99\x3c\x40\x60\x89\x3c\0"), "drums only"),
     "too low": (smf(b"\0\x90\x05\x40\x60\x80\x05\0"), "no notes that a piano can play"),
     "years long": (smf(b"\xff\xff\xff\x7f\x90\x3c\x40\x60\x80\x3c\0", division=1), "no notes"),
