@@ -170,7 +170,7 @@ def learned_kernels(before, after, reach: Mapping[str, np.ndarray], peak: int):
 def sequences(panels: Sequence[tuple], notes: int, length: int):
     """Sequences as small piano rolls: (tokens (L,), answers (keep,), title) each, `length` positions before the cues."""
     fig, axes = plots.figure(len(panels), 1, height=2.25 * len(panels) + 0.3, sharex=True)
-    for ax, (tokens, answers, title) in zip(np.atleast_1d(axes), panels):
+    for ax, (tokens, answers, title) in zip(axes, panels):
         heard = [(t, token) for t, token in enumerate(tokens[:length]) if token < notes]
         due = [(length + k, pitch) for k, pitch in enumerate(answers)]
         for places, colour, word in ((heard, plots.INPUT, "heard"), (due, plots.OUTPUT, "to be answered")):
@@ -183,38 +183,39 @@ def sequences(panels: Sequence[tuple], notes: int, length: int):
         ax.set_yticks(range(notes), KEYS[:notes], fontsize=11)
         ax.grid(axis="y", visible=True)
         ax.tick_params(axis="y", length=0)
-    np.atleast_1d(axes)[0].legend(ncols=3, fontsize=10, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
-    np.atleast_1d(axes)[-1].set_xlabel("position")
+    axes[0].legend(ncols=3, fontsize=10, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    axes[-1].set_xlabel("position")
     return fig
 
 
-def places(strengths: Mapping[str, np.ndarray], notes, length: int):
-    """How strongly each place (places, L) of a memory is filled at each position, for several memories."""
-    fig, axes = plots.figure(len(strengths), 1, height=2.3 * len(strengths) + 0.3, sharex=True)
-    for ax, (title, strength) in zip(np.atleast_1d(axes), strengths.items()):
-        shown = ax.imshow(strength, aspect="auto", cmap="YlOrBr", vmin=0, vmax=max(1, float(strength.max())))
-        for t in notes:
-            ax.axvline(t, color=plots.INPUT, linewidth=1.2, linestyle=":")
-        ax.axvspan(length - 0.5, strength.shape[1] - 0.5, color=plots.OUTPUT, alpha=0.2, linewidth=0)
-        ax.set(ylabel="place", yticks=range(len(strength)), yticklabels=range(1, len(strength) + 1), title=title)
-        ax.figure.colorbar(shown, ax=ax, pad=0.01, aspect=12, label="strength")
-    np.atleast_1d(axes)[-1].set_xlabel("position")
+def places(filled, notes, length: int, *, title: str, label: str, ticks: Sequence[float]):
+    """What is in each place of a memory (places, L) at each position; notes are dotted, the cues begin at the green line."""
+    fig, ax = plots.figure(height=2.9)
+    shown = ax.imshow(filled, aspect="auto", cmap="YlOrBr", vmin=ticks[0], vmax=ticks[-1])
+    for t in notes:
+        ax.axvline(t, color=plots.INPUT, linewidth=1.2, linestyle=":")
+    ax.axvline(length - 0.5, color=plots.OUTPUT, linewidth=2.5)
+    ax.text(length - 0.2, -0.62, "cues", color=plots.OUTPUT, fontsize=10, va="bottom")
+    ax.set(xlabel="position", ylabel="place", yticks=range(len(filled)), yticklabels=range(1, len(filled) + 1),
+           title=title)
+    fig.colorbar(shown, ax=ax, pad=0.01, aspect=14, label=label, ticks=ticks)
     return fig
 
 
-def learning(panels: Mapping[str, Mapping[str, Sequence]], guess: float, *, column: int = 1):
+def learning(panels: Mapping[str, Mapping[str, Sequence]], guess: float):
     """Notes right against the step, a panel each: model: curves of (step, notes, answers), one a seed."""
-    fig, axes = plots.figure(1, len(panels), width=12 if len(panels) > 1 else 9, height=3.5, sharey=True)
-    for ax, (title, models) in zip(np.atleast_1d(axes), panels.items()):
+    fig, axes = plots.figure(1, len(panels), width=12, height=3.5, sharey=True)
+    for ax, (title, models) in zip(axes, panels.items()):
         for model, curves in models.items():
             for number, curve in enumerate(curves):
                 curve = np.array(curve)
-                ax.plot(curve[:, 0], 100 * curve[:, column], color=MODEL[model], linewidth=1.4,
+                ax.plot(curve[:, 0], 100 * curve[:, 1], color=MODEL[model], linewidth=1.4,
                         label=None if number else model)
         ax.axhline(100 * guess, color=plots.INK, linestyle=":", linewidth=1)
         ax.set(xlabel="training step", ylim=(0, 103), title=title)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.legend(loc="lower right", fontsize=10)
-    np.atleast_1d(axes)[0].set_ylabel("% of notes right")
+    axes[0].set_ylabel("% of notes right")
     return fig
 
 
@@ -260,7 +261,7 @@ def read_and_written(matrices: Mapping[str, np.ndarray], notes, length: int):
         for t in notes:
             ax.plot(t, -2.4, "v", color=plots.INPUT, markersize=7, clip_on=False)
         ax.axhline(length - 0.5, color=plots.OUTPUT, linewidth=1)
-        ax.text(len(m) - 1, length - 1.5, "cues below", color=plots.OUTPUT, ha="right", fontsize=10)
+        ax.text(len(m) + 0.5, length - 0.5, "cues", color=plots.OUTPUT, va="top", fontsize=10)
         ax.set(xlabel="written at position s", ylabel="read at position t", xticks=range(0, len(m), 10),
                yticks=range(0, len(m), 10))
         ax.set_title(title, pad=18)

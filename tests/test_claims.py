@@ -168,8 +168,9 @@ BUILT = {
     "02_remi_bpe": {"remi": "lib.tokens.Tokenizer.encode_base"},
     "03_state_spaces": {
         "zoh": "lib.ssm.discretize", "bilinear": "lib.ssm.discretize", "euler": "lib.ssm.discretize",
-        "loop": "lib.ssm.recurrence", "fft_convolution": "lib.ssm.convolve", "hippo": "lib.ssm.hippo_legs",
-        "OurS4D": "lib.ssm.S4D"},
+        "loop": "lib.ssm.recurrence", "vandermonde_kernel": "lib.ssm.kernel", "fft_convolution": "lib.ssm.convolve",
+        "hippo": "lib.ssm.hippo_legs", "OurS4D": "lib.ssm.S4D", "canon": "lib.experiment_canon.canon",
+        "marked": "lib.experiment_canon.marked"},
     "04_selection": {"sequences": "lib.selective_copying.Task.batch",
                      "Selective": "lib.selective_copying.SelectiveSystem"},
     "05_parallel_scan": {

@@ -23,7 +23,7 @@ GROUPS = {  # group -> its modules
     "judging": "evaluate windows memorisation music_metrics anchors",
     "training": "train recipe crops checkpoints distributed rehearsal rungs",
     "playing": "sampling control moment generate endless",
-    "showing": "plots listen cells live listening_page",
+    "showing": "plots listen cells live listening_page figures_memory",
     "measuring": "bench token_survey scan_rivals scan_bench scan_figures generate_rivals generate_bench "
                  "generation_report train_bench overfit_bench interruptions release experiments experiment_* "
                  "results_table",
