@@ -62,7 +62,7 @@ def read_midi(path: str | Path) -> Music:
     """Read every note of a MIDI file as a piano plays it, and the sustain pedal, in seconds.
 
     All tracks and instruments are merged, drums left out, pitches outside the piano (21 to 108)
-    dropped; `lib.keyboard` says what ends a note. Where one pedal does not tell all, because
+    dropped; `lib.music.keyboard` says what ends a note. Where one pedal does not tell all, because
     instruments have their own or a channel is silenced, the notes come back as long as they sound
     and the pedal empty: `sustain(read_midi(path))` is always what is heard. Raises `UserError`, one
     sentence each: no such file, not a MIDI file, damaged, no notes, drums only.

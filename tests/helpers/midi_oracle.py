@@ -1,7 +1,7 @@
 """MIDI files made byte by byte, and an oracle of another make: what they should sound like.
 
 mido reads the events, and plain loops join them, one note after another, by the rules of
-`lib.keyboard`. By hand, at a larger scale than the tests:
+`lib.music.keyboard`. By hand, at a larger scale than the tests:
 
     python tests/midi_oracle.py 1000 [SEED]    random files
     python tests/midi_oracle.py FOLDER [EVERY [FIRST]]    the files in a folder, or every so many

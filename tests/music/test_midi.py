@@ -1,4 +1,4 @@
-"""lib.music.midi and lib.keyboard: a file sounds as its bytes say, whoever wrote it.
+"""lib.music.midi and lib.music.keyboard: a file sounds as its bytes say, whoever wrote it.
 
 Each claim stands on a file that is made here, byte by byte; beside them stands an oracle of another
 make, `midi_oracle`.
