@@ -27,7 +27,8 @@ def spring(t, x, states, y):
                               width_ratios=[0.7, 2, 1.2])
     _sketch(axes["sketch"])
     rows = (("x", [(x, "-", "force")], plots.INPUT, "goes in"),
-            ("h", [(states[:, 0], "-", "position"), (states[:, 1] / 6, ":", "velocity / 6")], plots.STATE, "is remembered"),
+            ("h", [(states[:, 0], "-", "position"), (states[:, 1] / 6, ":", "velocity / 6")], plots.STATE,
+             "is remembered"),
             ("y", [(y, "-", "position")], plots.OUTPUT, "comes out"))
     for name, lines, colour, words in rows:
         for values, style, label in lines:
@@ -168,7 +169,7 @@ def learned_kernels(before, after, reach: Mapping[str, np.ndarray], peak: int):
 
 
 def sequences(panels: Sequence[tuple], notes: int, length: int):
-    """Sequences as small piano rolls: (tokens (L,), answers (keep,), title) each, `length` positions before the cues."""
+    """Sequences as small piano rolls: (tokens (L,), answers (keep,), title) each, `length` steps before the cues."""
     fig, axes = plots.figure(len(panels), 1, height=2.25 * len(panels) + 0.3, sharex=True)
     for ax, (tokens, answers, title) in zip(axes, panels):
         heard = [(t, token) for t, token in enumerate(tokens[:length]) if token < notes]
@@ -189,7 +190,7 @@ def sequences(panels: Sequence[tuple], notes: int, length: int):
 
 
 def places(filled, notes, length: int, *, title: str, label: str, ticks: Sequence[float]):
-    """What is in each place of a memory (places, L) at each position; notes are dotted, the cues begin at the green line."""
+    """What is in each place of a memory (places, L) at each position; notes are dotted, green: the cues begin."""
     fig, ax = plots.figure(height=2.9)
     shown = ax.imshow(filled, aspect="auto", cmap="YlOrBr", vmin=ticks[0], vmax=ticks[-1])
     for t in notes:

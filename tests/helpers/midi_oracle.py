@@ -3,8 +3,8 @@
 mido reads the events, and plain loops join them, one note after another, by the rules of
 `lib.music.keyboard`. By hand, at a larger scale than the tests:
 
-    python tests/midi_oracle.py 1000 [SEED]    random files
-    python tests/midi_oracle.py FOLDER [EVERY [FIRST]]    the files in a folder, or every so many
+    python tests/helpers/midi_oracle.py 1000 [SEED]    random files
+    python tests/helpers/midi_oracle.py FOLDER [EVERY [FIRST]]    the files in a folder, or every so many
 """
 
 import io
