@@ -18,6 +18,7 @@ from lib.mamba import MambaLM, State
 from lib.native import Kernel, address
 
 LANES = 16  # floats a vector: W in simd.h
+PAIR = 2 * LANES  # outputs of a tile
 SLABS = 8  # the channels are cut into so many parts, which the threads share out: also the most threads of use
 HALF_SCALE = 2**10  # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
@@ -26,23 +27,22 @@ ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second 
 KERNEL = Kernel("mamba_cpu.cpp", "the whole-model step", "generation runs in plain PyTorch, several times slower")
 
 
-def _tiles(matrix: Tensor, inputs: int = 0) -> Tensor:
-    """(outputs, inputs) to (tiles of 16 outputs, inputs, 16), with zeros for what is missing."""
-    outputs, width = matrix.shape
-    matrix = F.pad(matrix, (0, max(0, inputs - width), 0, -outputs % LANES))
-    return matrix.unflatten(0, (-1, LANES)).transpose(1, 2)
+def _tiles(matrix: Tensor, outputs: int = LANES) -> Tensor:
+    """(outputs, inputs) to (tiles of 16 or 32 outputs, inputs, 16 or 32), with zeros for what is missing."""
+    matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % outputs))
+    return matrix.unflatten(0, (-1, outputs)).transpose(1, 2)
 
 
 def _halves(tiles: Tensor) -> Tensor:
-    """(tiles, inputs, 16) to (tiles, inputs / 2, 16): two float16 in the place of a float32."""
-    pairs = (tiles * HALF_SCALE).half().unflatten(1, (-1, 2)).transpose(2, 3)
-    return pairs.contiguous().view(torch.float32).squeeze(3)
+    """(tiles, inputs, 32) to (tiles, inputs, 16): in the place of a float32 two float16, the second 16 outputs above."""
+    halves = (tiles * HALF_SCALE).half().unflatten(2, (2, LANES)).transpose(2, 3)
+    return halves.contiguous().view(torch.float32).squeeze(3)
 
 
 def _matrices(model: MambaLM) -> list[Tensor]:
     """The weights that `weights="float16"` is about."""
     mixers = [layer.mixer for layer in model.backbone.layers]
-    linear = [linear for m in mixers for linear in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj)]
+    linear = [linear for m in mixers for linear in (m.in_proj, m.x_proj, m.out_proj)]
     return [linear.weight for linear in linear] + [_head(model)]
 
 
@@ -60,20 +60,19 @@ def pack(model: MambaLM, halves: bool) -> Tensor:
 
     With `halves` the weights of matrices are float16, two in the place of a float32.
     """
-    D, pieces = model.config.d_inner, []
+    c, pieces = model.config, []
+    D, M = c.d_inner, c.d_model
     groups = math.ceil(D / LANES)
-    cuts = [slab * groups // SLABS * LANES // (2 if halves else 1) for slab in range(SLABS + 1)]
+    cuts = [slab * groups // SLABS * LANES for slab in range(SLABS + 1)]
 
-    def vector(v: Tensor | None, size: int) -> Tensor:  # (size,) to (tiles, 1, 16); a missing bias is zero
-        return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None])
+    def vector(v: Tensor | None, size: int, outputs: int = LANES) -> Tensor:  # a missing bias is zero
+        return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None], outputs)
 
-    def matrix(m: Tensor, inputs: int = 0) -> Tensor:
-        inputs = max(inputs, m.shape[1])
-        tiles = _tiles(m.detach().float(), inputs + inputs % 2)
+    def matrix(tiles: Tensor) -> Tensor:
         return _halves(tiles) if halves else tiles
 
     def by_slab(m: Tensor) -> Tensor:  # slab after slab, of each all tiles of outputs over its channels
-        tiles = matrix(m, groups * LANES)
+        tiles = matrix(_tiles(F.pad(m, (0, groups * LANES - D)), PAIR))
         return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
 
     for layer in model.backbone.layers:
@@ -81,17 +80,17 @@ def pack(model: MambaLM, halves: bool) -> Tensor:
         in_x, in_z = m["in_proj.weight"].chunk(2)
         bias_x, bias_z = (m["in_proj.bias"] if "in_proj.bias" in m else torch.zeros(2 * D)).chunk(2)
         pieces += [
-            vector(layer.norm.weight, model.config.d_model),
-            torch.stack([matrix(in_x), matrix(in_z)], 1),
-            torch.cat([vector(bias_x, D), vector(bias_z, D)], 1),
+            vector(layer.norm.weight, M, PAIR),
+            matrix(torch.cat([_tiles(in_x), _tiles(in_z)], 2)),
+            torch.cat([vector(bias_x, D), vector(bias_z, D)], 2),
             torch.cat([_tiles(m["conv1d.weight"][:, 0]), vector(m.get("conv1d.bias"), D)], 1),
             by_slab(m["x_proj.weight"]),
-            torch.cat([matrix(m["dt_proj.weight"]), vector(m["dt_proj.bias"], D)], 1),
+            torch.cat([_tiles(m["dt_proj.weight"]), vector(m["dt_proj.bias"], D)], 1),
             _tiles(-torch.exp(m["A_log"]) * math.log2(math.e)),
             vector(m["D"], D),
             by_slab(m["out_proj.weight"]),
-            vector(m.get("out_proj.bias"), model.config.d_model)]
-    pieces += [vector(model.backbone.norm_f.weight, model.config.d_model), matrix(_head(model))]
+            vector(m.get("out_proj.bias"), M, PAIR)]
+    pieces += [vector(model.backbone.norm_f.weight, M, PAIR), matrix(_tiles(_head(model).detach().float(), PAIR))]
     return torch.cat([piece.flatten() for piece in pieces])
 
 
