@@ -19,52 +19,80 @@ from lib.mamba.model import MambaLM, State
 from lib.scan.native import Kernel, address
 
 LANES = 16  # floats a vector: W in simd.h
+PAIR = 2 * LANES  # outputs of a tile
 SLABS = 8  # the channels are cut into so many parts, which the threads share out: also the most threads of use
+HALF_SCALE = 2**10  # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
+HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
 ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second thread wakes up
 
 SOURCE = Path(__file__).with_name("step_cpu.cpp")
 KERNEL = Kernel(SOURCE, "the whole-model step", "generation runs in plain PyTorch, several times slower")
 
 
-def _tiles(matrix: Tensor, inputs: int = 0) -> Tensor:
-    """(outputs, inputs) to (tiles of 16 outputs, inputs, 16), with zeros for what is missing."""
-    outputs, width = matrix.shape
-    matrix = F.pad(matrix, (0, max(0, inputs - width), 0, -outputs % LANES))
-    return matrix.unflatten(0, (-1, LANES)).transpose(1, 2)
+def _tiles(matrix: Tensor, outputs: int = LANES) -> Tensor:
+    """(outputs, inputs) to (tiles of 16 or 32 outputs, inputs, 16 or 32), with zeros for what is missing."""
+    matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % outputs))
+    return matrix.unflatten(0, (-1, outputs)).transpose(1, 2)
 
 
-def _by_slab(matrix: Tensor, channels: int) -> Tensor:
-    """(outputs, D) as the slabs read it: slab after slab, of each all tiles of outputs over its channels."""
-    tiles, groups = _tiles(matrix, channels * LANES), channels
-    cuts = [slab * groups // SLABS * LANES for slab in range(SLABS + 1)]
-    return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
+def _halves(tiles: Tensor) -> Tensor:
+    """(tiles, inputs, 32) to (tiles, inputs, 16): in the place of a float32 two float16, the second 16 outputs above."""
+    halves = (tiles * HALF_SCALE).half().unflatten(2, (2, LANES)).transpose(2, 3)
+    return halves.contiguous().view(torch.float32).squeeze(3)
 
 
-def pack(model: MambaLM) -> Tensor:
-    """All weights but the embedding's as one float32 vector, in the order of `Plan` in step_cpu.cpp."""
-    D, pieces = model.config.d_inner, []
+def _matrices(model: MambaLM) -> list[Tensor]:
+    """The weights that `weights="float16"` is about."""
+    mixers = [layer.mixer for layer in model.backbone.layers]
+    linear = [linear for m in mixers for linear in (m.in_proj, m.x_proj, m.out_proj)]
+    return [linear.weight for linear in linear] + [_head(model)]
+
+
+def _head(model: MambaLM) -> Tensor:
+    return (model.backbone.embeddings if model.config.tied else model.lm_head).weight
+
+
+def exact_in_float16(model: MambaLM) -> bool:
+    """Whether float16 holds every weight of the projections and of the output layer to the bit."""
+    return all(torch.equal(m.float(), m.half().float()) and m.abs().max() < HALF_LIMIT for m in _matrices(model))
+
+
+def pack(model: MambaLM, halves: bool) -> Tensor:
+    """All weights but the embedding's as one float32 vector, in the order of `Plan` in step_cpu.cpp.
+
+    With `halves` the weights of matrices are float16, two in the place of a float32.
+    """
+    c, pieces = model.config, []
+    D, M = c.d_inner, c.d_model
     groups = math.ceil(D / LANES)
+    cuts = [slab * groups // SLABS * LANES for slab in range(SLABS + 1)]
 
-    def vector(v: Tensor | None, size: int) -> Tensor:  # (size,) to (tiles, 1, 16); a missing bias is zero
-        return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None])
+    def vector(v: Tensor | None, size: int, outputs: int = LANES) -> Tensor:  # a missing bias is zero
+        return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None], outputs)
+
+    def matrix(tiles: Tensor) -> Tensor:
+        return _halves(tiles) if halves else tiles
+
+    def by_slab(m: Tensor) -> Tensor:  # slab after slab, of each all tiles of outputs over its channels
+        tiles = matrix(_tiles(F.pad(m, (0, groups * LANES - D)), PAIR))
+        return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
 
     for layer in model.backbone.layers:
         m = {name: p.detach().float() for name, p in layer.mixer.named_parameters()}
         in_x, in_z = m["in_proj.weight"].chunk(2)
         bias_x, bias_z = (m["in_proj.bias"] if "in_proj.bias" in m else torch.zeros(2 * D)).chunk(2)
         pieces += [
-            vector(layer.norm.weight, model.config.d_model),
-            torch.stack([_tiles(in_x), _tiles(in_z)], 1),
-            torch.cat([vector(bias_x, D), vector(bias_z, D)], 1),
+            vector(layer.norm.weight, M, PAIR),
+            matrix(torch.cat([_tiles(in_x), _tiles(in_z)], 2)),
+            torch.cat([vector(bias_x, D), vector(bias_z, D)], 2),
             torch.cat([_tiles(m["conv1d.weight"][:, 0]), vector(m.get("conv1d.bias"), D)], 1),
-            _by_slab(m["x_proj.weight"], groups),
+            by_slab(m["x_proj.weight"]),
             torch.cat([_tiles(m["dt_proj.weight"]), vector(m["dt_proj.bias"], D)], 1),
             _tiles(-torch.exp(m["A_log"]) * math.log2(math.e)),
             vector(m["D"], D),
-            _by_slab(m["out_proj.weight"], groups),
-            vector(m.get("out_proj.bias"), model.config.d_model)]
-    head = model.backbone.embeddings if model.config.tied else model.lm_head
-    pieces += [vector(model.backbone.norm_f.weight, model.config.d_model), _tiles(head.weight.detach().float())]
+            by_slab(m["out_proj.weight"]),
+            vector(m.get("out_proj.bias"), M, PAIR)]
+    pieces += [vector(model.backbone.norm_f.weight, M, PAIR), matrix(_tiles(_head(model).detach().float(), PAIR))]
     return torch.cat([piece.flatten() for piece in pieces])
 
 
@@ -75,7 +103,7 @@ class Stepper:
     compiler; `stepper` says what this machine can do.
     """
 
-    def __init__(self, model: MambaLM, batch: int = 1):
+    def __init__(self, model: MambaLM, batch: int = 1, weights: str = "auto"):
         if model.device.type != "cpu":
             raise UserError("the whole-model step takes a model on a CPU: move it there, or use its own `step`")
         if batch < 1:
@@ -85,12 +113,13 @@ class Stepper:
                             "model's own `step`")
         c = self.config = model.config
         self.batch = batch
-        self._sizes = (ctypes.c_long * 9)(batch, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv,
-                                          c.rank, SLABS)
+        halves = exact_in_float16(model) if weights == "auto" else weights == "float16"
+        self._sizes = (ctypes.c_long * 10)(batch, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv,
+                                          c.rank, SLABS, halves)
         counts = (ctypes.c_long * 4)()
         KERNEL.library.mamba_sizes(self._sizes, ctypes.c_long(SLABS), counts)
         with torch.inference_mode(False), torch.no_grad():
-            self._weights, self._embeddings = pack(model), model.backbone.embeddings.weight.detach().float().clone()
+            self._weights, self._embeddings = pack(model, halves), model.backbone.embeddings.weight.detach().float().clone()
             assert len(self._weights) == counts[0], "lib/mamba/step_cpu.py and step_cpu.cpp disagree on the layout"
             self._windows, self._states, self._scratch = (torch.zeros(n) for n in counts[1:])
         self._fixed = (self._sizes, ctypes.c_float(c.norm_eps), *map(address, (
@@ -113,10 +142,10 @@ class Stepper:
         return logits
 
     def _views(self) -> list[tuple[Tensor, Tensor]]:
-        """The buffers, a layer: window (B, G, K-1, 16) and h (B, G, N, 16), G tiles of channels."""
+        """The buffers, a layer: window (G, B, K-1, 16) and h (G, B, N, 16), G tiles of channels."""
         c, groups = self.config, math.ceil(self.config.d_inner / LANES)
-        windows = self._windows.view(c.n_layer, self.batch, groups, c.d_conv - 1, LANES)
-        states = self._states.view(c.n_layer, self.batch, groups, c.d_state, LANES)
+        windows = self._windows.view(c.n_layer, groups, self.batch, c.d_conv - 1, LANES)
+        states = self._states.view(c.n_layer, groups, self.batch, c.d_state, LANES)
         return list(zip(windows, states))
 
     def load(self, state: State | None = None) -> None:
@@ -133,14 +162,14 @@ class Stepper:
                             "make it by prefill or new_state")
         missing = -c.d_inner % LANES
         for (window, h), (own_window, own_h) in zip(state, self._views()):
-            own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, LANES)).transpose(1, 2))
-            own_h.copy_(F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, LANES)).transpose(1, 2))
+            own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, LANES)).permute(2, 0, 1, 3))
+            own_h.copy_(F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, LANES)).permute(2, 0, 1, 3))
 
     def state(self) -> State:
         """A copy of the state, as `MambaLM.step` and `forward` take it."""
         D = self.config.d_inner
-        return [(window.transpose(1, 2).flatten(2)[..., :D].clone(),
-                 h.transpose(1, 2).flatten(2)[..., :D].transpose(1, 2).contiguous())
+        return [(window.permute(1, 2, 0, 3).flatten(2)[..., :D].clone(),
+                 h.permute(1, 2, 0, 3).flatten(2)[..., :D].transpose(1, 2).contiguous())
                 for window, h in self._views()]
 
     def state_bytes(self) -> int:
