@@ -36,7 +36,7 @@ def _tiles(matrix: Tensor, outputs: int = LANES) -> Tensor:
 
 
 def _halves(tiles: Tensor) -> Tensor:
-    """(tiles, inputs, 32) to (tiles, inputs, 16): in the place of a float32 two float16, the second 16 outputs above."""
+    """(tiles, inputs, 32) to (tiles, inputs, 16): in place of a float32 two float16, the second 16 outputs above."""
     halves = (tiles * HALF_SCALE).half().unflatten(2, (2, LANES)).transpose(2, 3)
     return halves.contiguous().view(torch.float32).squeeze(3)
 
@@ -119,7 +119,8 @@ class Stepper:
         counts = (ctypes.c_long * 4)()
         KERNEL.library.mamba_sizes(self._sizes, ctypes.c_long(SLABS), counts)
         with torch.inference_mode(False), torch.no_grad():
-            self._weights, self._embeddings = pack(model, halves), model.backbone.embeddings.weight.detach().float().clone()
+            self._weights = pack(model, halves)
+            self._embeddings = model.backbone.embeddings.weight.detach().float().clone()
             assert len(self._weights) == counts[0], "lib/mamba/step_cpu.py and step_cpu.cpp disagree on the layout"
             self._windows, self._states, self._scratch = (torch.zeros(n) for n in counts[1:])
         self._fixed = (self._sizes, ctypes.c_float(c.norm_eps), *map(address, (
