@@ -111,6 +111,11 @@ class Stepper:
         if not KERNEL.available():
             raise UserError("the whole-model step needs a C++ compiler (g++ or clang++): install one, or use the "
                             "model's own `step`")
+        if weights not in ("auto", "float32", "float16"):
+            raise UserError(f"weights {weights!r} are unknown: choose auto, float32 or float16")
+        if weights == "float16" and max(m.abs().max() for m in _matrices(model)) >= HALF_LIMIT:
+            raise UserError(f"a weight of this model is {HALF_LIMIT:g} or more, too large to be kept in float16: "
+                            "choose auto or float32")
         c = self.config = model.config
         self.batch = batch
         halves = exact_in_float16(model) if weights == "auto" else weights == "float16"

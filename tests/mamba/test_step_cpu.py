@@ -11,7 +11,7 @@ from lib.generate import player as generate
 from lib.lab.bench import timing
 from lib.mamba import model as mamba
 from lib.mamba import step_cpu as mamba_cpu
-from lib.mamba.model import MambaConfig
+from lib.mamba.model import MambaConfig, MambaLM
 from lib.mamba.step_cpu import Stepper, stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -244,3 +244,43 @@ def test_playing_gives_the_same_notes_with_and_without_it(monkeypatch):
     count, without = len(made), generate.generate(*shipped, seconds=3, seed=1)
     assert len(made) == count
     assert len(with_it.notes) > 5 and (with_it.notes == without.notes).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 64, 65])
+@pytest.mark.parametrize("config", [MambaConfig(37, 40, 2, 16), MambaConfig(50, 21, 1, 5)], ids=str)
+def test_any_number_of_rows_is_the_model_s_own_step(config, rows):
+    """Few rows are shared by the threads, many are dealt out: the numbers are the same, to float32's rounding."""
+    torch.manual_seed(rows)
+    model = MambaLM(config).eval()
+    fast, state = Stepper(model, rows, "float32"), model.new_state(rows)
+    for _ in range(3):
+        tokens = torch.randint(config.vocab_size, (rows,))
+        wanted, state = model.step(tokens, state)
+        torch.testing.assert_close(fast.step(tokens), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_float16_lose_what_float16_loses_and_no_more():
+    """The default is exact: float16 where it holds every weight to the bit, else float32."""
+    torch.manual_seed(0)
+    model = MambaLM(MambaConfig(37, 40, 2, 16)).eval()
+    tokens = [torch.randint(37, (2,)) for _ in range(4)]
+    plain, halves, default = (Stepper(model, 2, kind) for kind in ("float32", "float16", "auto"))
+    for token in tokens:
+        right, short = plain.step(token), halves.step(token)
+        assert torch.equal(default.step(token), right)
+        assert 0 < (short - right).abs().max() < 2**-8 * right.abs().max()
+    for p in mamba_cpu._matrices(model):
+        p.data = p.half().float()
+    assert mamba_cpu.exact_in_float16(model)
+    plain, default = Stepper(model, 2, "float32"), Stepper(model, 2)
+    for token in tokens:  # the same products, in an order of their own
+        torch.testing.assert_close(default.step(token), plain.step(token), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_cannot_be_kept_so_are_refused_in_a_sentence():
+    model = MambaLM(MambaConfig(9, 8, 1, 4)).eval()
+    with pytest.raises(UserError, match="weights 'int3' are unknown"):
+        Stepper(model, 1, "int3")
+    model.backbone.embeddings.weight.data[0, 0] = 40
+    with pytest.raises(UserError, match="too large to be kept in float16"):
+        Stepper(model, 1, "float16")
