@@ -111,7 +111,7 @@ def oracle(data: bytes) -> list[tuple[float, float, int, int]]:
     ordered = {key: sorted(starts) for key, starts in strokes.items()}
     for sound in sounds:
         starts = ordered[sound[2]]
-        sound[1] = min(sound[1], *starts[bisect_right(starts, sound[0]) :][:1], sound[1])
+        sound[1] = min([sound[1], *starts[bisect_right(starts, sound[0]) :][:1]])
     return sorted(map(tuple, sounds))
 
 
@@ -251,7 +251,7 @@ def random_track(rng, channels, keys, programs, grid) -> bytes:
         if kind < 0.3:
             event = on(key, rng.choice((0, 1, 64, 127)), channel)
         elif kind < 0.6:
-            event = off(key, channel)
+            event = bytes((0x80 | channel, key, rng.choice((0, 64, 127))))  # how fast it comes up
         elif kind < 0.8:
             event = control(rng.choice((64, 64, 64, 66)), rng.choice((0, 0, 63, 64, 127)), channel)
         elif kind < 0.84:

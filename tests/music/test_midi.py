@@ -399,7 +399,7 @@ def test_mido_hears_what_we_write(tmp_path):
 
 
 def test_notes_that_overlap_on_one_key_have_channels_of_their_own(tmp_path):
-    notes = make_notes([0, 0.5, 1, 3], [2.5, 2, 1.5, 4], [60] * 4, [1, 2, 3, 4])
+    notes = make_notes([0, 0.5, 1, 3], [2, 2.5, 1.5, 4], [60] * 4, [1, 2, 3, 4])
     write_midi(Music(notes), tmp_path / "x.mid")
     events = read_events((tmp_path / "x.mid").read_bytes())
     strokes = events[events["status"] >> 4 == 9]
