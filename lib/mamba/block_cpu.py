@@ -143,8 +143,8 @@ class _Block(torch.autograd.Function):
         d_inner, d_state = A.shape
         rank, window = dt_w.shape[1], len(taps) - 1
         dresult = dresult.contiguous()
-        dout = (dresult if mask is None else dresult * mask).to(u.dtype)
-        dy = dout @ out_w
+        d_out = (dresult if mask is None else dresult * mask).to(u.dtype)
+        dy = d_out @ out_w
         x_in, z = xz.split(d_inner, -1)
         low, B, C = selected.split([rank, d_state, d_state], -1)
         dxz, dselected = torch.empty_like(xz), torch.empty_like(selected)
@@ -160,8 +160,8 @@ class _Block(torch.autograd.Function):
         dx, dnorm = rms_norm_backward(x, norm, ctx.eps, dxz @ in_w, dresult)
         return (dx, dbefore, scan.h0, None, None, None, dnorm, _outer(dxz, u), _sum(dxz) if ctx.biased[0] else None,
                 dtaps.t()[:, None], None if conv_b is None else dconv_b, _outer(dselected, x_conv),
-                _outer(scan.delta, low), scan.delta_bias, scan.A * A, scan.D, _outer(dout, y),
-                _sum(dout) if ctx.biased[1] else None)
+                _outer(scan.delta, low), scan.delta_bias, scan.A * A, scan.D, _outer(d_out, y),
+                _sum(d_out) if ctx.biased[1] else None)
 
 
 def _flat(t: Tensor) -> Tensor:
