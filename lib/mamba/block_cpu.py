@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
 from lib.scan.native import Kernel, address
 
@@ -210,8 +211,12 @@ def suits(block: nn.Module, x: Tensor) -> bool:
 
 
 def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What `MambaBlock.forward` returns, fused; ask `suits` first."""
-    dtype = precision(x)
+    """What `MambaBlock.forward` returns, fused; ask `suits` first. Raises `UserError` for a memory of other sizes."""
+    config, dtype = module.mixer.config, precision(x)
+    wanted = [(len(x), config.d_conv - 1, config.d_inner), (len(x), config.d_inner, config.d_state)]
+    found = [tuple(t.shape) for t in memory]
+    if found != wanted or any(t.device != x.device for t in memory):  # before an address leaves Python
+        raise UserError(f"the memory of this layer is {wanted} on {x.device}, not {found}: take `new_state`")
     rate = module.dropout.p if module.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
     before, h0 = (t.float().contiguous() for t in memory)
@@ -251,8 +256,13 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
                   reduce: bool) -> Tensor:
     """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M): their sum, with gradients, or each.
 
-    A target below 0 counts nothing, one beyond the vocabulary is refused by whoever made the tokens.
+    A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for other shapes.
     """
+    if targets.shape != x.shape[:2] or targets.dtype != torch.long or targets.device != x.device:
+        raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
+                        f"not {tuple(targets.shape)} of {targets.dtype} on {targets.device}")
+    if targets.numel() and targets.max() >= len(head):
+        raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
     x, targets = x.contiguous(), targets.contiguous()
     with torch.autocast("cpu", enabled=False):
         if reduce and torch.is_grad_enabled():

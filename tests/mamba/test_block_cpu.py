@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lib.env.errors import UserError
 from lib.mamba import block_cpu
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM, MambaMixer
@@ -238,3 +239,18 @@ def test_a_step_keeps_less_memory_than_the_plain_path(monkeypatch):
     fused = kept()
     monkeypatch.setattr(block_cpu, "precision", lambda x: None)
     assert fused < 0.75 * kept()
+
+
+def test_what_would_read_foreign_memory_is_refused_in_a_sentence():
+    model, tokens, targets, state = setting(SIZES[0], 9)
+    layer, x = model.backbone.layers[0], torch.zeros(3, 9, 40)
+    loss = lambda wrong: block_cpu.cross_entropy(x, layer.norm.weight, model.head, wrong, 1e-5, torch.float32, True)
+    for wrong in (targets[:, :-1], targets.int(), targets.float()):
+        with pytest.raises(UserError, match="whole numbers of shape"):
+            loss(wrong)
+    with pytest.raises(UserError, match="a target is 37, and the vocabulary has 37"):
+        loss(torch.full_like(targets, 37))
+    before, h = state[0]
+    for wrong in ((before[:1], h), (before, h[:, :5]), (before.to("meta"), h)):
+        with pytest.raises(UserError, match="the memory of this layer is"):
+            block_cpu.block(layer, x, wrong)
