@@ -11,6 +11,7 @@
 // (x_proj, out_proj), each slab gives its part of the sum, and the threads meet to add the parts,
 // twice a layer. What every channel needs (the residual, its norm) each thread keeps for itself.
 // Sums have one order, so a row has the same digits on any number of threads and beside any others.
+#define LANES 16  // the weights are packed for it
 #include "simd.h"
 #include <algorithm>
 #ifdef _OPENMP

@@ -1,4 +1,4 @@
-// Sixteen floats in one vector, and the few functions of them that the kernels need.
+// A vector of floats, and the few functions of it that the kernels need.
 //
 // GCC's and clang's vector extensions: the same lines run on AVX2, AVX-512, NEON or WebAssembly. Where
 // one instruction does what several lines do (AVX-512), it stands behind #ifdef beside those lines.
@@ -11,8 +11,19 @@
 #define HAS_AVX512
 #endif
 
+// As many floats in a vector as one register holds: wider ones compile too, to code that is ten times slower.
+#ifndef LANES
+#if defined(HAS_AVX512)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
+
 namespace {
-constexpr int W = 16;  // floats a vector
+constexpr int W = LANES;  // floats a vector
 typedef float vec __attribute__((vector_size(4 * W)));
 typedef int32_t ivec __attribute__((vector_size(4 * W)));
 typedef uint32_t uvec __attribute__((vector_size(4 * W)));

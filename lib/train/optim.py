@@ -9,6 +9,7 @@ from lib.env.errors import UserError
 from lib.env.machine import choose_device
 from lib.scan import native
 from lib.train.config import TrainConfig
+from lib.train.muon import Muon
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -35,8 +36,7 @@ def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> d
     chosen = {"optimizer": torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2),
                                              fused=device.type in ("cuda", "cpu"))}
     if matrices:
-        chosen["muon"] = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
-                                          adjust_lr_fn="match_rms_adamw")
+        chosen["muon"] = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay)
     return chosen
 
 

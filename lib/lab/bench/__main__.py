@@ -10,8 +10,10 @@ from importlib import import_module
 from lib.env.errors import UserError, cli
 
 SURVEYS = {  # name: the module whose main(argv) measures it
+    "curves": "lib.lab.bench.curves",
     "generate": "lib.lab.bench.generate",
     "interruptions": "lib.lab.bench.interruptions",
+    "ladder": "lib.lab.bench.ladder",
     "overfit": "lib.lab.bench.overfit",
     "playing": "lib.lab.judge.report",
     "rungs": "lib.lab.bench.rungs",
