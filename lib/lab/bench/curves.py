@@ -1,8 +1,9 @@
 """Does the fused step learn what the plain one learns, and what does Muon buy? `python -m lib.lab.bench curves`.
 
-Models of the shipped size read the same batches from the same first weights, a few seeds each: by the fused
-block in bfloat16, by the plain modules under autocast (the way the fused one replaced), and by the fused
-block with Muon for the blocks' matrices. Writes data/results/train_curves.json, run by run, and goes on there.
+Models of the shipped size read the same small batches (4 x 256 tokens) from the same first weights, a few
+seeds each: by the fused block in bfloat16, by the plain modules under autocast (the way the fused one
+replaced), and by the fused block with Muon for the blocks' matrices. Writes data/results/train_curves.json,
+run by run, and goes on there.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def loss_of(model: MambaLM, tokens: Tensor, targets: Tensor, fused: bool) -> Ten
 def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
     """The loss at every step, in nats a token."""
     optimizer, fused = ARMS[arm]
-    config = TrainConfig(n_layer=8, steps=steps, carry=1, seed=seed, optimizer=optimizer)
+    config = TrainConfig(n_layer=8, batch=4, length=256, steps=steps, carry=1, seed=seed, optimizer=optimizer)
     torch.manual_seed(seed)
     model = MambaLM(MambaConfig(streams.vocab_size, config.d_model, config.n_layer, config.d_state)).train()
     crops = Crops(streams, streams.select("train"), config)
