@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.files import whole
-from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.streams import Streams
 from lib.train import checkpoints, distributed

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.files import whole
 from lib.lab.rivals.hybrid import HybridConfig, HybridLM
@@ -21,8 +22,8 @@ from lib.lab.rivals.language_model import LanguageModel
 from lib.lab.rivals.lstm import LSTMLM, LSTMConfig
 from lib.lab.rivals.s4d import S4DLM, S4DConfig
 from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM
-from lib.mamba import model as mamba
-from lib.mamba.model import CONFIG, WEIGHTS, MambaConfig, MambaLM
+from lib.mamba.checkpoint import CONFIG, WEIGHTS
+from lib.mamba.model import MambaConfig, MambaLM
 
 LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
           "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "hybrid": "Mamba + attention"}
