@@ -104,7 +104,7 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU, and so is the
     result; the rest is used in float32. Ask `available` first. Raises `UserError` for what does not fit.
     """
-    if x.dim() != 3 or taps.dim() != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
+    if x.ndim != 3 or taps.ndim != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
         raise UserError("the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
                         f"K from 1 to {MOST_TAPS}, not {tuple(x.shape)} and {tuple(taps.shape)}")
     cpu = torch.device("cpu")
@@ -225,13 +225,14 @@ def suits(block: nn.Module, x: Tensor) -> bool:
 def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """What `MambaBlock.forward` returns, fused; ask `suits` first. Raises `UserError` for what does not fit."""
     config, dtype = module.mixer.config, precision(x)
-    if x.dim() != 3 or x.shape[2] != config.d_model or not suits(module, x):
+    if x.ndim != 3 or x.shape[2] != config.d_model or not suits(module, x):
         raise UserError(f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
                         f"float32 on a CPU, not {tuple(x.shape)} in {x.dtype} on {x.device}: "
                         "use the block itself")
     before, h0 = memory
-    check_tensors("the memory of this layer", x.device, {
-        "its inputs": (before, (len(x), config.d_conv - 1, config.d_inner)),
+    check_tensors("this layer", x.device, {
+        "x": (x, x.shape),
+        "the inputs that it remembers": (before, (len(x), config.d_conv - 1, config.d_inner)),
         "its state": (h0, (len(x), config.d_inner, config.d_state))})
     rate = module.dropout.p if module.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
@@ -274,13 +275,14 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
 
     A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
     """
-    if x.dim() != 3 or head.dim() != 2 or not x.shape[2]:
+    if x.ndim != 3 or head.ndim != 2 or not x.shape[2]:
         raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
                         f"not {tuple(x.shape)} and {tuple(head.shape)}")
     width = x.shape[2]
     check_tensors("the loss", torch.device("cpu"), {
         "x": (x, x.shape), "norm": (norm, (width,)), "head": (head, (len(head), width))}, (torch.float32,))
-    if targets.shape != x.shape[:2] or targets.dtype != torch.long or targets.device != x.device:
+    whole = targets.dtype == torch.long and targets.layout == torch.strided
+    if not whole or targets.shape != x.shape[:2] or targets.device != x.device:
         raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
                         f"not {tuple(targets.shape)} of {targets.dtype} on {targets.device}")
     if targets.numel() and targets.max() >= len(head):
