@@ -5,13 +5,12 @@ jumps to another piece now and then. Transposition is drawn at each jump, on bas
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.music.streams import INDEX, Piece, Streams
+from lib.music.streams import Piece, Streams, read_index
 
 
 class Crops:
@@ -109,10 +108,7 @@ def base_names(streams: Streams) -> list[str]:
     """The name of each token, for streams without byte-pair merges."""
     if streams.folder is None:
         raise UserError("--transpose and --louder need the names of the tokens: give streams that lie in a folder")
-    try:
-        names = json.loads((Path(streams.folder) / INDEX).read_text()).get("names")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the token streams in {streams.folder} are damaged: build them again") from error
+    names = read_index(Path(streams.folder)).names
     if names is None:  # streams of the course's first version: ask MidiTok
         from lib.music.tokens import Tokenizer
 
