@@ -41,9 +41,17 @@ def read_json(path: str | Path, schema: type[T], *, do: str) -> T:
 def parse(text: str | bytes, schema: type[T], *, where: str, do: str) -> T:
     """JSON as `schema` wants it. Raises `UserError` as `read_json` does."""
     try:
+        return check(text, schema)
+    except ValueError as error:
+        raise UserError(f"{where} is damaged ({error}): {do}") from error
+
+
+def check(text: str | bytes, schema: type[T]) -> T:
+    """JSON as `schema` wants it. Raises ValueError, which names the first fact that is wrong."""
+    try:
         return _adapter(schema).validate_json(text, strict=True)
     except ValidationError as error:
-        raise UserError(f"{where} is damaged ({_first(error)}): {do}") from error
+        raise ValueError(_first(error)) from error
 
 
 @functools.cache

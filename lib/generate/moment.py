@@ -140,8 +140,10 @@ def _check_shapes(found: dict, model: MambaLM, path: Path) -> None:
     for i, (window, h) in enumerate(model.new_state()):
         wanted |= {f"{i}.window": (tuple(window.shape), "F32"), f"{i}.h": (tuple(h.shape), "F32")}
     for name in sorted(found.keys() | wanted.keys()):
-        if name not in found or name not in wanted:
-            raise UserError(f"{path} is damaged ({name} is {'missing' if name in wanted else 'not of a state'}): {AGAIN}")
+        if name not in found:
+            raise UserError(f"{path} is damaged ({name} is missing): {AGAIN}")
+        if name not in wanted:
+            raise UserError(f"{path} is damaged ({name[:80]} is no part of a state): {AGAIN}")
         shape, dtype = tuple(found[name].get_shape()), found[name].get_dtype()
         fits = len(shape) == 1 and shape[0] <= KEPT if name == "recent" else shape == wanted[name][0]
         if not fits or dtype != wanted[name][1]:

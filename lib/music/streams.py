@@ -41,7 +41,7 @@ class Index:
     vocab_size: Annotated[int, Field(ge=3, le=2**16)]  # tokens are uint16
     bos: Count
     settings: dict
-    names: Annotated[list[str], Field(max_length=2**16)] | None = None  # of the tokens; streams of the first version have none
+    names: Annotated[list[str], Field(max_length=2**16)] | None = None  # of the tokens; none in the first version
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,13 @@ class Crops:
         return {"rows": self.rows, "drawn": self.drawn, "first": self.first, "rng": self.rng.bit_generator.state}
 
     def load(self, position: dict) -> None:
-        """Go on from what `position` gave."""
+        """Go on from what `position` gave. Raises `UserError` where that was on other pieces or another batch."""
         self.rows, self.first = [list(row) for row in position["rows"]], position["first"]
         self.drawn = [list(pair) for pair in position.get("drawn", [[0, 0]] * len(self.rows))]
+        batch = self.config.batch
+        if len(self.rows) != batch or len(self.drawn) != batch or max(r[0] for r in self.rows) >= len(self.pieces):
+            raise UserError("the checkpoint is not one of this run (crops are of other pieces or of another batch): "
+                            "choose another --out")
         self.rng.bit_generator.state = position["rng"]
 
 
