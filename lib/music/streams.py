@@ -78,8 +78,8 @@ class Streams:
             offset += piece.length
         if offset != len(tokens):
             raise _damaged(folder / TOKENS, f"it holds {len(tokens):,} tokens, but {INDEX} lists {offset:,}")
-        if tokens.max(initial=index.bos) >= index.vocab_size:
-            raise _damaged(folder / TOKENS, f"it has tokens beyond a vocabulary of {index.vocab_size:,}")
+        if max(index.bos, int(tokens.max(initial=0))) >= index.vocab_size:
+            raise _damaged(folder, f"there are tokens beyond its vocabulary of {index.vocab_size:,}")
         return cls(tokens, index.pieces, index.vocab_size, index.bos, index.settings, folder)
 
 
@@ -95,8 +95,7 @@ def _open(path: Path) -> np.ndarray:
     """The tokens in a file, mapped into memory."""
     try:
         tokens = np.lib.format.open_memmap(path, mode="r")
-    # numpy has the header read by Python's own parser, with all its errors
-    except (OSError, EOFError, ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:  # numpy has the header read by Python's own parser, with all its errors
         raise _damaged(path, "it is no array of numpy's, or an incomplete one") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise _damaged(path, "it holds no row of uint16 tokens")
