@@ -22,9 +22,16 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
+            on_disk(part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def on_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk: only then may it take the place of another."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: str | Path, value, what: str = "") -> None:

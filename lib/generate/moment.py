@@ -6,15 +6,18 @@ and where the grammar stands.
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lib.env.errors import UserError
 from lib.env.files import whole
+from lib.env.schema import Count, check_tensors, parse
 from lib.generate.grammar import Grammar
 from lib.mamba.model import MambaLM, State
 from lib.music.tokens import Tokenizer
@@ -22,6 +25,19 @@ from lib.music.tokens import Tokenizer
 SEGMENT = 512  # tokens read at once: what a layer makes of them stays in a processor's cache
 KEPT = 256  # last tokens remembered, for `Sampling.repetition`
 FORMAT = "moment 1"
+AGAIN = "save it again with --keep-state"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a saved moment says beside its tensors."""
+
+    bar: Annotated[int, Field(ge=-1, le=10**8)]  # six years of music
+    position: Annotated[int, Field(ge=-1, le=10**4)]  # in the bar
+    end: str  # what the last token ends with, a key of `lib.generate.grammar.FOLLOWS`
+    struck: Annotated[list[Annotated[int, Field(ge=0, le=127)]], Field(max_length=128)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    drawn: Count
 
 
 @dataclass(frozen=True)
@@ -80,11 +96,10 @@ def save(moment: Moment, model: MambaLM, path: str | Path) -> None:
     for i, (window, h) in enumerate(moment.state):
         tensors |= {f"{i}.window": window, f"{i}.h": h}
     grammar = moment.grammar
-    facts = {"bar": grammar.bar, "position": grammar.position, "end": grammar.end, "struck": sorted(grammar.struck),
-             "seed": moment.seed, "drawn": moment.drawn}
+    facts = Facts(grammar.bar, grammar.position, grammar.end, sorted(grammar.struck), moment.seed, moment.drawn)
     with whole(path) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part,
-                  metadata={"format": FORMAT, "model": fingerprint(model), "facts": json.dumps(facts)})
+                  metadata={"format": FORMAT, "model": fingerprint(model), "facts": json.dumps(asdict(facts))})
 
 
 def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
@@ -94,44 +109,47 @@ def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: check the name")
+    check_tensors(path, do=AGAIN)
     try:
         with safe_open(path, "pt", device=str(model.device)) as file:
             notes = file.metadata() or {}
+            if notes.get("format") != FORMAT:
+                raise UserError(f"{path} holds no state of playing: give a file that --keep-state wrote")
+            if notes.get("model") != fingerprint(model):
+                raise UserError(f"the state in {path} belongs to another model: play it on with the one that made it")
+            _check_shapes({name: file.get_slice(name) for name in file.keys()}, model, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or holds no state: save it again") from error
-    if notes.get("format") != FORMAT:
-        raise UserError(f"{path} holds no state of playing: give a file that --keep-state wrote")
-    if notes.get("model") != fingerprint(model):
-        raise UserError(f"the state in {path} belongs to another model: play it on with the one that made it")
-    wanted = {"logits": (1, model.config.vocab_size), "recent": (len(tensors.get("recent", ())),)}
-    for i, (window, h) in enumerate(model.new_state()):
-        wanted |= {f"{i}.window": tuple(window.shape), f"{i}.h": tuple(h.shape)}
-    try:
-        if {name: tuple(t.shape) for name, t in tensors.items()} != wanted:
-            raise ValueError("shapes")
-        if not all(torch.isfinite(t).all() and (t.dtype == torch.float32 or name == "recent")
-                   for name, t in tensors.items()):
-            raise ValueError("numbers")
-        grammar, facts = Grammar(tokenizer), json.loads(notes["facts"])
-        recent = tuple(tensors["recent"].tolist())
-        grammar.bar, grammar.position, grammar.end = int(facts["bar"]), int(facts["position"]), facts["end"]
-        grammar.struck = {int(pitch) for pitch in facts["struck"]}
-        if not (grammar.bar >= -1 and grammar.position >= -1 and grammar.end in grammar.rules.allowed
-                and all(0 <= pitch < 128 for pitch in grammar.struck)
-                and all(0 <= token < tokenizer.vocab_size for token in recent)):
-            raise ValueError("facts")
-        seed = None if facts["seed"] is None else int(facts["seed"])
-        drawn = int(facts["drawn"])
-        dice(seed or 0, drawn)  # raises for numbers that make no sense
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the state in {path} is damaged: save it again") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or holds no state: {AGAIN}") from error
+    facts = parse(notes.get("facts", ""), Facts, where=str(path), do=AGAIN)
+    grammar, recent = Grammar(tokenizer), tensors["recent"].tolist()
+    for sound, what in ((all(t.isfinite().all() for t in tensors.values()), "a number in it is none"),
+                        (all(0 <= token < tokenizer.vocab_size for token in recent), "its last tokens are none"),
+                        (facts.end in grammar.rules.allowed, f"end is {facts.end[:40]!r}, which no token ends with")):
+        if not sound:
+            raise UserError(f"{path} is damaged ({what}): {AGAIN}")
+    grammar.bar, grammar.position, grammar.end = facts.bar, facts.position, facts.end
+    grammar.struck = set(facts.struck)
     state = [(tensors[f"{i}.window"], tensors[f"{i}.h"]) for i in range(model.config.n_layer)]
-    return Moment(tensors["logits"], state, grammar, recent, seed, drawn)
+    return Moment(tensors["logits"], state, grammar, tuple(recent), facts.seed, facts.drawn)
+
+
+def _check_shapes(found: dict, model: MambaLM, path: Path) -> None:
+    """Raise `UserError` unless the tensors of a file are those of a moment; `found` are slices, yet to be read."""
+    wanted = {"logits": ((1, model.config.vocab_size), "F32"), "recent": (None, "I64")}
+    for i, (window, h) in enumerate(model.new_state()):
+        wanted |= {f"{i}.window": (tuple(window.shape), "F32"), f"{i}.h": (tuple(h.shape), "F32")}
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            raise UserError(f"{path} is damaged ({name} is missing): {AGAIN}")
+        if name not in wanted:
+            raise UserError(f"{path} is damaged ({name[:80]} is no part of a state): {AGAIN}")
+        shape, dtype = tuple(found[name].get_shape()), found[name].get_dtype()
+        fits = len(shape) == 1 and shape[0] <= KEPT if name == "recent" else shape == wanted[name][0]
+        if not fits or dtype != wanted[name][1]:
+            raise UserError(f"{path} is damaged ({name} has shape {shape} and type {dtype}): {AGAIN}")
 
 
 def dice(seed: int, drawn: int = 0) -> np.random.Generator:
     """The dice of a seed after so many throws."""
-    if drawn < 0:
-        raise ValueError("a negative number of throws")
     return np.random.Generator(np.random.PCG64(seed).advance(drawn))

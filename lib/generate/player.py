@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
 from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401 - two of them for whoever reads on
 from lib.generate.moment import KEPT, Moment, hear
 from lib.generate.sampling import Sampling, draw
-from lib.mamba import model as mamba
 from lib.mamba import step_cpu as mamba_cpu
 from lib.music.maestro import DATA
 from lib.music.notes import Music, clip_repeats, sustain

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.files import whole, write_json
 from lib.env.machine import provenance
 from lib.generate.player import generate
-from lib.mamba import model as mamba
 from lib.music.maestro import DATA, leaking_titles
 from lib.music.streams import Streams
 from lib.music.tokens import Tokenizer

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
+from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
 
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
@@ -73,7 +74,7 @@ def convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tens
                       dx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Writes dx, in regular rows; returns the gradients of taps, bias and before."""
     batch, length, channels = x.shape
-    dbefore = torch.empty_like(before)
+    dbefore = torch.zeros_like(before)  # at length 0 the kernel writes nothing
     parts = before.new_empty(batch * -(-length // SHARE), len(taps) + 1, channels)
     call = _Call(batch, length, channels, len(taps), _threads(x), x.stride(1), dx.stride(1),
                  *map(address, (x, taps, bias, before, None, dy, dx, dbefore, parts)))
@@ -101,10 +102,20 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     """SiLU of the causal depthwise convolution of x (B, L, D), of which `before` (B, K-1, D) came earlier.
 
     taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU, and so is the
-    result; the rest is used in float32. Ask `available` first.
+    result; the rest is used in float32. Ask `available` first. Raises `UserError` for what does not fit.
     """
-    bias = bias if bias is None else bias.float()
-    return _Convolution.apply(scan_cpu.in_rows(x), taps.float().t().contiguous(), bias, before.float().contiguous())
+    if x.ndim != 3 or taps.ndim != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
+        raise UserError("the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
+                        f"K from 1 to {MOST_TAPS}, not {tuple(x.shape)} and {tuple(taps.shape)}")
+    cpu = torch.device("cpu")
+    batch, _, channels = x.shape
+    window = taps.shape[1] - 1
+    check_tensors("the convolution", cpu, {"x": (x, x.shape)}, (torch.float32, torch.bfloat16))
+    check_tensors("the convolution", cpu, {
+        "taps": (taps, (channels, window + 1)), "bias": (bias, (channels,)),
+        "before": (before, (batch, window, channels))})
+    taps, bias, before = map(scan_cpu.in_floats, (taps.t(), bias, before))
+    return _Convolution.apply(scan_cpu.in_rows(x), taps, bias, before)
 
 
 # -- the block -------------------------------------------------------------------------------------
@@ -188,9 +199,10 @@ def _add_to_inputs(dafter: Tensor, dx_in: Tensor, dbefore: Tensor, window: int) 
 
 def _weights(block: nn.Module) -> tuple[Tensor | None, ...]:
     mixer = block.mixer
-    return (block.norm.weight, mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight, mixer.conv1d.bias,
+    found = (block.norm.weight, mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight, mixer.conv1d.bias,
             mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D,
             mixer.out_proj.weight, mixer.out_proj.bias)
+    return tuple(w if w is None else w.contiguous() for w in found)
 
 
 def precision(x: Tensor) -> torch.dtype | None:
@@ -203,23 +215,28 @@ def precision(x: Tensor) -> torch.dtype | None:
 
 
 def suits(block: nn.Module, x: Tensor) -> bool:
-    """Whether `block` can run fused: its weights are float32, and nobody listens at its inner modules."""
-    plain = all(p.dtype == torch.float32 for p in block.parameters())
+    """Whether `block` can run fused: its weights are float32 beside x, and nobody listens at its inner modules."""
+    plain = all(p.dtype == torch.float32 and p.device == x.device for p in block.parameters())
     watched = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules() if m is not block)
     few_taps = block.mixer.conv1d.weight.shape[-1] <= MOST_TAPS
     return plain and few_taps and not watched and precision(x) is not None and scan_cpu.available()
 
 
 def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What `MambaBlock.forward` returns, fused; ask `suits` first. Raises `UserError` for a memory of other sizes."""
+    """What `MambaBlock.forward` returns, fused; ask `suits` first. Raises `UserError` for what does not fit."""
     config, dtype = module.mixer.config, precision(x)
-    wanted = [(len(x), config.d_conv - 1, config.d_inner), (len(x), config.d_inner, config.d_state)]
-    found = [tuple(t.shape) for t in memory]
-    if found != wanted or any(t.device != x.device for t in memory):  # before an address leaves Python
-        raise UserError(f"the memory of this layer is {wanted} on {x.device}, not {found}: take `new_state`")
+    if x.ndim != 3 or x.shape[2] != config.d_model or not suits(module, x):
+        raise UserError(f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
+                        f"float32 on a CPU, not {tuple(x.shape)} in {x.dtype} on {x.device}: "
+                        "use the block itself")
+    before, h0 = memory
+    check_tensors("this layer", x.device, {
+        "x": (x, x.shape),
+        "the inputs that it remembers": (before, (len(x), config.d_conv - 1, config.d_inner)),
+        "its state": (h0, (len(x), config.d_inner, config.d_state))})
     rate = module.dropout.p if module.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
-    before, h0 = (t.float().contiguous() for t in memory)
+    before, h0 = map(scan_cpu.in_floats, memory)
     with torch.autocast("cpu", enabled=False):
         x, *after = _Block.apply(x.contiguous(), before, h0, mask, dtype, module.norm.eps, *_weights(module))
     return x, tuple(after)
@@ -256,14 +273,21 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
                   reduce: bool) -> Tensor:
     """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M): their sum, with gradients, or each.
 
-    A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for other shapes.
+    A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
     """
-    if targets.shape != x.shape[:2] or targets.dtype != torch.long or targets.device != x.device:
+    if x.ndim != 3 or head.ndim != 2 or not x.shape[2]:
+        raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
+                        f"not {tuple(x.shape)} and {tuple(head.shape)}")
+    width = x.shape[2]
+    check_tensors("the loss", torch.device("cpu"), {
+        "x": (x, x.shape), "norm": (norm, (width,)), "head": (head, (len(head), width))}, (torch.float32,))
+    whole = targets.dtype == torch.long and targets.layout == torch.strided
+    if not whole or targets.shape != x.shape[:2] or targets.device != x.device:
         raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
                         f"not {tuple(targets.shape)} of {targets.dtype} on {targets.device}")
     if targets.numel() and targets.max() >= len(head):
         raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
-    x, targets = x.contiguous(), targets.contiguous()
+    x, norm, targets = (t.contiguous() for t in (x, norm, targets))
     with torch.autocast("cpu", enabled=False):
         if reduce and torch.is_grad_enabled():
             return _Loss.apply(x, norm, head, targets.flatten(), eps, dtype)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.mamba.model import MambaLM, State
+from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
 
 LANES = 16  # floats a vector: W in simd.h
@@ -23,6 +24,7 @@ PAIR = 2 * LANES  # outputs of a tile
 SLABS = 8  # the channels are cut into so many parts, which the threads share out: also the most threads of use
 HALF_SCALE = 2**10  # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second thread wakes up
 
 SOURCE = Path(__file__).with_name("step_cpu.cpp")
@@ -104,7 +106,7 @@ class Stepper:
     """
 
     def __init__(self, model: MambaLM, batch: int = 1, weights: str = "auto"):
-        if model.device.type != "cpu":
+        if any(p.device.type != "cpu" for p in model.parameters()):
             raise UserError("the whole-model step takes a model on a CPU: move it there, or use its own `step`")
         if batch < 1:
             raise UserError(f"batch {batch} is no number of sequences: give 1 or more")
@@ -135,11 +137,14 @@ class Stepper:
     def step(self, tokens: Tensor | Sequence[int]) -> Tensor:
         """Read one token a row (B,): the logits of the next (B, V), float32, in a tensor of their own.
 
-        Raises `UserError`, and reads nothing, where a token is not in the vocabulary.
+        Raises `UserError`, and reads nothing, where a token is not in the vocabulary or no whole number.
         """
-        tokens = torch.as_tensor(tokens, dtype=torch.long, device="cpu").contiguous()
-        if tokens.shape != (self.batch,):
-            raise UserError(f"the step reads tokens of shape ({self.batch},), not {tuple(tokens.shape)}")
+        try:
+            tokens = torch.as_tensor(tokens)
+        except (TypeError, ValueError, RuntimeError) as error:  # no numbers, rows of unequal length, too large a number
+            raise UserError(f"the step reads a token a row, not {tokens!r}") from error
+        check_tensors("the step", torch.device("cpu"), {"tokens": (tokens, (self.batch,))}, WHOLE)
+        tokens = tokens.long().contiguous()
         logits = torch.empty(self.batch, self.config.vocab_size)
         threads = 1 if self._small else min(SLABS, torch.get_num_threads())
         if KERNEL.library.mamba_step(*self._fixed, address(tokens), address(logits), ctypes.c_int(threads)):
@@ -157,15 +162,17 @@ class Stepper:
     def load(self, state: State | None = None) -> None:
         """Go on from a state of `MambaLM.step` or `prefill`; from the beginning without one."""
         c = self.config
-        self._windows.zero_()
-        self._states.zero_()
         if state is None:
+            self._windows.zero_()
+            self._states.zero_()
             return
         shapes = [(tuple(window.shape), tuple(h.shape)) for window, h in state]
         wanted = [((self.batch, c.d_conv - 1, c.d_inner), (self.batch, c.d_inner, c.d_state))] * c.n_layer
         if shapes != wanted:
             raise UserError(f"the state is not one of this model with {self.batch} rows: "
                             "make it by prefill or new_state")
+        for window, h in state:
+            check_tensors("the step", torch.device("cpu"), {"its window": (window, window.shape), "h": (h, h.shape)})
         missing = -c.d_inner % LANES
         for (window, h), (own_window, own_h) in zip(state, self._views()):
             own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, LANES)).permute(2, 0, 1, 3))

@@ -6,6 +6,7 @@ says that the source cannot be had just now, so that the caller may try another 
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -23,6 +24,9 @@ ANSWER = 8.0  # seconds until a server must have answered at all: no network is 
 TIMEOUT = (5.0, 20.0)  # seconds to connect, seconds of silence that count as a cut
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be different in a moment
 MAX_UNPACKED = 1 << 30  # bytes; MAESTRO's MIDI files take 85 MB
+MAX_DIRECTORY = 4 << 20  # bytes of a zip's list of entries; MAESTRO's takes 0.2 MB
+MAX_TABLE = 8 << 20  # bytes of a table of performances; MAESTRO's takes 0.3 MB
+TABLES = (".csv", ".json")
 
 
 class Unreachable(UserError):
@@ -226,7 +230,7 @@ def unpack(archive: Path, target: Path, *, suffixes: tuple[str, ...], marker: st
     try:
         shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
         with os_errors(f"unpack {archive}"):
-            with reading(archive), zipfile.ZipFile(archive) as zipped:
+            with reading(archive) as zipped:
                 wanted = entries(zipped, archive, suffixes, marker)
                 work.mkdir(parents=True)
                 need_space(work, sum(e.file_size for e in wanted.values()))
@@ -241,11 +245,25 @@ def unpack(archive: Path, target: Path, *, suffixes: tuple[str, ...], marker: st
         shutil.rmtree(work, ignore_errors=True)
 
 
+class Bounded(io.FileIO):
+    """A zip as a file of which no more than `MAX_DIRECTORY` bytes are read at a time.
+
+    zipfile reads the whole list of entries at once, before anybody can count them.
+    """
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY:
+            raise UserError(f"{self.name} lists far more entries than MAESTRO has: do not trust this zip, get it "
+                            "again from the official address")
+        return super().read(size)
+
+
 @contextmanager
-def reading(archive: Path) -> Iterator[None]:
-    """A damaged zip inside the block is one sentence; zipfile raises a dozen kinds of error."""
+def reading(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip, opened; a damaged one is one sentence, where zipfile raises a dozen kinds of error."""
     try:
-        yield
+        with Bounded(archive) as file, zipfile.ZipFile(file) as zipped:
+            yield zipped
     except UserError:
         raise
     except Exception as error:
@@ -279,4 +297,7 @@ def entries(zipped: zipfile.ZipFile, archive: Path, suffixes: tuple[str, ...],
     if size > MAX_UNPACKED:
         raise UserError(f"{archive} would unpack to {size / 1e9:.1f} GB, far more than MAESTRO's "
                         "MIDI files: do not trust this zip")
+    if large := [p for p, i in wanted.items() if p.lower().endswith(TABLES) and i.file_size > MAX_TABLE]:
+        raise UserError(f"{archive} holds {large[0]} of {wanted[large[0]].file_size / 1e6:,.0f} MB, far more than "
+                        "MAESTRO's table: do not trust this zip")
     return wanted

@@ -27,9 +27,11 @@ def note_arrays(performances: list[Performance], *, folder: Path | None = None,
         try:
             with np.load(target, allow_pickle=False) as file:
                 notes, lengths = file["notes"], file["lengths"]
-            if notes.dtype == NOTE and len(lengths) == len(performances) and lengths.sum() == len(notes):
+            sound = notes.dtype == NOTE and notes.ndim == 1 and lengths.dtype == np.int64
+            sound = sound and lengths.shape == (len(performances),) and (lengths >= 0).all()
+            if sound and lengths.sum() == len(notes):
                 return np.split(notes, np.cumsum(lengths)[:-1])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # of numpy, of its zip, and of Python's parser, which reads the header
             raise UserError(f"{target} is damaged: delete it and run this again") from error
         raise UserError(f"{target} is damaged: delete it and run this again")
     arrays = [sustain(read_midi(p.path)).notes for p in tqdm(performances, desc="reading", unit="piece",

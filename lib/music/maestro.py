@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from lib.env.errors import UserError, os_errors
 from lib.env.paths import DATA, ROOT
 from lib.music import ten as sample
-from lib.music.download import Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack
+from lib.music.download import MAX_TABLE, Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack
 
 NAME = "maestro-v3.0.0"
 OFFICIAL_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"  # as MusPy
@@ -114,6 +114,10 @@ def read_folder(folder: str | Path) -> list[Performance]:
         raise UserError(f"{folder} has {'more than one' if tables else 'no'} {TABLE} in it: "
                         f"name the folder that holds {NAME}.csv")
     table, found, missing = tables[0], [], []
+    with os_errors(f"read {table}"):
+        size = table.stat().st_size
+    if size > MAX_TABLE:
+        raise UserError(f"{table} has {size / 1e6:,.0f} MB, far more than MAESTRO's table: get MAESTRO again")
     try:
         with os_errors(f"read {table}"), table.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
@@ -226,7 +230,7 @@ def _unpack(archive: Path, target: Path, note: str) -> None:
 
 def _same_files(archive: Path, folder: Path) -> bool:
     """Whether every MIDI file and table of the zip is in the folder, with the same bytes."""
-    with os_errors(f"read {archive}"), reading(archive), zipfile.ZipFile(archive) as zipped:
+    with os_errors(f"read {archive}"), reading(archive) as zipped:
         for name, entry in entries(zipped, archive, (*MIDI, ".csv"), TABLE).items():
             mine = folder / name
             if not mine.is_file() or mine.stat().st_size != entry.file_size:

@@ -1,18 +1,21 @@
 """Token streams: each performance as one contiguous run of uint16 tokens in one file.
 
-Reading them needs numpy alone, so that streams can be carried to a machine with a GPU and no
-music library. Building them (`build`, `python -m lib.music encode`) needs MidiTok.
+Reading them needs numpy and pydantic alone, so that streams can be carried to a machine with a GPU
+and no music library. Building them (`build`, `python -m lib.music encode`) needs MidiTok.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from lib.env.errors import UserError
+from lib.env.schema import Amount, Count, Few, read_json
 
 TOKENS, INDEX = "tokens.npy", "index.json"
+AGAIN = "delete that folder and run python -m lib.music encode"
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,23 @@ class Piece:
     name: str  # file name
     composer: str
     title: str
-    split: str  # "train", "validation" or "test": MAESTRO's own
-    copy: int  # 0: as played; 1, 2, …: augmented
-    offset: int  # of its first token (BOS) in the stream
-    length: int  # in tokens, BOS and EOS included
-    notes: int
-    seconds: float
+    split: Literal["train", "validation", "test"]  # MAESTRO's own
+    copy: Count  # 0: as played; 1, 2, …: augmented
+    offset: Count  # of its first token (BOS) in the stream
+    length: Annotated[int, Field(ge=2, le=2**40)]  # in tokens, BOS and EOS included
+    notes: Annotated[int, Field(ge=1, le=2**40)]
+    seconds: Amount
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says."""
+
+    pieces: Annotated[list[Piece], *Few]
+    vocab_size: Annotated[int, Field(ge=3, le=2**16)]  # tokens are uint16
+    bos: Count
+    settings: dict
+    names: Annotated[list[str], Field(max_length=2**16)] | None = None  # of the tokens; none in the first version
 
 
 @dataclass(frozen=True)
@@ -53,15 +67,40 @@ class Streams:
     def load(cls, folder: str | Path) -> "Streams":
         """Open what `build` wrote. Raises `UserError` when it is missing or damaged."""
         folder = Path(folder)
-        try:
-            index = json.loads((folder / INDEX).read_text())
-            tokens = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
-            pieces = [Piece(**p) for p in index["pieces"]]
-            if tokens.dtype != np.uint16 or tokens.shape != (sum(p.length for p in pieces),):
-                raise ValueError("size")
-            return cls(tokens, pieces, index["vocab_size"], index["bos"], index["settings"], folder)
-        except FileNotFoundError as error:
-            raise UserError(f"no token streams in {folder}: run python -m lib.music encode") from error
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the token streams in {folder} are damaged: delete that folder and run "
-                            "python -m lib.music encode") from error
+        if not (folder / INDEX).is_file() or not (folder / TOKENS).is_file():
+            raise UserError(f"no token streams in {folder}: run python -m lib.music encode")
+        index = read_index(folder)
+        tokens = _open(folder / TOKENS)
+        offset = 0
+        for piece in index.pieces:
+            if piece.offset != offset:
+                raise _damaged(folder / INDEX, f"{piece.name} begins at {piece.offset}, but should at {offset}")
+            offset += piece.length
+        if offset != len(tokens):
+            raise _damaged(folder / TOKENS, f"it holds {len(tokens):,} tokens, but {INDEX} lists {offset:,}")
+        if max(index.bos, int(tokens.max(initial=0))) >= index.vocab_size:
+            raise _damaged(folder, f"there are tokens beyond its vocabulary of {index.vocab_size:,}")
+        return cls(tokens, index.pieces, index.vocab_size, index.bos, index.settings, folder)
+
+
+def read_index(folder: Path) -> Index:
+    """What the streams in a folder say of themselves. Raises `UserError` where that makes no sense."""
+    index = read_json(folder / INDEX, Index, do=AGAIN)
+    if index.names is not None and len(index.names) != index.vocab_size:
+        raise _damaged(folder / INDEX, f"it names {len(index.names)} of {index.vocab_size} tokens")
+    return index
+
+
+def _open(path: Path) -> np.ndarray:
+    """The tokens in a file, mapped into memory."""
+    try:
+        tokens = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy has the header read by Python's own parser, with all its errors
+        raise _damaged(path, "it is no array of numpy's, or an incomplete one") from error
+    if tokens.dtype != np.uint16 or tokens.ndim != 1:
+        raise _damaged(path, "it holds no row of uint16 tokens")
+    return tokens
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged ({why}): {AGAIN}")

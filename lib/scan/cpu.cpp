@@ -44,7 +44,7 @@ struct Plan {
   const Scan& s;
   long tiles, slab, slabs, padded, chunks;
   explicit Plan(const Scan& s)
-      : s(s), tiles(up(s.channels, W)), slab(s.batch < 4 ? 8 : tiles), slabs(up(tiles, slab)), padded(up(s.states, PAD) * PAD),
+      : s(s), tiles(up(s.channels, W)), slab(s.batch < 4 || !tiles ? 8 : tiles), slabs(up(tiles, slab)), padded(up(s.states, PAD) * PAD),
         chunks(up(s.length, CHUNK)) {}
 
   float* kept(long b, long chunk, long tile) const {  // the state there, (padded, 16)

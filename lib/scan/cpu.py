@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lib.env.errors import UserError
+from lib.scan.arguments import check_scan, check_step
 from lib.scan.native import Kernel, address
 
 CHUNK, LANES, PAD = 12, 16, 8  # steps between kept states, channels a tile, padding of the states: as in cpu.cpp
@@ -138,38 +139,53 @@ class _SelectiveScan(torch.autograd.Function):
 
 def in_rows(tensor: Tensor) -> Tensor:
     """The tensor (B, L, columns) itself where its rows lie at equal distances, else a copy of it."""
+    tensor = tensor.resolve_neg()
     regular = tensor.stride(2) == 1 and tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
-    return tensor if regular else tensor.contiguous()
+    # not `contiguous`: that keeps the odd strides of a dimension of one
+    return tensor if regular else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def in_floats(tensor: Tensor | None) -> Tensor | None:
+    """The tensor as float32 whose numbers follow on each other, as the kernel reads them."""
+    return None if tensor is None else tensor.float().resolve_neg().contiguous()
 
 
 def scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     """The fused scan on a CPU; shapes as in `lib.scan.selective_scan`. Returns y, last h.
 
     Where x, delta, B, C and z are all bfloat16 they are read and written so; else as float32.
+    Raises `UserError` for arguments that do not fit, and where there is no compiler.
     """
+    check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
     _check(x)
     moving = [x, delta, B, C, z]
     if any(t is not None and t.dtype != torch.bfloat16 for t in moving):
         moving = [t if t is None else t.float() for t in moving]
     x, delta, B, C, z = (t if t is None else in_rows(t) for t in moving)
-    A, D, delta_bias, h0 = (t if t is None else t.float().contiguous() for t in (A, D, delta_bias, h0))
-    return _SelectiveScan.apply(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
+    A, D, delta_bias, h0 = map(in_floats, (A, D, delta_bias, h0))
+    return _SelectiveScan.apply(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0)
 
 
+@torch.no_grad()
 def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """One step of time, without gradients; shapes as in `lib.scan.selective_step`. Returns y, new h."""
+    """One step of time, without gradients; shapes as in `lib.scan.selective_step`. Returns y, new h.
+
+    Raises `UserError` as `scan` does.
+    """
+    check_step(h, x, delta, A, B, C, D, z, delta_bias)
     _check(x)
-    x, delta, A, B, C, D, z, delta_bias = (t if t is None else t.detach().float().contiguous()
-                                           for t in (x, delta, A, B, C, D, z, delta_bias))
-    h, y = h.detach().float().clone(memory_format=torch.contiguous_format), torch.empty_like(x)
+    dtype = x.dtype
+    x, delta, A, B, C, D, z, delta_bias = map(in_floats, (x, delta, A, B, C, D, z, delta_bias))
+    h = h.float().clone(memory_format=torch.contiguous_format)
+    y = torch.empty_like(x)
     sizes = [ctypes.c_long(n) for n in h.shape]
-    KERNEL.library.scan_step(*map(address, (x, delta, A, B, C, D, z, delta_bias)), ctypes.c_int(delta_softplus), *sizes,
-                             address(h), address(y))
-    return y, h
+    KERNEL.library.scan_step(*map(address, (x, delta, A, B, C, D, z, delta_bias)),
+                             ctypes.c_int(bool(delta_softplus)), *sizes, address(h), address(y))
+    return y.to(dtype), h
 
 
 def _check(x):
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if x.device.type != "cpu" or x.dtype == torch.float64:
         raise UserError("backend 'cpu' takes float32, bfloat16 or float16 tensors on a CPU: choose backend 'auto'")
     if not available():
         raise UserError("backend 'cpu' needs a C++ compiler (g++ or clang++): install one, or choose 'parallel'")

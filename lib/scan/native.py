@@ -112,7 +112,9 @@ class Kernel:
 
     @property
     def library(self) -> ctypes.CDLL:
-        """The loaded library; ask `available` first."""
+        """The loaded library. Raises `UserError` where it cannot be had; ask `available` first."""
+        if not self.available():
+            raise UserError(f"{self.what} needs a C++ compiler (g++ or clang++) that works: install one")
         return self._library
 
 

@@ -9,30 +9,17 @@ where there is a compiler (`lib.scan.cpu`). `triton` is a fused GPU kernel (`lib
 notebook 06). `auto` takes the fastest that works here.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-
-BACKENDS = ("loop", "parallel", "cpu", "triton")
-
-
-def check_shapes(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> None:
-    """Raise `UserError` naming the first argument whose shape does not fit."""
-    if x.dim() != 3 or A.dim() != 2 or A.shape[0] != x.shape[2]:
-        raise UserError(f"the scan needs x of shape (B, L, D) and A of shape (D, N), not "
-                        f"{tuple(x.shape)} and {tuple(A.shape)}")
-    batch, length, d_inner = x.shape
-    d_state = A.shape[1]
-    expected = {"delta": (delta, (batch, length, d_inner)), "B": (B, (batch, length, d_state)),
-                "C": (C, (batch, length, d_state)), "D": (D, (d_inner,)),
-                "z": (z, (batch, length, d_inner)), "delta_bias": (delta_bias, (d_inner,)),
-                "h0": (h0, (batch, d_inner, d_state))}
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise UserError(f"the scan needs {name} of shape {shape}, not {tuple(tensor.shape)}")
+from lib.scan import cpu as scan_cpu
+from lib.scan.arguments import check_scan, check_step
+from lib.scan.parallel import parallel
 
 
 def loop(x, delta, A, B, C, h0):
@@ -48,18 +35,54 @@ def loop(x, delta, A, B, C, h0):
     return torch.stack(ys, 1) if ys else x, h
 
 
+def step_size(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    """The step itself: with its bias and through softplus, where there is one and where it is wanted."""
+    if delta_bias is not None:
+        delta = delta + delta_bias
+    return F.softplus(delta) if delta_softplus else delta
+
+
+def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    """What comes after the recurrence: D x beside it, and the gate."""
+    if D is not None:
+        y = y + D * x
+    return y if z is None else y * F.silu(z)
+
+
+def plain(recurrence, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
+    """A whole scan in plain PyTorch, in float32 or float64, around `loop` or `parallel`."""
+    high = torch.promote_types(x.dtype, torch.float32)
+    x, delta, A, B, C, D, z, delta_bias, h0 = (
+        t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
+    y, last = recurrence(x, step_size(delta, delta_bias, delta_softplus), A, B, C, h0)
+    return skip_and_gate(y, x, D, z), last
+
+
+def triton(*arguments):
+    """The fused scan on a GPU, imported where it is wanted: many systems have no Triton."""
+    try:
+        from lib.scan import triton_kernel
+    except ImportError as error:
+        raise UserError("backend 'triton' needs the package triton, which is not installed: "
+                        "choose backend 'auto'") from error
+    return triton_kernel.fused(*arguments)
+
+
+# each takes (x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0) and returns y and the last h
+SCANS = {"loop": partial(plain, loop), "parallel": partial(plain, parallel), "cpu": scan_cpu.scan, "triton": triton}
+BACKENDS = tuple(SCANS)
+
+
 def choose(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
     """The fastest backend for tensors of this kind on this machine. May compile, once, and says so."""
     if device.type == "cpu" and dtype != torch.float64:
-        from lib.scan import cpu as scan_cpu
-
         return "cpu" if scan_cpu.available() else "parallel"
     if device.type == "cuda" and dtype != torch.float64:
         try:
-            from lib.scan import triton_kernel as scan_triton
+            from lib.scan import triton_kernel
         except ImportError:  # no Triton for this system
             return "parallel"
-        return "triton" if d_state <= scan_triton.LARGEST_STATE else "parallel"
+        return "triton" if d_state <= triton_kernel.LARGEST_STATE else "parallel"
     return "parallel"
 
 
@@ -75,76 +98,44 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     Returns y of shape (B, L, D) in the dtype of `x`, and with `return_last_state` also the
     state after the last step, (B, D, N), in float32 (float64 for float64 input). The state and all
     sums are kept in that dtype, whatever `x` is.
-    Raises `UserError` for shapes that do not fit or a backend that is not available.
+    Raises `UserError` for shapes, dtypes or devices that do not fit or a backend that is not available.
     """
-    check_shapes(x, delta, A, B, C, D, z, delta_bias, h0)
+    check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"backend {backend!r} is unknown: choose auto, {', '.join(BACKENDS)}")
-    dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
     if 0 in (*x.shape, A.shape[1]):  # nothing to scan: no step of time, no row, no channel or no state
         backend = "loop"
     if backend == "auto":
-        backend = choose(x.device, high, A.shape[1])
-    if backend == "triton":
-        try:
-            from lib.scan import triton_kernel as scan_triton
-        except ImportError as error:
-            raise UserError("backend 'triton' needs the package triton, which is not installed: "
-                            "choose backend 'auto'") from error
-        y, last = scan_triton.fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
-        return (y.to(dtype), last) if return_last_state else y.to(dtype)
-    if backend == "cpu":
-        from lib.scan import cpu as scan_cpu
-
-        y, last = scan_cpu.scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
-    else:
-        x, delta, A, B, C, D, z, delta_bias, h0 = (
-            t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
-        if delta_bias is not None:
-            delta = delta + delta_bias
-        if delta_softplus:
-            delta = F.softplus(delta)
-        if backend == "parallel":
-            from lib.scan.parallel import parallel
-
-            y, last = parallel(x, delta, A, B, C, h0)
-        else:
-            y, last = loop(x, delta, A, B, C, h0)
-        if D is not None:
-            y = y + D * x
-        if z is not None:
-            y = y * F.silu(z)
-    y = y.to(dtype)
+        backend = choose(x.device, torch.promote_types(x.dtype, torch.float32), A.shape[1])
+    y, last = SCANS[backend](x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
+    y = y.to(x.dtype)
     return (y, last) if return_last_state else y
 
 
-def selective_step(h: Float[Tensor, "B D N"], x: Float[Tensor, "B D"], delta: Float[Tensor, "B D"],
-                   A: Float[Tensor, "D N"], B: Float[Tensor, "B N"], C: Float[Tensor, "B N"],
-                   D: Float[Tensor, "D"] | None = None, z: Float[Tensor, "B D"] | None = None,
-                   delta_bias: Float[Tensor, "D"] | None = None, delta_softplus: bool = False,
+def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+                   D: Tensor | None = None, z: Tensor | None = None,
+                   delta_bias: Tensor | None = None, delta_softplus: bool = False,
                    backend: str = "auto") -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D N"]]:
     """One step of time, for generation: `selective_scan` at L = 1 with the state first.
 
-    Returns y and the new h; the old one is left as it was. No gradients flow through the
-    `cpu` backend, so `auto` takes it only where none is asked for.
+    h: (B, D, N). x, delta, z: (B, D). A: (D, N). B, C: (B, N). D, delta_bias: (D,).
+    Returns y and the new h, in the dtypes of `selective_scan`; the old h is left as it was. No
+    gradients flow through the `cpu` backend, so `auto` takes it only where none is asked for.
+    Raises `UserError` for shapes, dtypes or devices that do not fit.
     """
     if backend not in ("auto", "loop", "cpu"):
         raise UserError(f"backend {backend!r} has no single step: choose auto, loop, cpu")
+    check_step(h, x, delta, A, B, C, D, z, delta_bias)
+    tensors = (h, x, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
-        plain = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
-        tensors = (h, x, delta, A, B, C, D, z, delta_bias)
+        short = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
         needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        backend = "loop" if needs_grad or not plain else choose(x.device, x.dtype, A.shape[1])
+        backend = "loop" if needs_grad or not short else choose(x.device, x.dtype, A.shape[1])
     if backend == "cpu":
-        from lib.scan import cpu as scan_cpu
-
         return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if delta_bias is not None:
-        delta = delta + delta_bias
-    if delta_softplus:
-        delta = F.softplus(delta)
+    dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    h, x, delta, A, B, C, D, z, delta_bias = (t if t is None else t.to(high) for t in tensors)
+    delta = step_size(delta, delta_bias, delta_softplus)
     h = torch.exp(delta[..., None] * A) * h + (delta * x)[..., None] * B[:, None]
     y = (h @ C[..., None])[..., 0]
-    if D is not None:
-        y = y + D * x
-    return y if z is None else y * F.silu(z), h
+    return skip_and_gate(y, x, D, z).to(dtype), h

@@ -5,8 +5,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from lib import mamba
 from lib.env.paths import RUNS
-from lib.mamba import model as mamba
 from lib.music.streams import Streams
 from lib.train import distributed
 from lib.train.config import PRESETS, add_options, given

@@ -5,13 +5,12 @@ jumps to another piece now and then. Transposition is drawn at each jump, on bas
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.music.streams import INDEX, Piece, Streams
+from lib.music.streams import Piece, Streams, read_index
 
 
 class Crops:
@@ -64,9 +63,13 @@ class Crops:
         return {"rows": self.rows, "drawn": self.drawn, "first": self.first, "rng": self.rng.bit_generator.state}
 
     def load(self, position: dict) -> None:
-        """Go on from what `position` gave."""
+        """Go on from what `position` gave. Raises `UserError` where that was on other pieces or another batch."""
         self.rows, self.first = [list(row) for row in position["rows"]], position["first"]
         self.drawn = [list(pair) for pair in position.get("drawn", [[0, 0]] * len(self.rows))]
+        batch = self.config.batch
+        if len(self.rows) != batch or len(self.drawn) != batch or max(r[0] for r in self.rows) >= len(self.pieces):
+            raise UserError("the checkpoint is not one of this run (crops are of other pieces or of another batch): "
+                            "choose another --out")
         self.rng.bit_generator.state = position["rng"]
 
 
@@ -109,10 +112,7 @@ def base_names(streams: Streams) -> list[str]:
     """The name of each token, for streams without byte-pair merges."""
     if streams.folder is None:
         raise UserError("--transpose and --louder need the names of the tokens: give streams that lie in a folder")
-    try:
-        names = json.loads((Path(streams.folder) / INDEX).read_text()).get("names")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the token streams in {streams.folder} are damaged: build them again") from error
+    names = read_index(Path(streams.folder)).names
     if names is None:  # streams of the course's first version: ask MidiTok
         from lib.music.tokens import Tokenizer
 

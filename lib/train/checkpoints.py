@@ -9,19 +9,81 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, NotRequired
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import on_disk, whole
 from lib.env.machine import RESULTS, ROOT, read_results
+from lib.env.schema import Amount, Count, Few, Number, check, check_tensors
 
 LAST, PREVIOUS, LOG = "last.safetensors", "previous.safetensors", "log.csv"
 LOG_FIELDS = ["step", "tokens", "minutes", "lr", "train_bits_per_token", "validation_bits_per_note"]
+
+
+class Row(TypedDict):
+    """A line of the log; the keys are `LOG_FIELDS`."""
+
+    step: Count
+    tokens: Count
+    minutes: Amount
+    lr: Amount
+    train_bits_per_token: Amount
+    validation_bits_per_note: Amount
+
+
+class Generator(TypedDict):
+    """The state of numpy's PCG64."""
+
+    bit_generator: Annotated[str, Field(pattern="^PCG64$")]
+    state: Annotated[dict[str, Annotated[int, Field(ge=0, lt=2**128)]], Field(min_length=2, max_length=2)]
+    has_uint32: Annotated[int, Field(ge=0, le=1)]
+    uinteger: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Position(TypedDict):
+    """What `lib.train.batches.Crops.position` gives."""
+
+    rows: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
+    drawn: NotRequired[list[Annotated[list[Annotated[int, Field(ge=-128, le=128)]], Field(min_length=2, max_length=2)]]]
+    first: bool
+    rng: Generator
+
+
+class Before(TypedDict, total=False):
+    """What is known of the weights that a run started from."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+    folder: str
+    steps: Count
+    tokens: Count
+    hours: Amount
+
+
+class Facts(TypedDict):
+    """All that a checkpoint says beside its tensors. What may be missing is not in older runs."""
+
+    config: dict[str, bool | int | Number | str]
+    settings: dict
+    data: NotRequired[str]
+    init: NotRequired[Before | None]
+    step: Count
+    tokens: Count
+    seconds: Amount
+    best: Annotated[float, Field(ge=0)]  # infinite until something was validated
+    log: Annotated[list[Row], *Few]
+    recent: NotRequired[Annotated[list[Number], Field(max_length=1000)]]
+    crops: Position
+    scaler: dict[str, Number]
+    training_seconds: NotRequired[Amount]  # of a run of `lib.lab.experiments`
 
 
 def checksum(tensors: dict[str, Tensor], facts: str) -> str:
@@ -44,10 +106,8 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     text = json.dumps(facts)
     data = save(tensors, metadata={"run": text, "sha256": checksum(tensors, text)})
     with whole(folder / LAST) as part:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before it gets its name
+        part.write_bytes(data)
+        on_disk(part)  # before another file gives its name up
         if (folder / LAST).exists():
             os.replace(folder / LAST, folder / PREVIOUS)
     with whole(folder / LOG) as part, open(part, "w", newline="") as file:
@@ -61,35 +121,70 @@ def exists(folder: Path) -> bool:
     return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
-def read(folder: Path, say=print) -> tuple[dict[str, Tensor], dict]:
+def stamp(folder: Path) -> tuple[int, ...] | None:
+    """What tells the run's last checkpoint from the one before, whatever the clock says."""
+    try:
+        found = (folder / LAST).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def read(folder: Path, say=print) -> tuple[dict[str, Tensor], Facts]:
     """Tensors and facts of the run's last checkpoint that is whole. Raises `UserError` if there is none."""
-    for name, other in ((LAST, "the one before"), (PREVIOUS, "")):
+    faults = []
+    for name in (LAST, PREVIOUS):
         try:
             return open_one(folder / name)
         except FileNotFoundError:
             continue  # killed between two renames: the other one is whole
-        except ValueError:
-            if other and (folder / PREVIOUS).exists():
-                say(f"{folder.name}/{name} is damaged: going on from {other}")
-    raise UserError(f"no checkpoint in {folder} is whole: delete that folder and start again")
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+            if name == LAST and (folder / PREVIOUS).exists():
+                say(f"{folder.name}/{name} is damaged ({error}): going on from the one before")
+    why = f" ({faults[0]})" if faults else ""
+    raise UserError(f"no checkpoint in {folder} is whole{why}: delete that folder and start again")
 
 
-def open_one(path: Path) -> tuple[dict[str, Tensor], dict]:
+def open_one(path: Path) -> tuple[dict[str, Tensor], Facts]:
     """Tensors and facts of one file. Raises FileNotFoundError, or ValueError where it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         raise FileNotFoundError(path)
     try:
+        check_tensors(path, do="start again")
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        # runs of the course's first version have no checksum
-        if metadata.get("sha256") not in (None, checksum(tensors, metadata["run"])):
-            raise ValueError("checksum")
-        return tensors, json.loads(metadata["run"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged") from error
+    except (SafetensorError, OSError, UserError) as error:
+        raise ValueError("it cannot be opened") from error
+    if "run" not in metadata:
+        raise ValueError("it says nothing of a run")
+    # runs of the course's first version have no checksum
+    if metadata.get("sha256") not in (None, checksum(tensors, metadata["run"])):
+        raise ValueError("its checksum is wrong")
+    return tensors, check(metadata["run"], Facts)
+
+
+@contextmanager
+def whole_folder(folder: Path):
+    """Give a folder to fill beside `folder`, which appears with all of its files or not at all.
+
+    Where it is there already, its files are replaced one by one: they have to fit those that stay.
+    """
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part.d")
+    with os_errors(f"write {folder}"):
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            yield part
+            if folder.exists():
+                for path in sorted(part.iterdir()):
+                    os.replace(path, folder / path.name)
+            else:
+                os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -116,7 +211,7 @@ def alone(folder: Path):
             raise UserError(f"another process trains in {folder}: wait for it, or choose another --out") from error
     try:
         for part in [*folder.glob(".*.part.*"), *folder.glob("best/.*.part.*")]:
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import whole
-from lib.mamba import model as mamba
+from lib.env.files import on_disk
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.streams import Streams
 from lib.train import checkpoints, distributed
@@ -34,6 +34,7 @@ __all__ = ["LAST", "LOG", "PRESETS", "Crops", "TrainConfig", "Trainer", "choose_
            "parameter_groups", "validation_pieces"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokens.json")
+KEPT = {"optimizer": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # tensors a parameter
 RECENT = 100  # steps that the training loss in the log is the mean of
 
 
@@ -84,6 +85,7 @@ class Trainer:
             self._load()
         elif resume:
             self.say(f"nothing to resume in {self.folder.name} yet: starting at the beginning")
+        self.seen = checkpoints.stamp(self.folder)
 
     def _build(self, init: str | Path | None) -> tuple[MambaLM, dict | None]:
         """A fresh model, or one with the weights in the folder `init`, deepened, and what is known of them."""
@@ -138,6 +140,7 @@ class Trainer:
                             "with a smaller --lr")
         if self.world.first:
             checkpoints.write(self.folder, tensors, self._facts())
+            self.seen = checkpoints.stamp(self.folder)
 
     def _load(self) -> None:
         tensors, facts = checkpoints.read(self.folder, self.say)
@@ -150,8 +153,25 @@ class Trainer:
             if known[name] != getattr(self.config, name):
                 raise UserError(f"{self.folder} was trained with {name}={known[name]}, not "
                                 f"{getattr(self.config, name)}: resume with the same, or choose another --out")
+        self._check(tensors)
         self._restore(tensors, facts)
         self.say(f"resuming at step {self.step} after {self.seconds / 60:.1f} minutes")
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        """Raise `UserError` where a checkpoint's tensors are not those of this run."""
+        wanted = {f"model.{name}": tensor.shape for name, tensor in self.model.state_dict().items()}
+        for i, layer in enumerate(self.state):
+            wanted |= {f"state.{i}.{j}": (self.config.batch, *t.shape[1:]) for j, t in enumerate(layer)}
+        for kind, optimizer in self.optimizers.items():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for i, parameter in enumerate(parameters):
+                wanted |= {f"{kind}.{i}.{name}": () if name == "step" else parameter.shape for name in KEPT[kind]}
+        for name, shape in wanted.items():
+            tensor = tensors.get(name)
+            if tensor is None or tensor.shape != torch.Size(shape) or not tensor.is_floating_point():
+                found = "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                raise UserError(f"the checkpoint in {self.folder} is not one of this run ({name} should be floats of "
+                                f"shape {tuple(shape)}, it is {found}): choose another --out")
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
         """Be where the run was when these were taken."""
@@ -171,11 +191,16 @@ class Trainer:
                       for i in range(len(self.state))]
         mine = tensors.get(f"rng.{self.world.rank}", tensors.get("rng"))  # none of our own: more processes than before
         if mine is not None:
-            torch.set_rng_state(mine)
+            try:
+                torch.set_rng_state(mine)
+            except (RuntimeError, TypeError) as error:
+                raise UserError(f"the checkpoint in {self.folder} is damaged (rng is no state of torch's dice): "
+                                "delete that folder and start again") from error
         if self.device.type == "cuda" and f"rng_cuda.{self.world.rank}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng_cuda.{self.world.rank}"], self.device)
         self.crops.load(facts["crops"])
-        self.scaler.load_state_dict(facts["scaler"])
+        if facts["scaler"]:  # none of a run in another precision
+            self.scaler.load_state_dict(facts["scaler"])
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.best, self.log, self.losses = facts["best"], facts["log"], list(facts.get("recent", []))
         self.init = facts.get("init")
@@ -252,26 +277,32 @@ class Trainer:
         return bits
 
     def _keep_best(self) -> None:
-        with checkpoints.writing(self.folder / "best"):
-            self.save_model(self.model, self.folder / "best")
-        for name in TOKENIZER_FILES:  # so that `python -m lib.generate --model …/best` plays
-            if self.streams.folder and (self.streams.folder / name).exists():
-                with whole(self.folder / "best" / name) as part:
-                    part.write_bytes((self.streams.folder / name).read_bytes())
+        best = self.folder / "best"
+        with checkpoints.whole_folder(best) as part, checkpoints.writing(best):
+            self.save_model(self.model, part)
+            for name in TOKENIZER_FILES:  # so that `python -m lib.generate --model …/best` plays
+                if self.streams.folder and (self.streams.folder / name).exists():
+                    (part / name).write_bytes((self.streams.folder / name).read_bytes())
+                    on_disk(part / name)
 
     # -- the run -------------------------------------------------------------------------------
     def run(self, progress: bool = True, watch: Callable[["Trainer"], None] | None = None) -> list[dict]:
         """Train to the end; returns the rows of the log. `watch` is called after every step."""
         from tqdm import tqdm
 
-        clock = time.monotonic() - self.seconds
+        before = time.monotonic()
         bar = tqdm(total=1.0, initial=min(1.0, self.progress), disable=not (progress and self.world.first),
                    desc="training", mininterval=0.1 if sys.stderr.isatty() else 60,  # in a file, a line a minute
                    bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}")
         with checkpoints.alone(self.folder) if self.world.first else nullcontext(), bar:
+            if self.world.first and checkpoints.stamp(self.folder) != self.seen:
+                raise UserError(f"another process has trained on in {self.folder}: start again with --resume")
             while not self.finished:
                 self.train_step()
-                self.seconds, stop = self.world.agree(time.monotonic() - clock, self.stop_asked)
+                now = time.monotonic()
+                passed = max(0.0, now - before)  # a machine that was moved or asleep may set its clock back
+                self.seconds, stop = self.world.agree(self.seconds + passed, self.stop_asked)
+                before = now
                 if self.step % self.config.eval_every == 0 or self.progress >= 1:
                     self._validate_and_log(tqdm.write if progress else None)
                 if self.step % self.config.save_every == 0 or self.finished or stop:

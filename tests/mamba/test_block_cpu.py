@@ -252,5 +252,5 @@ def test_what_would_read_foreign_memory_is_refused_in_a_sentence():
         loss(torch.full_like(targets, 37))
     before, h = state[0]
     for wrong in ((before[:1], h), (before, h[:, :5]), (before.to("meta"), h)):
-        with pytest.raises(UserError, match="the memory of this layer is"):
+        with pytest.raises(UserError, match="this layer needs"):
             block_cpu.block(layer, x, wrong)

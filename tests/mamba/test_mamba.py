@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
+from lib.mamba import checkpoint
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
 
@@ -114,8 +115,8 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_saved_checkpoint_comes_back(tmp_path, config):
     model = make(config)
-    mamba.save(model, tmp_path / "m")
-    again = mamba.load(tmp_path / "m")
+    checkpoint.save(model, tmp_path / "m")
+    again = checkpoint.load(tmp_path / "m")
     assert again.config == config.__class__(**{**config.__dict__, "dt_rank": config.rank})
     assert torch.equal(again(tokens(config, 1, 9)), model(tokens(config, 1, 9)))
     assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == "mamba"
@@ -124,17 +125,17 @@ def test_a_saved_checkpoint_comes_back(tmp_path, config):
 
 def test_half_precision_halves_the_file_and_keeps_the_logits(tmp_path):
     model = make(MambaConfig(64, 64, 2))
-    mamba.save(model, tmp_path / "full")
-    mamba.save(model, tmp_path / "half", dtype=torch.float16)
+    checkpoint.save(model, tmp_path / "full")
+    checkpoint.save(model, tmp_path / "half", dtype=torch.float16)
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
     assert sizes[1] < 0.55 * sizes[0]
     ids = tokens(model.config, 1, 30)
-    torch.testing.assert_close(mamba.load(tmp_path / "half")(ids), model(ids), rtol=0, atol=5e-3)
+    torch.testing.assert_close(checkpoint.load(tmp_path / "half")(ids), model(ids), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "config", "size"])
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
-    mamba.save(make(), tmp_path)
+    checkpoint.save(make(), tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     if damage == "missing":
         weights.unlink()
@@ -147,7 +148,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
     else:
         config.write_text(config.read_text().replace('"hidden_size": 24', '"hidden_size": 25'))
     with pytest.raises(UserError) as error:
-        mamba.load(tmp_path)
+        checkpoint.load(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -199,11 +200,11 @@ def test_official_convolution_is_used_on_a_gpu_where_it_can_be(config, used, len
 def test_a_deepened_model_is_the_same_function_and_learns_in_every_layer(layers, n_layer):
     torch.manual_seed(layers)
     model = MambaLM(MambaConfig(11, 16, layers, 4))
-    deeper = mamba.deepen(model, n_layer)
+    deeper = checkpoint.deepen(model, n_layer)
     tokens = torch.randint(11, (2, 17))
     logits = deeper(tokens)
     assert torch.equal(logits, model(tokens)) and len(deeper.backbone.layers) == n_layer
     logits.logsumexp(-1).sum().backward()
     assert all(layer.mixer.out_proj.weight.grad.abs().max() > 0 for layer in deeper.backbone.layers)
     with pytest.raises(UserError, match=f"at least {n_layer}"):
-        mamba.deepen(deeper, n_layer - 1)
+        checkpoint.deepen(deeper, n_layer - 1)

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.paths import DATA, ROOT
 from lib.lab.peers import block as mamba_peers
 from lib.lab.peers import scans as peers
-from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM, MambaMixer
 from lib.scan import cpu as scan_cpu
 from lib.scan.selective import BACKENDS

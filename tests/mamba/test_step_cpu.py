@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_parity import SHIPPED, TEN, off, ours, ten, tokens
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import player as generate
 from lib.lab.bench import timing
-from lib.mamba import model as mamba
 from lib.mamba import step_cpu as mamba_cpu
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.mamba.step_cpu import Stepper, stepper

@@ -199,7 +199,7 @@ def test_a_damaged_cache_is_one_sentence(found, tmp_path):
         for file, whole in ((INDEX, index), (TOKENS, tokens)):
             (folder / file).unlink()
             (folder / file).write_bytes(content if file == name else whole)
-        with pytest.raises(UserError, match="are damaged: delete that folder") as caught:
+        with pytest.raises(UserError, match="is damaged .*: delete that folder") as caught:
             make(found, tmp_path)
         assert "\n" not in str(caught.value)
     shutil.rmtree(folder)

@@ -12,11 +12,11 @@ import torch
 from made_up import TINY, make_streams, quiet
 from safetensors import SafetensorError
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.machine import read_results
 from lib.generate.player import MODEL
 from lib.lab.bench.interruptions import torture
-from lib.mamba import model as mamba
 from lib.train import checkpoints
 from lib.train.trainer import Trainer
 

@@ -12,9 +12,9 @@ import torch
 from made_up import TINY, make_streams, quiet, store
 from torch.nn import functional as F
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.machine import ROOT
-from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import native
 from lib.scan.native import compiler

@@ -23,7 +23,7 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import write_json
 from lib.lab.bench.timing import note
-from lib.mamba import model as mamba
+from lib.mamba import checkpoint as mamba
 from lib.music.streams import INDEX, TOKENS, Piece, Streams
 from lib.train import checkpoints
 from lib.train.trainer import TrainConfig, Trainer

@@ -38,7 +38,7 @@ def curves(lab, item: tuple[str, float]) -> dict:
         lab.say(f"context: {arch}")
         pieces = validation_pieces(lab.base, chosen.tokens)
         return measure(best_model(lab.place(one.name), lab.device), lab.base, pieces, chosen)
-    return lab.once(f"context-{arch}", work)
+    return lab.once(f"context-{arch}", work, dict[str, list[dict]])
 
 
 def measure(model, streams, pieces, chosen) -> dict:

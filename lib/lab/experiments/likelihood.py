@@ -9,16 +9,20 @@ import time
 from dataclasses import replace
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from lib.env.schema import Amount
 from lib.lab.experiments.runs import Run, Spec, best_model
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import model_bits
 from lib.train.bits import counting_baselines, interval
 
 BUDGETS = ("tokens", "minutes")
+Speeds = dict[str, Annotated[float, Field(gt=0, le=1e12)]]  # tokens a second
 
 
 def spec(lab, arch: str, *, lr: float, seed: int, budget: str, speeds: dict | None = None) -> Spec:
@@ -67,7 +71,7 @@ def run(lab) -> dict:
     result = lab.read("likelihood") or {"speeds": {}, "grid": [], "rates": {}, "runs": [], "test": []}
     if result.get("summary"):
         return result
-    result["speeds"] = lab.once("speeds", lambda: measure_speeds(lab))
+    result["speeds"] = lab.once("speeds", lambda: measure_speeds(lab), Speeds)
     result["minutes"] = chosen.tokens / result["speeds"][chosen.headline[0]] / 60
     grid = [("grid", spec(lab, arch, lr=lr, seed=chosen.seeds[0], budget="grid")) for arch in chosen.archs for lr in chosen.rates]
     result["grid"] = trained(lab, grid, result["speeds"])
@@ -135,7 +139,7 @@ def test_bits(lab, name: str) -> list[float]:
         lab.say(f"{name}: test")
         model = best_model(lab.place(name), lab.device)
         return [round(float(bits), 3) for bits in model_bits(model, lab.base, lab.base.select("test"))]
-    return lab.once(name.replace("/", "-") + "-test", work)
+    return lab.once(name.replace("/", "-") + "-test", work, list[Amount])
 
 
 def summarise(result: dict, headline: tuple[str, str]) -> dict:

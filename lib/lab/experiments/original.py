@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lib.env.schema import Number
 from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.experiments.tokens import drawn
 from lib.lab.rivals.windows import model_bits
@@ -174,7 +175,7 @@ def bits_of(lab, name: str, one: Spec, recipe: Recipe, streams: Streams, measure
         if recipe.penalty:
             return {"bits": plain, "plain": plain}
         return {"bits": penalised_bits(model, streams, measured, lab.protocol.original.penalty).tolist(), "plain": plain}
-    return lab.once(f"original-{name.replace(' ', '-')}", work)
+    return lab.once(f"original-{name.replace(' ', '-')}", work, dict[str, list[Number]])
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ With the models of part (a) (equal tokens, first seed), the same seed and the sa
 tokens, so that a notebook can show and play them.
 """
 
+from lib.env.schema import Count
 from lib.generate.player import continuations, hear_prompt
 from lib.lab.experiments.likelihood import spec
 from lib.lab.experiments.runs import best_model
@@ -26,7 +27,7 @@ def run(lab) -> dict:
             model = best_model(lab.place(one.name), lab.device)
             start, _, begin = hear_prompt(model, tokenizer, music, chosen.prompt_seconds)
             return [int(t) for t in continuations(model, tokenizer, [start], [chosen.seed], until=begin + chosen.seconds)[1][0]]
-        result["played"].append({"arch": arch, "tokens": lab.once(f"playing-{arch}", work)})
+        result["played"].append({"arch": arch, "tokens": lab.once(f"playing-{arch}", work, list[Count])})
         lab.write("playing", result)
     return result
 

@@ -20,20 +20,34 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated, NotRequired
 
 import torch
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import whole
+from lib.env.schema import read_json
 from lib.lab.experiments.protocol import Protocol
 from lib.lab.experiments.runs import OutOfTime, Spec, completed, train
+from lib.lab.experiments.runs import Protocol as Recorded
 from lib.music.encode import Augmentation, build
 from lib.music.streams import Streams
 
 PARTS = {"efficiency": "lib.lab.experiments.efficiency", "likelihood": "lib.lab.experiments.likelihood",
          "context": "lib.lab.experiments.context", "playing": "lib.lab.experiments.playing", "tokens": "lib.lab.experiments.tokens", "original": "lib.lab.experiments.original"}
+Rate = Annotated[float, Field(gt=0, le=1e3)]
 RUNS = env.ROOT / "data" / "runs" / "experiments"
+
+
+class Result(TypedDict):
+    """A part's result, as far as other parts rely on it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+    protocol: Recorded
+    rates: NotRequired[dict[str, Rate]]  # of part (a)
 
 
 class Lab:
@@ -114,15 +128,15 @@ class Lab:
             futures = [pool.submit(_work, work, item) for item in items]
             return [future.result() for future in futures]
 
-    def once(self, name: str, work) -> dict:
-        """What `work()` gives, as JSON, from the file of an earlier call where there is one."""
+    def once(self, name: str, work, schema: type = dict):
+        """What `work()` gives, as JSON of this schema, from the file of an earlier call where there is one."""
         path = self.folder / "kept" / f"{name}.json"
         if not path.exists():
             self.left()
             text = json.dumps(work())
             with whole(path) as part:
                 part.write_text(text + "\n")
-        return json.loads(path.read_text())
+        return read_json(path, schema, do="delete that file, and it is measured again")
 
     def path(self, part: str) -> Path:
         return self.results / f"experiments_{part}_{self.protocol.scale}.json"
@@ -130,7 +144,7 @@ class Lab:
     def read(self, part: str) -> dict:
         """A part's result so far; empty where there is none. One of another protocol is refused."""
         path = self.path(part)
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = read_json(path, Result, do="move it away to begin anew") if path.exists() else {}
         if found and completed(found["protocol"]) != self._protocol(part):
             raise UserError(f"{path.name} was measured by another protocol: move it away to begin anew")
         return found

@@ -6,9 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, NotRequired
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError
 from lib.env.files import whole
+from lib.env.schema import Amount, Count, Number, read_json
 from lib.lab.rivals import matched as baselines
 from lib.lab.rivals.matched import Size
 from lib.lab.rivals.windows import model_bits
@@ -18,6 +23,28 @@ from lib.train.config import TrainConfig
 from lib.train.trainer import Trainer
 
 OUTCOME = "outcome.json"
+
+
+class Protocol(TypedDict):
+    """A record of what was chosen; one of training has a `config`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+    config: NotRequired[dict[str, bool | int | Number | str]]
+
+
+class Outcome(TypedDict):
+    """What is kept of a run that has ended."""
+
+    spec: Protocol
+    parameters: Count
+    body_parameters: Count
+    steps: Count
+    tokens: Count
+    training_seconds: Amount
+    tokens_per_second: Amount
+    validation_bits_per_note: Amount
+    best_step: Count
+    log: Annotated[list[checkpoints.Row], Field(min_length=1, max_length=1_000_000)]
 
 
 class OutOfTime(Exception):
@@ -83,6 +110,8 @@ class Run(Trainer):
 
     def _restore(self, tensors: dict, facts: dict) -> None:
         super()._restore(tensors, facts)
+        if "training_seconds" not in facts:
+            raise UserError(f"{self.folder} holds no run of an experiment: delete it, or choose another --folder")
         self.training_seconds = facts["training_seconds"]
 
 
@@ -96,7 +125,7 @@ def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.
     facts = spec.facts(streams)
     outcome = folder / OUTCOME
     if outcome.exists():
-        found = json.loads(outcome.read_text())
+        found = read_json(outcome, Outcome, do="delete that file, and the run goes on")
         if completed(found["spec"]) != facts:
             raise UserError(f"{folder} holds a run of another protocol: delete it, or choose another --folder")
         return found

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lib.env.schema import Number
 from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.rivals.windows import model_bits
 from lib.train.bits import dequantisation_bits, interval
@@ -61,7 +62,7 @@ def bits_of(lab, one: Spec, streams, tokenizer, pieces) -> dict:
         model = best_model(lab.place(one.name), lab.device)
         return {"bits": model_bits(model, streams, pieces).tolist(),
                 "added": [dequantisation_bits(tokenizer, streams.stream(p)) for p in pieces]}
-    return lab.once(one.name.replace("/", "-"), work)
+    return lab.once(one.name.replace("/", "-"), work, dict[str, list[Number]])
 
 
 def rate_of(lab) -> float:

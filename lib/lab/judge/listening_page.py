@@ -14,11 +14,15 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
+from lib.env.schema import read_json
 from lib.music.notes import Music, crop, read_midi, sustain
 from lib.show.listen import PLAYER_LEVEL, PLAYER_RATE, mp3_bytes, render
 
@@ -26,6 +30,21 @@ TEMPLATE = Path(__file__).with_name("listening_page.html")
 CHOICES = {"a": 1.0, "same": 0.5, "b": 0.0}  # what a choice gives to clip A
 FORMAT = "listening 1"
 LARGEST = 60  # pairs: nobody listens for longer
+
+
+class Answer(TypedDict):
+    """What a listener said of one pair."""
+
+    choice: Literal[*CHOICES]
+    clips: Annotated[list[Annotated[str, Field(pattern="/", max_length=1000)]], Field(min_length=2, max_length=2)]
+
+
+class Ratings(TypedDict):
+    """The file that the page exports."""
+
+    format: Literal[FORMAT]
+    listener: Annotated[str, Field(max_length=1000)]
+    ratings: Annotated[list[Answer], Field(max_length=10_000)]
 
 
 def pairs(groups: dict[str, int], count: int, seed: int) -> list[tuple[tuple[str, int], tuple[str, int]]]:
@@ -71,17 +90,7 @@ def page(groups: dict[str, Sequence[Music]], path: str | Path, *, count: int = 1
 
 def read_ratings(path: Path) -> dict:
     """An exported file, checked."""
-    try:
-        with os_errors(f"read {path}"):
-            data = json.loads(path.read_text(encoding="utf-8"))
-        good = data["format"] == FORMAT and isinstance(data["listener"], str) and all(
-            row["choice"] in CHOICES and len(row["clips"]) == 2 and all("/" in clip for clip in row["clips"])
-            for row in data["ratings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of ratings from the listening page") from error
-    if not good:
-        raise UserError(f"{path} is no file of ratings from the listening page")
-    return data
+    return read_json(path, Ratings, do="export it again from the listening page")
 
 
 def analyse(files: Sequence[dict], *, draws: int = 2000, seed: int = 0) -> dict:

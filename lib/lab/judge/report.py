@@ -7,7 +7,6 @@ whatever that is, and takes some ten minutes on two cores.
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -23,6 +22,7 @@ import torch
 from lib.env.errors import UserError
 from lib.env.files import whole, write_json
 from lib.env.machine import RESULTS, provenance
+from lib.env.schema import read_json
 from lib.generate.control import Controls
 from lib.generate.endless import GrowingMidi, forever
 from lib.generate.grammar import NoteReader
@@ -203,10 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(args.model)
     found = performances(quick=args.quick, say=note)
     mark = fingerprint(model)
-    try:
-        result = json.loads(args.result.read_text(encoding="utf-8")) if args.result.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{args.result} is damaged: delete it") from error
+    result = read_json(args.result, dict, do="delete it") if args.result.is_file() else {}
     if result.get("model") != mark:
         result = {}  # another model's numbers do not belong beside these
     words = sys.argv[2:] if argv is None else argv

@@ -13,22 +13,26 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from lib import mamba
 from lib.env.errors import UserError
 from lib.env.files import whole
+from lib.env.schema import check_tensors, read_json
 from lib.lab.rivals.hybrid import HybridConfig, HybridLM
 from lib.lab.rivals.language_model import LanguageModel
 from lib.lab.rivals.lstm import LSTMLM, LSTMConfig
 from lib.lab.rivals.s4d import S4DLM, S4DConfig
 from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM
-from lib.mamba import model as mamba
-from lib.mamba.model import CONFIG, WEIGHTS, MambaConfig, MambaLM
+from lib.mamba.checkpoint import CONFIG, WEIGHTS
+from lib.mamba.model import MambaConfig, MambaLM
 
 LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
           "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "hybrid": "Mamba + attention"}
 ARCHS = tuple(LABELS)
 CLASSES = {"LSTMLM": (LSTMLM, LSTMConfig), "TransformerLM": (TransformerLM, TransformerConfig),
            "S4DLM": (S4DLM, S4DConfig), "HybridLM": (HybridLM, HybridConfig)}
+AGAIN = "train it again"
 TOLERANCE = 0.03  # how far a rival's parameters may be from Mamba's
 
 
@@ -171,21 +175,44 @@ def save(model: MambaLM | LanguageModel, folder: str | Path) -> None:
         part.write_text(json.dumps({"architecture": type(model).__name__, **asdict(model.config)}, indent=1) + "\n")
 
 
+class Description(TypedDict, total=False):
+    """The fact of a config.json that says whose it is."""
+
+    architecture: str
+
+
 def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM | LanguageModel:
     """Open what `save` wrote. Raises `UserError` when something is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}")
+    name = read_json(folder / CONFIG, Description, do=AGAIN).get("architecture")
+    if name not in CLASSES:
+        return mamba.load(folder, device)
+    cls, kind = CLASSES[name]
+    config = read_json(folder / CONFIG, kind, do=AGAIN)
+    _check_sizes(config, folder / CONFIG)
+    check_tensors(folder / WEIGHTS, do=AGAIN)
     try:
-        facts = json.loads((folder / CONFIG).read_text())
-        if facts.get("architecture") not in CLASSES:
-            return mamba.load(folder, device)
-        cls, kind = CLASSES[facts.pop("architecture")]
-        model = cls(kind(**facts))
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}") from error
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"the checkpoint in {folder} is damaged: train it again") from error
+        weights = load_file(folder / WEIGHTS)
+        with torch.device("meta"):  # so that a false size costs no memory
+            wanted = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+        if {name: tensor.shape for name, tensor in weights.items()} != wanted:
+            raise ValueError("other tensors than its configuration says")
+        model = cls(config)
+        model.load_state_dict(weights)
+    except (SafetensorError, OSError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"the checkpoint in {folder} is damaged: {AGAIN}") from error
     return model.to(device).eval()
+
+
+def _check_sizes(config, path: Path) -> None:
+    """Raise `UserError` for a size that no model has."""
+    most = {"n_layer": 1024, "dropout": 1, "norm_eps": 1}
+    for name, value in asdict(config).items():
+        least = 0 if name == "dropout" else 1e-12
+        if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most.get(name, 2**20):
+            raise UserError(f"{path} is damaged ({name} is {value}, a size that no model has): {AGAIN}")

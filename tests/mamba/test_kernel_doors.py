@@ -1,0 +1,227 @@
+"""Claims about the doors of the kernels of a block and a model: nothing that comes through ends the process."""
+
+import numpy as np
+import pytest
+import torch
+from test_block_cpu import assert_close, by_torch, result_and_gradients
+
+from lib.env.errors import UserError
+from lib.mamba import block_cpu
+from lib.mamba.model import MambaBlock, MambaConfig, MambaLM
+from lib.mamba.step_cpu import Stepper
+
+pytestmark = [pytest.mark.skipif(not block_cpu.available(), reason="no C++ compiler here"),
+              pytest.mark.usefixtures("one_thread")]
+
+CONFIG = MambaConfig(11, 8, 1, 3)
+BAD = {"elsewhere": lambda t: t.to("meta"), "complex": lambda t: t.to(torch.complex64), "whole": lambda t: t.long(),
+       "sparse": lambda t: t.to_sparse(), "numpy": lambda t: t.numpy(), "one element": lambda t: t.flatten()[:1]}
+
+
+def convolution(length=5, channels=6, K=4, batch=2):
+    return {"x": torch.randn(batch, length, channels), "taps": torch.randn(channels, K), "bias": torch.randn(channels),
+            "before": torch.randn(batch, K - 1, channels)}
+
+
+def refused(call, *arguments, **named):
+    with pytest.raises(UserError) as error:
+        call(*arguments, **named)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- the convolution ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", ["x", "taps", "bias", "before"])
+def test_the_convolution_refuses_what_does_not_fit(name, bad):
+    given = convolution()
+    assert "the convolution needs" in refused(block_cpu.convolve_silu, **given | {name: BAD[bad](given[name])})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_convolution_reads_float32_and_bfloat16_alone(dtype):
+    """Halves were read as if they were floats: beyond their end."""
+    given = convolution()
+    assert "float32, bfloat16" in refused(block_cpu.convolve_silu, **given | {"x": given["x"].to(dtype)})
+
+
+def test_the_convolution_has_one_to_eight_taps():
+    for K in (0, 9):
+        given = convolution() | {"taps": torch.randn(6, K), "before": torch.randn(2, max(K - 1, 0), 6)}
+        assert "K from 1 to 8" in refused(block_cpu.convolve_silu, **given)
+
+
+@pytest.mark.parametrize("K", [1, 4])
+def test_a_convolution_over_no_step_has_gradients_of_zero(K):
+    given = {k: t.requires_grad_() for k, t in convolution(0, K=K).items()}
+    y, *gradients = result_and_gradients(block_cpu.convolve_silu, given, torch.ones(2, 0, 6))
+    assert y.shape == (2, 0, 6)
+    for gradient, tensor in zip(gradients, given.values(), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+def test_any_shape_of_the_convolution_is_torch_s_with_every_gradient(monkeypatch):
+    """Forty random shapes, among them one step in rows that lie apart, in memory that comes filled with NaN."""
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda t, **how: empty(t, **how).fill_(torch.nan))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *shape: torch.full(shape, torch.nan))
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        batch, channels, K = (int(random.integers(1, top)) for top in (5, 40, 9))
+        length = int(random.choice([1, 2, 7, 16, 17, 64, 66]))
+        given = {k: t.requires_grad_() for k, t in convolution(length, channels, K, batch).items()}
+        if random.integers(2):
+            given["bias"] = None
+        if random.integers(2):  # the batch inside
+            given["x"].data = torch.randn(length, batch, channels).transpose(0, 1)
+        if random.integers(2):  # a part of longer rows
+            given["x"].data = torch.randn(batch, length, channels + 5)[..., 2 : 2 + channels]
+        if length == 1 and random.integers(2):
+            given["x"].data = torch.randn(1, batch, channels).transpose(0, 1)
+        assert_close(given, torch.randn(batch, length, channels))
+
+
+def test_numbers_that_are_only_marked_as_negative_are_negative():
+    given = convolution()
+    given["before"] = torch.complex(torch.zeros(2, 3, 6), given["before"]).conj().imag
+    assert given["before"].is_neg()
+    torch.testing.assert_close(block_cpu.convolve_silu(**given), by_torch(**given), rtol=1e-5, atol=1e-5)
+
+
+# ---- the fused block ------------------------------------------------------------------------
+
+
+def block_and_input(length=5, config=CONFIG, batch=2):
+    memory = torch.randn(batch, config.d_conv - 1, config.d_inner), torch.randn(batch, config.d_inner, config.d_state)
+    return MambaBlock(config), torch.randn(batch, length, config.d_model), memory
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_the_block_refuses_what_does_not_fit(bad):
+    module, x, (before, h) = block_and_input()
+    for wrong in ((BAD[bad](before), h), (before, BAD[bad](h))):
+        assert "this layer needs" in refused(block_cpu.block, module, x, wrong)
+
+
+@pytest.mark.parametrize("bad", ["elsewhere", "complex", "whole", "sparse", "one element"])
+def test_the_block_refuses_an_input_that_does_not_fit(bad):
+    module, x, memory = block_and_input()
+    assert " x " in refused(block_cpu.block, module, BAD[bad](x), memory)
+
+
+def test_the_block_refuses_weights_that_lie_elsewhere_or_are_no_float32():
+    for spoil in (lambda m: m.norm.to("meta"), lambda m: m.mixer.dt_proj.double(), lambda m: m.to("meta")):
+        module, x, memory = block_and_input()
+        spoil(module)
+        assert not block_cpu.suits(module, x)
+        assert "the fused block takes" in refused(block_cpu.block, module, x, memory)
+
+
+def test_weights_may_lie_in_memory_as_they_like():
+    """A weight that is every second number of something, or that lies transposed."""
+    module, x, memory = block_and_input()
+    expected, _ = module(x, memory)
+    for p in module.parameters():
+        p.data = p.data.t().contiguous().t() if p.dim() == 2 else torch.stack([p.data, p.data * 0], -1)[..., 0]
+    assert not module.mixer.A_log.is_contiguous() and not module.norm.weight.is_contiguous()
+    found, _ = module(x, memory)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_block_is_the_plain_one_with_every_gradient(seed, monkeypatch):
+    random = np.random.default_rng(seed)
+    draw = lambda top: int(random.integers(1, top))
+    config = MambaConfig(11, draw(30), 1, draw(20), d_conv=draw(8), expand=draw(4), bias=bool(seed % 2),
+                         conv_bias=bool(seed % 3), dt_rank=draw(5))
+    module, x, memory = block_and_input(int(random.choice([1, 2, 3, 12, 13, 65])), config, draw(6))
+    leaves = [t.requires_grad_() for t in (x, *memory)]
+    assert block_cpu.suits(module, x)
+    found = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(block_cpu, "precision", lambda x: None)
+        y, after = module(x, memory, "auto" if fused else "loop")
+        wish = sum((t * torch.arange(1, 1 + t.numel()).view(t.shape).cos()).sum() for t in (y, *after))
+        found.append([y, *after, *torch.autograd.grad(wish, [*leaves, *module.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
+        # float32: sums over all positions, in another order
+        assert not ours.numel() or (ours - theirs).abs().max() <= 5e-5 * theirs.abs().max() + 1e-6
+
+
+# ---- the loss -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, bad", [
+    *((name, bad) for name in ("x", "norm", "head") for bad in BAD),
+    *(("targets", bad) for bad in BAD if bad != "whole")])
+def test_the_loss_refuses_what_does_not_fit(name, bad):
+    given = {"x": torch.randn(2, 3, 8), "norm": torch.ones(8), "head": torch.randn(11, 8),
+             "targets": torch.zeros(2, 3, dtype=torch.long)}
+    wrong = given | {name: BAD[bad](given[name])}
+    for reduce in (True, False):
+        assert "the loss needs" in refused(block_cpu.cross_entropy, *wrong.values(), 1e-5, torch.float32, reduce)
+
+
+def test_the_loss_of_no_position_is_zero():
+    x, head = torch.zeros(2, 0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    targets = torch.zeros(2, 0, dtype=torch.long)
+    loss = block_cpu.cross_entropy(x, torch.ones(8), head, targets, 1e-5, torch.float32, True)
+    loss.backward()
+    assert loss == 0 and not head.grad.any()
+
+
+# ---- the whole-model step -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens, says", [
+    ([1.5, 2.0], "needs tokens in one of int64"), ([True, False], "not bool"), ([1, 2, 3], r"shape \(2,\)"),
+    (torch.zeros(2, dtype=torch.long, device="meta"), "one device"), ([[1], [1, 2]], "a token a row"),
+    (["a", "b"], "a token a row"), ([2**70, 1], "a token a row"), (torch.ones(2, dtype=torch.cfloat), "complex64")])
+def test_the_step_reads_whole_numbers_alone(tokens, says):
+    fast = Stepper(MambaLM(CONFIG), 2)
+    with pytest.raises(UserError, match=says):
+        fast.step(tokens)
+    assert not any(t.any() for memory in fast.state() for t in memory)
+
+
+@pytest.mark.parametrize("bad", ["elsewhere", "complex", "whole"])
+def test_the_step_refuses_a_state_that_does_not_fit_and_keeps_its_own(bad):
+    model = MambaLM(CONFIG)
+    fast = Stepper(model, 2)
+    fast.step([1, 2])
+    before = fast.state()
+    (window, h), = model.new_state(2)
+    for wrong in ((BAD[bad](window), h), (window, BAD[bad](h))):
+        assert "the step needs" in refused(fast.load, [wrong])
+    assert all(torch.equal(a, b) for mine, other in zip(fast.state(), before) for a, b in zip(mine, other))
+
+
+def test_a_model_that_lies_in_two_places_has_no_step():
+    model = MambaLM(CONFIG)
+    model.backbone.norm_f.to("meta")
+    assert "takes a model on a CPU" in refused(Stepper, model)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_step_of_any_model_is_its_own(seed):
+    """Random models, some with more taps than the fused convolution has; the worst error of 80 was 3.2e-5."""
+    random = np.random.default_rng(seed)
+    draw = lambda top: int(random.integers(1, top))
+    yes = lambda: bool(random.integers(2))
+    config = MambaConfig(draw(90), draw(40), draw(4), draw(20), d_conv=draw(11), expand=draw(4), dt_rank=draw(6),
+                         bias=yes(), conv_bias=yes(), tied=yes())
+    rows = draw(10)
+    model = MambaLM(config).eval()
+    _, state = model.prefill(torch.randint(config.vocab_size, (rows, 3)))
+    fast = Stepper(model, rows)
+    fast.load(state)
+    for _ in range(4):
+        tokens = torch.randint(config.vocab_size, (rows,))
+        expected, state = model.step(tokens, state)
+        found = fast.step(tokens.to((torch.int64, torch.int32, torch.uint8)[seed % 3]))
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
+    for mine, theirs in zip(fast.state(), state, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
