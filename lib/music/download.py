@@ -16,17 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lib.env.errors import UserError, explain_os_error, os_errors
+from lib.env.errors import Unreachable, UserError, explain_os_error, os_errors
 
 CHUNK = 1 << 14  # bytes read at a time; a cut loses at most so much
 ANSWER = 8.0  # seconds until a server must have answered at all: no network is found out fast
 TIMEOUT = (5.0, 20.0)  # seconds to connect, seconds of silence that count as a cut
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be different in a moment
 MAX_UNPACKED = 1 << 30  # bytes; MAESTRO's MIDI files take 85 MB
-
-
-class Unreachable(UserError):
-    """This source cannot be had just now; another one may do."""
 
 
 class Cut(Exception):

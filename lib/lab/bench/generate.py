@@ -169,7 +169,6 @@ LOOKS = {  # ours in ink, others in colours that have no other meaning in this c
 def draw(result: dict, ax=None):
     """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
     import matplotlib
-    import numpy as np
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     if ax is None:
@@ -183,7 +182,7 @@ def draw(result: dict, ax=None):
             colour, dash = LOOKS[name]
             ax.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
             ax.plot(positions, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append((np.log(middle[-1]), positions[-1], about["label"], colour))
+            ends.append((positions[-1], middle[-1], about["label"], colour))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -194,12 +193,7 @@ def draw(result: dict, ax=None):
     ax.set_xlabel("tokens in the piece so far")
     ax.set_ylabel("tokens a second")
     ax.grid(axis="y", visible=True)
-    low, high = np.log(ax.get_ylim())
-    placed = -np.inf
-    for height, position, label, colour in sorted(ends):  # lift a name that would lie on another
-        placed = max(height, placed + 0.06 * (high - low))
-        ax.annotate(label, (position, np.exp(placed)), xytext=(7, 0), textcoords="offset points", va="center",
-                    color=colour, fontsize=10)
+    plots.name_ends(ax, ends)
     with matplotlib.rc_context(plots.STYLE):
         ax.set_title(_title(result))
     return ax.figure
