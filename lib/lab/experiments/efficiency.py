@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
-from lib.lab.bench.timing import MIN_ROUNDS, limit_memory, peak_bytes, spread, trim
+from lib.lab.bench.timing import limit_memory, peak_bytes, rounds_for, spread, take_turns, trim
 from lib.lab.rivals import matched as baselines
 from lib.lab.rivals.matched import LABELS, Size, build
 from lib.mamba import step_cpu as mamba_cpu
@@ -130,20 +131,22 @@ class Bench:
 
 
 def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> dict[str, list[float]]:
-    """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good."""
-    times, rounds = {}, {}
+    """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good.
+
+    So does one for which memory runs out, without a time.
+    """
+    first, rounds = {}, {}
     for arch, work in works.items():
         took = bench.clock(work)
         if took < 1e3 * chosen.seconds:
             took = bench.clock(work)  # the first one also warmed up
         elif took >= 1e3 * chosen.limit:
             limit.add(arch)
-        times[arch] = [took]
-        rounds[arch] = int(min(chosen.repeats, max(MIN_ROUNDS, 1e3 * chosen.seconds / took))) if arch not in limit else 1
-    for turn in range(1, max(rounds.values(), default=0)):
-        for arch in [arch for arch in works if turn < rounds[arch]]:
-            times[arch].append(bench.clock(works[arch]))
-    return times
+        first[arch] = took
+        rounds[arch] = 0 if arch in limit else rounds_for(took, chosen.repeats, chosen.seconds) - 1
+    more, failed = take_turns({arch: partial(bench.clock, work) for arch, work in works.items()}, rounds)
+    limit |= failed.keys()
+    return {arch: [first[arch], *times] for arch, times in more.items()}
 
 
 def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]) -> list[dict]:
