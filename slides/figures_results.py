@@ -24,17 +24,6 @@ def _rows(part: str, kind: str) -> list[dict]:
     return [row for row in load(part)["rows"] if row["kind"] == kind]
 
 
-def _names(ax, ends: list[tuple[float, float, str, str]], logarithmic: bool) -> None:
-    """Write names at the ends of lines: (x, y, name, colour) each; one that would lie on another is lifted."""
-    scale, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
-    low, high = scale(ax.get_ylim())
-    placed = -np.inf
-    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        placed = max(float(scale(y)), placed + 0.075 * (high - low))
-        ax.annotate(name, (x, float(back(placed))), xytext=(8, 0), textcoords="offset points", va="center",
-                    color=colour, annotation_clip=False)
-
-
 def _lines(rows: list[dict], x: str, y: str, xlabel: str, ylabel: str, *, name=label, logarithmic: bool = True,
            bars: bool = False):
     """A line an architecture over a doubling x, its name at its end."""
@@ -55,7 +44,7 @@ def _lines(rows: list[dict], x: str, y: str, xlabel: str, ylabel: str, *, name=l
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
     ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(ticks[0] / 1.15, ticks[-1] * 1.15))
-    _names(ax, ends, logarithmic)
+    plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
 
 
@@ -99,7 +88,7 @@ def rate_grid():
     ax.minorticks_off()
     ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
     ax.set(xlabel="learning rate (large dot: chosen)", ylabel="bits a note, validation")
-    _names(ax, ends, logarithmic=False)
+    plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
 
 
@@ -174,7 +163,7 @@ def learning():
             if run["seed"] == 0:
                 ends.append((tokens[-1] / 1e6, bits[-1], LABELS[run["arch"]], colour))
     ax.set(xlabel="million tokens read (pale: second and third seed)", ylabel="bits a note, validation")
-    _names(ax, ends, logarithmic=False)
+    plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
 
 

@@ -11,6 +11,10 @@ class UserError(Exception):
     """What is wrong and what to do, in one sentence that is shown as it stands."""
 
 
+class Unreachable(UserError):
+    """This source cannot be had just now; another one may do."""
+
+
 def explain_os_error(error: OSError) -> str:
     """The operating system's complaint as a plain sentence without a final stop."""
     name = getattr(error, "filename", None)

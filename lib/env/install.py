@@ -1,15 +1,17 @@
 """The requirements: what is installed, what is missing, and pip for a lone notebook."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from lib.env.errors import UserError, os_errors
+from lib.env.errors import Unreachable, UserError, os_errors
 from lib.env.paths import ROOT
 
 INSTALL = "pip install -r requirements.txt"
@@ -147,6 +149,34 @@ def install_missing(say=print) -> None:
             f"{', '.join(replaced)} was replaced while an older version was in use: "
             "restart the kernel (on Colab: Runtime, Restart session) and run this cell again"
         )
+
+
+def pip_download(requirement: str, folder: Path, what: str, *, options: Sequence[str] = (),
+                 environment: Mapping[str, str] | None = None) -> None:
+    """Put the source distribution of `requirement`, "name==version", into `folder`, as pip finds it.
+
+    `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError` for a full disk.
+    """
+    name = requirement.partition("==")[0]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
+               "--disable-pip-version-check", "--retries", "1", "--timeout", "10", *options,
+               "--no-binary", name, "--dest", str(folder), requirement]
+    here = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # so that pip leaves nothing
+    try:
+        done = subprocess.run(command, check=False, cwd=folder, env={**os.environ, **here, **(environment or {})},
+                              capture_output=True, text=True, errors="replace", timeout=180)
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(f"pip did not bring {what} within three minutes") from error
+    if done.returncode == 0:
+        return
+    if "No space left" in done.stderr:
+        raise UserError("the disk is full: free some space and run it again")
+    reason = pip_reason(done.stderr)
+    if "No module named pip" in done.stderr:
+        reason = "this Python has no pip"
+    elif "No matching distribution" in done.stderr:
+        reason = "no package index that has it answers"
+    raise Unreachable(f"pip cannot fetch {what} ({reason})")
 
 
 def pip_reason(stderr: str) -> str:

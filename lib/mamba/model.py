@@ -4,6 +4,9 @@ Parameter names are the official ones, and a checkpoint is a folder that transfo
 `MambaForCausalLM`. The model runs in two ways that give the same numbers: `forward` over a whole
 sequence (training, prompts), and `step`, one token at a time from a state of constant size.
 
+`Block` and `LanguageModel` know nothing of Mamba but that a layer reads, answers and remembers; the
+rivals of `lib.lab.rivals` are built of them too.
+
 Shapes are part of the signatures: B batch, L length, M = d_model, D = d_inner, N = d_state, W = K - 1
 the inputs that the convolution remembers, V the vocabulary. The tests check them at every call
 (jaxtyping).
@@ -11,7 +14,9 @@ the inputs that the convolution remembers, V the vocabulary. The tests check the
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +27,12 @@ from lib.env.errors import UserError
 from lib.mamba import block_cpu
 from lib.scan.selective import selective_scan, selective_step
 
-# One layer's memory: the last K-1 inputs of the convolution, and the state h
-Memory = tuple[Float[Tensor, "B W D"], Float[Tensor, "B D N"]]
+# One layer's memory: two tensors of three axes, the batch first. Zeros are the memory of nothing, so
+# that a row is emptied by filling it with zeros and dropped by slicing, whatever the architecture.
+Memory = tuple[Float[Tensor, "B _ _"], Float[Tensor, "B _ _"]]
 State = list[Memory]  # one a layer
+# Mamba's: the last K-1 inputs of the convolution, and the state h
+MambaMemory = tuple[Float[Tensor, "B W D"], Float[Tensor, "B D N"]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,13 @@ class MambaMixer(nn.Module):
             if linear.bias is not None:
                 linear.bias.zero_()
 
+    def new_memory(self, batch: int = 1) -> MambaMemory:
+        """The memory before the first position: zeros."""
+        config = self.config
+        window = torch.zeros(batch, config.d_conv - 1, config.d_inner, device=self.D.device)
+        h = torch.zeros(batch, config.d_inner, config.d_state, device=self.D.device)
+        return window, h
+
     def convolve(self, x: Float[Tensor, "B L D"], before: Float[Tensor, "B W D"],
                  ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B W D"]]:
         """SiLU of the causal depthwise convolution of x, of which `before` came earlier.
@@ -128,8 +143,8 @@ class MambaMixer(nn.Module):
         low, B, C = self.x_proj(x).split([config.rank, config.d_state, config.d_state], -1)
         return F.linear(low, self.dt_proj.weight), B, C
 
-    def forward(self, u: Float[Tensor, "B L M"], state: Memory, backend: str = "auto",
-                ) -> tuple[Float[Tensor, "B L M"], Memory]:
+    def forward(self, u: Float[Tensor, "B L M"], state: MambaMemory, backend: str = "auto",
+                ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
         """The layer's output, and its memory after the last position."""
         before, h0 = state
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, D) each
@@ -139,7 +154,8 @@ class MambaMixer(nn.Module):
                               self.dt_proj.bias.float(), True, h0, True, backend)
         return self.out_proj(y), (after, h)
 
-    def step(self, u: Float[Tensor, "B M"], state: Memory) -> tuple[Float[Tensor, "B M"], Memory]:
+    def step(self, u: Float[Tensor, "B M"], state: MambaMemory,
+             ) -> tuple[Float[Tensor, "B M"], MambaMemory]:
         """One position. The same numbers as `forward`, from the memory alone."""
         before, h = state
         x, z = self.in_proj(u).chunk(2, -1)
@@ -160,21 +176,26 @@ def fast_convolution():
     return causal_conv1d_fn
 
 
-class MambaBlock(nn.Module):
-    """x + mixer(norm(x)), the residual kept in float32."""
+class Block(nn.Module):
+    """x + mixer(norm(x)), the residual kept in float32.
 
-    def __init__(self, config: MambaConfig):
+    `config` has d_model, norm_eps and dropout. A mixer has `forward(u, memory)` with u (B, L, M) and
+    `step(u, memory)` with u (B, M), both giving a result of u's shape and the memory after it, and
+    `new_memory(batch)`.
+    """
+
+    grows = False  # whether its memory grows with what was read, as that of attention does
+
+    def __init__(self, config: Any, mixer: nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = MambaMixer(config)
+        self.mixer = mixer
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B L M"], memory: Memory, backend: str = "auto",
+    def forward(self, x: Float[Tensor, "B L M"], memory: Memory, **options,
                 ) -> tuple[Float[Tensor, "B L M"], Memory]:
-        """The residual after this layer, and the memory after it; fused where `backend` is auto and the CPU can."""
-        if backend == "auto" and block_cpu.suits(self, x):
-            return block_cpu.block(self, x, memory)
-        y, memory = self.mixer(self.norm(x), memory, backend)
+        """The residual after this layer, and the memory after it. The mixer gets the options."""
+        y, memory = self.mixer(self.norm(x), memory, **options)
         return x + self.dropout(y).float(), memory
 
     def step(self, x: Float[Tensor, "B M"], memory: Memory) -> tuple[Float[Tensor, "B M"], Memory]:
@@ -183,46 +204,66 @@ class MambaBlock(nn.Module):
         return x + y, memory
 
 
-class MambaLM(nn.Module):
-    """Tokens to logits: embedding, blocks, norm, and the embedding again (or `lm_head`) as the output layer."""
+class MambaBlock(Block):
+    """A block around `MambaMixer`; one fused pass where the CPU can."""
 
     def __init__(self, config: MambaConfig):
+        super().__init__(config, MambaMixer(config))
+
+    def forward(self, x: Float[Tensor, "B L M"], memory: MambaMemory, backend: str = "auto",
+                ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
+        """The residual after this layer, and the memory after it; fused where `backend` is auto."""
+        if backend == "auto" and block_cpu.suits(self, x):
+            return block_cpu.block(self, x, memory)
+        return super().forward(x, memory, backend=backend)
+
+
+class LanguageModel(nn.Module):
+    """Tokens to logits: embedding, blocks, norm, and the embedding again as the output layer.
+
+    `config` has vocab_size, d_model and norm_eps. Blocks that come from a generator draw their first
+    weights after the embedding has drawn its own.
+    """
+
+    carries = True  # whether it trains and is judged with its state carried from segment to segment
+
+    def __init__(self, config: Any, blocks: Iterable[Block]):
         super().__init__()
         self.config = config
         self.backbone = nn.Module()
         self.backbone.embeddings = nn.Embedding(config.vocab_size, config.d_model)
-        self.backbone.layers = nn.ModuleList(MambaBlock(config) for _ in range(config.n_layer))
+        self.backbone.layers = nn.ModuleList(blocks)
         self.backbone.norm_f = RMSNorm(config.d_model, config.norm_eps)
         nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
-        if not config.tied:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-            nn.init.normal_(self.lm_head.weight, std=0.02)
 
     @property
     def device(self) -> torch.device:
         return self.backbone.embeddings.weight.device
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state grows with what was read."""
+        return any(layer.grows for layer in self.backbone.layers)
 
     def parameter_count(self) -> int:
         """Numbers that are learnt, each once: a tied embedding counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def new_state(self, batch: int = 1) -> State:
-        """The state before the first token: zeros, whatever has been read so far."""
-        config = self.config
-        zeros = lambda *shape: torch.zeros(batch, *shape, device=self.device)
-        return [(zeros(config.d_conv - 1, config.d_inner), zeros(config.d_inner, config.d_state))
-                for _ in range(config.n_layer)]
+        """The state before the first token: zeros."""
+        return [layer.mixer.new_memory(batch) for layer in self.backbone.layers]
 
     @property
     def head(self) -> Float[Tensor, "V M"]:
-        """The output layer: the embedding, or `lm_head`."""
-        return (self.backbone.embeddings if self.config.tied else self.lm_head).weight
+        """The weights of the output layer."""
+        return self.backbone.embeddings.weight
 
     def logits(self, x: Float[Tensor, "*any M"]) -> Float[Tensor, "*any V"]:
         """The residual to logits, by the last norm and the output layer."""
         return F.linear(self.backbone.norm_f(x), self.head)
 
-    def nats(self, x: Float[Tensor, "B L M"], targets: Int[Tensor, "B L"], *, total: bool = False) -> Tensor:
+    def nats(self, x: Float[Tensor, "B L M"], targets: Int[Tensor, "B L"], *, total: bool = False,
+             ) -> Tensor:
         """The cross entropy of the residual's predictions in nats, (B, L), or its sum with `total`.
 
         A target of -1 counts nothing.
@@ -232,34 +273,42 @@ class MambaLM(nn.Module):
             norm = self.backbone.norm_f
             return block_cpu.cross_entropy(x, norm.weight, self.head, targets, norm.eps, dtype, total)
         logits = self.logits(x).float().flatten(0, 1)
-        nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="sum" if total else "none")
+        reduction = "sum" if total else "none"
+        nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
         return nats if total else nats.view(targets.shape)
 
-    def residual(self, tokens: Int[Tensor, "..."], state: State | None = None, backend: str = "auto",
+    def residual(self, tokens: Int[Tensor, "..."], state: State | None = None, **options,
                  ) -> tuple[Float[Tensor, "B L M"], State]:
-        """tokens (B, L) to what the last block leaves, and the state after the last token."""
+        """tokens (B, L) to what the last block leaves, and the state after the last token.
+
+        The blocks get the options. Raises `UserError` for tokens or a state of another shape.
+        """
+        layers = self.backbone.layers
         if tokens.dim() != 2:
             raise UserError(f"the model needs tokens of shape (B, L), not {tuple(tokens.shape)}")
-        if state is not None and len(state) != self.config.n_layer:
-            raise UserError(f"the state has {len(state)} layers, the model {self.config.n_layer}: take `new_state`")
+        if state is not None and len(state) != len(layers):
+            raise UserError(f"the state has {len(state)} layers, the model {len(layers)}: "
+                            "take `new_state`")
         state = state or self.new_state(len(tokens))
         x = self.backbone.embeddings(tokens).float()
         after = []
-        for layer, memory in zip(self.backbone.layers, state):
-            x, memory = layer(x, memory, backend)
+        for layer, memory in zip(layers, state):
+            x, memory = layer(x, memory, **options)
             after.append(memory)
         return x, after
 
-    def forward(self, tokens: Int[Tensor, "..."], state: State | None = None, *, return_state: bool = False,
-                last_only: bool = False, targets: Int[Tensor, "..."] | None = None, backend: str = "auto",
+    def forward(self, tokens: Int[Tensor, "..."], state: State | None = None, *,
+                return_state: bool = False, last_only: bool = False,
+                targets: Int[Tensor, "..."] | None = None, **options,
                 ) -> Tensor | tuple[Tensor, State]:
         """tokens (B, L) to logits at every position (B, L, V), or at the last (B, 1, V) with `last_only`.
 
         With `state` the sequence goes on from there; `return_state` also gives the state after
-        the last token, so that a long piece can be read in segments. With `targets` (B, L) the result is
-        the sum of their cross entropies in nats instead; a target of -1 counts nothing.
+        the last token, so that a long piece can be read in segments. The state that is given is not
+        changed. With `targets` (B, L) the result is the sum of their cross entropies in nats instead;
+        a target of -1 counts nothing. The options go to the blocks: Mamba's know `backend`.
         """
-        x, after = self.residual(tokens, state, backend)
+        x, after = self.residual(tokens, state, **options)
         if targets is None:
             result = self.logits(x[:, -1:] if last_only else x)
         else:
@@ -267,17 +316,37 @@ class MambaLM(nn.Module):
         return (result, after) if return_state else result
 
     @torch.inference_mode()
-    def prefill(self, tokens: Int[Tensor, "B L"], state: State | None = None) -> tuple[Float[Tensor, "B V"], State]:
+    def prefill(self, tokens: Int[Tensor, "B L"], state: State | None = None,
+                ) -> tuple[Float[Tensor, "B V"], State]:
         """Read a prompt at once: logits of the next token and the state."""
         logits, state = self(tokens, state, return_state=True, last_only=True)
         return logits[:, -1], state
 
     @torch.inference_mode()
     def step(self, tokens: Int[Tensor, "B"], state: State) -> tuple[Float[Tensor, "B V"], State]:
-        """Read one token a sequence: logits of the next and the new state."""
+        """Read one token a sequence: logits of the next and the new state.
+
+        An attention layer writes into the cache that it is given: to go on twice from one moment,
+        copy the state first.
+        """
         x = self.backbone.embeddings(tokens)
         after = []
         for layer, memory in zip(self.backbone.layers, state):
             x, memory = layer.step(x, memory)
             after.append(memory)
         return self.logits(x), after
+
+
+class MambaLM(LanguageModel):
+    """Mamba blocks; the output layer is the embedding, or `lm_head` where `config.tied` is False."""
+
+    def __init__(self, config: MambaConfig):
+        super().__init__(config, (MambaBlock(config) for _ in range(config.n_layer)))
+        if not config.tied:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            nn.init.normal_(self.lm_head.weight, std=0.02)
+
+    @property
+    def head(self) -> Float[Tensor, "V M"]:
+        """The weights of the output layer."""
+        return self.backbone.embeddings.weight if self.config.tied else self.lm_head.weight

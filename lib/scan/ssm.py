@@ -191,12 +191,11 @@ def hippo_legs(n: int) -> tuple[Tensor, Tensor]:
     return -torch.tril(root[:, None] * root, -1) - torch.diag(k + 1), root
 
 
-class S4D(nn.Module):
-    """The S4D layer: (B, L, d_model) to (B, L, d_model), one diagonal system a channel (S4D-Lin).
+class DiagonalSystems(nn.Module):
+    """One diagonal system a channel, (B, L, d_model) to (B, L, d_model): the inside of S4D (S4D-Lin).
 
     The states come in conjugate pairs, of which one is kept: `d_state` counts both, N = d_state / 2
-    complex numbers are stored, and y = 2 Re(C h) + D x. B is 1: only its product with C matters. After
-    the systems GELU and a gated linear layer mix the channels, as in the published layer.
+    complex numbers are stored, and y = 2 Re(C h) + D x. B is 1: only its product with C matters.
     `forward` convolves, `step` recurs; both go on from a state, so that a piece can be read in segments.
     """
 
@@ -217,7 +216,6 @@ class S4D(nn.Module):
         self.D = nn.Parameter(torch.ones(d_model))
         spread = math.log(dt_max) - math.log(dt_min)
         self.log_delta = nn.Parameter(math.log(dt_min) + spread * torch.rand(d_model))
-        self.out_proj = nn.Linear(d_model, 2 * d_model)
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """A_bar, B_bar and 2 C, complex (D, N), of the parameters as they are now."""
@@ -232,8 +230,8 @@ class S4D(nn.Module):
         return torch.zeros(batch, *self.A_imag.shape, dtype=dtype, device=self.C.device)
 
     def mix(self, y: Tensor) -> Tensor:
-        """GELU, then a linear layer whose second half opens and closes the first."""
-        return F.glu(self.out_proj(F.gelu(y)), -1)
+        """What becomes of the systems' outputs (…, d_model): here nothing, the channels stay apart."""
+        return y
 
     def forward(self, u: Tensor, state: Tensor | None = None, return_state: bool = False):
         """u (B, L, d_model) to y, going on from `state`; with `return_state` also the state after it.
@@ -259,3 +257,15 @@ class S4D(nn.Module):
         state = A_bar * state + B_bar * x[..., None]
         y = (C * state).sum(-1).real + self.D * x
         return self.mix(y.to(u.dtype)), state
+
+
+class S4D(DiagonalSystems):
+    """The S4D layer: the systems, then GELU and a gated linear layer that mix the channels, as published."""
+
+    def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):
+        super().__init__(d_model, d_state, dt_min, dt_max)
+        self.out_proj = nn.Linear(d_model, 2 * d_model)
+
+    def mix(self, y: Tensor) -> Tensor:
+        """GELU, then a linear layer whose second half opens and closes the first."""
+        return F.glu(self.out_proj(F.gelu(y)), -1)

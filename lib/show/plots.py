@@ -71,6 +71,30 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 11, height: float 
         return fig, fig.subplots(rows, columns, **options)
 
 
+def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | None = None) -> None:
+    """Write names at the right ends of lines; a name that would lie on another one is lifted above it.
+
+    `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with `near`, only those
+    whose x differ by less than this factor. The axes' scales and limits must be final: only the upper limit
+    rises where a name would stand above it.
+    """
+    ax.get_ylim()  # matplotlib finds the limits when they are asked for
+    to_axes = ax.transData - ax.transAxes  # from data to shares of the axes
+    to_data = to_axes.inverted()
+    placed: list[tuple[float, float]] = []
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        across, height = to_axes.transform((x, y))
+        for other, beside in placed:
+            if near is None or max(x, other) <= near * min(x, other):
+                height = max(height, beside + gap)
+        placed.append((x, height))
+        ax.annotate(name, to_data.transform((across, height)), xytext=(7, 0), textcoords="offset points",
+                    va="center", color=colour, fontsize=size, annotation_clip=False)
+    top = max((height for _, height in placed), default=0) + gap / 2
+    if top > 1:
+        ax.set_ylim(top=to_data.transform((0, top))[1])
+
+
 def velocity_colours():
     """The colour map of loudness: soft is pale orange, loud nearly black; grey-scale safe."""
     from matplotlib import colormaps

@@ -11,8 +11,9 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.lab.bench import __main__ as bench
 from lib.lab.bench import generate as generate_bench
-from lib.lab.bench import generate_contenders as generate_rivals
-from lib.lab.bench.generate import Contender, Rivals
+from lib.lab.bench.generate import Rivals
+from lib.lab.bench.timing import Contender
+from lib.lab.peers import language_models
 from lib.mamba import model as mamba
 from lib.mamba import step_cpu as mamba_cpu
 
@@ -42,23 +43,23 @@ def test_wrong_contender_is_found_by_the_check(rivals):
     right = rivals.get("pytorch")
 
     def begin(position):
-        read, size = right.begin(position)
+        read, size = right.prepare(position)
         return (lambda token: 1.01 * read(token)), size
     with torch.inference_mode():
-        assert generate_bench.check(rivals, Contender("wrong", "", "", "", 1, begin), 9) > 1e-3
+        assert generate_bench.check(rivals, Contender("wrong", "", "", begin), 9) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2_static"])
 def test_gpt2_is_of_equal_size_and_its_cache_is_full_up_to_the_position(rivals, name):
     one = rivals.get(name)
-    assert abs(one.parameters - rivals.model.parameter_count()) < 0.03 * rivals.model.parameter_count()
+    assert abs(one.facts["parameters"] - rivals.model.parameter_count()) < 0.03 * rivals.model.parameter_count()
     sizes = []
     for position in (5, 9):
-        read, size = one.begin(position)
+        read, size = one.prepare(position)
         sizes.append(size())
         with torch.inference_mode():
             assert read(torch.tensor([3])).shape == (1, 40)
-    config, _ = rivals._equal_gpt2(generate_rivals.transformers_package())
+    config = language_models.gpt2(rivals.model, 9).config
     kept = 2 * 24 * 4 * config.n_layer  # a key and a value, float32
     assert sizes == ([rivals.longest * kept] * 2 if name == "gpt2_static" else [5 * kept, 9 * kept])
 
@@ -66,16 +67,16 @@ def test_gpt2_is_of_equal_size_and_its_cache_is_full_up_to_the_position(rivals, 
 @pytest.mark.parametrize("name", [pytest.param("stepper", marks=needs_compiler), "pytorch", "transformers_mamba"])
 def test_a_mamba_keeps_as_much_at_any_position(rivals, name):
     one = rivals.get(name)
-    assert one.begin(5)[1]() == one.begin(9)[1]() > 4 * 2 * 48 * 4, "two layers, 48 channels, 4 states, float32"
+    assert one.prepare(5)[1]() == one.prepare(9)[1]() > 4 * 2 * 48 * 4, "two layers, 48 channels, 4 states, float32"
 
 
 def test_each_round_starts_at_the_position_again(rivals):
     """Also where the function that was given before has read on."""
     one = rivals.get("pytorch")
     with torch.inference_mode():
-        read, _ = one.begin(5)
+        read, _ = one.prepare(5)
         first = [read(torch.tensor([t])) for t in (1, 2, 3)]
-        read, _ = one.begin(5)
+        read, _ = one.prepare(5)
         assert all(torch.equal(read(torch.tensor([t])), logits) for t, logits in zip((1, 2, 3), first))
 
 
@@ -98,7 +99,7 @@ class Clock:
                 self.now += 1e-3 * milliseconds(position)
                 return torch.zeros(1, 40)
             return read, lambda: 8 * position
-        return Contender(name, name, "", "", 1, begin)
+        return Contender(name, name, "", begin)
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_contender_without_memory_stops_and_the_rest_go_on(clock):
 
     def begin(position):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nand a long trace")
-    rows, cut = run([Contender("big", "big", "", "", 1, begin), flat])
+    rows, cut = run([Contender("big", "big", "", begin), flat])
     assert [row["contender"] for row in rows] == ["flat"]
     assert cut == [{"contender": "big", "position": 5, "why": "not enough memory"}]
 

@@ -24,7 +24,7 @@ TINY = ["--device", "cpu", "--lengths", "8,16,32", "--batch", "1", "--d-inner", 
 
 
 def rival(name, call=lambda x: 2 * x):
-    return Contender(name, name, "a product", call, lambda given: {"x": given["x"].clone().requires_grad_()})
+    return Contender(name, name, "a product", lambda given: (call, {"x": given["x"].clone().requires_grad_()}))
 
 
 def numbers(length):
@@ -100,10 +100,10 @@ def test_contender_that_runs_out_of_memory_is_cut_and_the_rest_go_on(clock):
 
 def test_kept_bytes_counts_each_storage_once_and_no_argument():
     keeps = partial(timing.kept_bytes, leaves={"x": torch.randn(100, requires_grad=True)})
-    assert keeps(rival("x squared keeps x alone", lambda x: x * x)) == 0
-    assert keeps(rival("exp keeps what it gives", lambda x: x.exp())) == 400
-    assert keeps(rival("two views of one", lambda x: (e := x.exp())[:50] * e[50:])) == 400
-    assert keeps(rival("two of them", lambda x: x.exp().exp())) == 800
+    assert keeps(lambda x: x * x) == 0, "x alone, an argument"
+    assert keeps(torch.exp) == 400, "what it gives"
+    assert keeps(lambda x: (e := x.exp())[:50] * e[50:]) == 400, "two views of one"
+    assert keeps(lambda x: x.exp().exp()) == 800, "two of them"
 
 
 def test_kept_bytes_sees_what_a_function_of_ours_keeps():
@@ -117,7 +117,7 @@ def test_kept_bytes_sees_what_a_function_of_ours_keeps():
         def backward(ctx, dy):
             return 2 * dy
 
-    assert timing.kept_bytes(rival("ours", Twice.apply), {"x": torch.randn(100, requires_grad=True)}) == 28
+    assert timing.kept_bytes(Twice.apply, {"x": torch.randn(100, requires_grad=True)}) == 28
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's highest memory is read from Linux's /proc")
@@ -177,18 +177,21 @@ def test_channels_first_changes_memory_but_no_value():
 
 
 def test_long_convolution_by_fft_is_the_convolution():
-    one = scan_bench.contender("convolution")
-    leaves = one.prepare(scan_bench.arguments(2, 11, 5, 3))
+    call, leaves = scan_bench.contender("convolution").prepare(scan_bench.arguments(2, 11, 5, 3))
     x, kernel = leaves["x"], leaves["kernel"]
     direct = torch.stack([(x[..., :t + 1] * kernel[..., :t + 1].flip(-1)).sum(-1) for t in range(11)], -1)
-    torch.testing.assert_close(one.call(**leaves), direct, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(call(**leaves), direct, rtol=1e-5, atol=1e-5)
 
 
 def test_wrong_contender_is_found_by_the_check():
     right = scan_bench.contender("loop")
     assert scan_bench.check(right, 3, "float32", "cpu")["error"] < 1e-5
-    wrong = Contender("wrong", "", "", lambda **a: right.call(**(a | {"delta_bias": a["delta_bias"].detach() * 1.01
-                                                                  + 0 * a["delta_bias"]})), right.prepare)
+
+    def prepare(given):
+        call, leaves = right.prepare(given)
+        return lambda delta_bias, **more: call(delta_bias=1.01 * delta_bias.detach() + 0 * delta_bias, **more), leaves
+
+    wrong = Contender("wrong", "", "", prepare)
     assert scan_bench.check(wrong, 3, "float32", "cpu")["error"] > 1e-3
 
 

@@ -28,7 +28,7 @@ def test_everybody_s_mamba_has_our_weights_and_our_loss():
     ours, tokens = MambaLM(MambaConfig(50, 32, 2, 4)), torch.randint(50, (2, 17))
     first, then = {}, {}
     for name in ("ours", "mambapy", "transformers_mamba"):
-        step = train_bench.step_of(train_bench.contender(name, ours, 16), tokens)
+        step = train_bench.contender(name, ours, 16).prepare(tokens)
         first[name], then[name] = step(), step()
     for losses in (first, then):  # the second after a step of AdamW
         assert losses["mambapy"] == pytest.approx(losses["ours"], rel=1e-5)
@@ -39,7 +39,7 @@ def test_everybody_s_mamba_has_our_weights_and_our_loss():
 def test_the_transformers_are_of_our_size():
     ours = MambaLM(MambaConfig(1024, 256, 6))
     for name in ("transformer", "gpt2"):
-        theirs = train_bench._count(train_bench.contender(name, ours, 64).model)
+        theirs = train_bench.contender(name, ours, 64).facts["parameters"]
         assert abs(theirs / ours.parameter_count() - 1) < 0.03
 
 

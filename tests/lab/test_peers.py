@@ -170,7 +170,7 @@ def archive(content: bytes, name=f"mamba_ssm-2.3.2.post1/{peers.FILE}"):
     (lambda work: None, "damaged"),
     (lambda work: (work / "mamba_ssm-1.tar.gz").write_bytes(b"\x1f\x8b nonsense"), "damaged")])
 def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch, nothing_installed):
-    monkeypatch.setattr(peers, "_pip_download", bring)
+    monkeypatch.setattr(peers, "pip_download", lambda requirement, work, what, **options: bring(work))
     with pytest.raises(peers.Unreachable, match=words):
         peers.reference_file(tmp_path, say=str)
     assert not list(tmp_path.glob("**/*.py")) and not list(tmp_path.glob("*/"))
@@ -183,7 +183,7 @@ def test_damaged_file_is_fetched_again_and_a_sound_one_is_not(tmp_path, monkeypa
         fetched.append(work)
         archive(b"def selective_scan_ref(): pass")(work)
 
-    monkeypatch.setattr(peers, "_pip_download", bring)
+    monkeypatch.setattr(peers, "pip_download", lambda requirement, work, what, **options: bring(work))
     monkeypatch.setattr(peers, "SHA256", peers.hashlib.sha256(b"def selective_scan_ref(): pass").hexdigest())
     path = peers.reference_file(tmp_path, say=str)
     assert peers.reference_file(tmp_path, say=str) == path and len(fetched) == 1

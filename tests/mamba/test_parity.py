@@ -235,7 +235,7 @@ def archive(content, name=f"mamba_ssm-2.3.2.post1/{mamba_peers.FILE}"):
                                           (archive(b"", "elsewhere.py"), "damaged")])
 def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    monkeypatch.setattr(peers, "_pip_download", bring)
+    monkeypatch.setattr(peers, "pip_download", lambda requirement, work, what, **options: bring(work))
     with pytest.raises(peers.Unreachable, match=words):
         mamba_peers.block_file(tmp_path, say=str)
     assert not list(tmp_path.glob("**/*.py")) and not list(tmp_path.glob("*/"))

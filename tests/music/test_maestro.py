@@ -617,7 +617,7 @@ def pretend_sdist(monkeypatch, content: bytes | None = None, name: str = "Maestr
         if content is not None:
             path.write_bytes(content)
 
-    monkeypatch.setattr(sample, "_pip_download", bring)
+    monkeypatch.setattr(sample, "pip_download", lambda requirement, work, what: bring(work))
 
 
 def test_sample_is_put_there_whole_and_repaired(home, monkeypatch):

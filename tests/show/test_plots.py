@@ -202,3 +202,24 @@ def test_show_closes_a_pyplot_figure(monkeypatch):
 def test_show_wants_alt_text():
     with pytest.raises(ValueError, match="alt text"):
         plots.show(plots.figure()[0], " ")
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_names_at_the_ends_of_lines_stay_apart_and_inside(scale):
+    ax = plots.figure()[1]
+    ends = [(8, 1.0, "a", "k"), (8, 1.001, "b", "k"), (8, 50.0, "d", "k"), (8, 49.9, "c", "k")]
+    for x, y, _, colour in ends:
+        ax.plot([1, x], [y, y], color=colour)
+    ax.set_yscale(scale)
+    plots.name_ends(ax, ends, gap=0.1)
+    heights = [ax.transAxes.inverted().transform(ax.transData.transform(t.xy))[1] for t in ax.texts]
+    assert words(ax) == ["a", "b", "c", "d"], "in the order of the lines"
+    assert np.diff(heights).min() > 0.09 and heights[-1] < 1  # room above makes all distances a little smaller
+    assert ax.texts[0].xy == pytest.approx((8, 1.0)), "the lowest stays at its line"
+
+
+def test_names_far_apart_along_the_axis_do_not_lift_each_other():
+    ax = plots.figure()[1]
+    ax.set(xlim=(1, 100), ylim=(0, 10))
+    plots.name_ends(ax, [(2, 5.0, "short", "k"), (64, 5.0, "long", "k"), (60, 5.0, "lifted", "k")], near=4)
+    assert [t.xy[1] for t in ax.texts] == pytest.approx([5, 5, 5.6])

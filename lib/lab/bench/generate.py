@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,9 +21,21 @@ from torch import Tensor
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import whole, write_json
-from lib.lab.bench.generate_contenders import NAMES, WARM, Contender, Rivals
+from lib.lab.bench.generate_contenders import NAMES, WARM, Rivals
 from lib.lab.bench.scan import slug
-from lib.lab.bench.timing import answer, apart, limit_memory, note, peak_bytes, spread, trim, why, without_gpu
+from lib.lab.bench.timing import (
+    Contender,
+    answer,
+    apart,
+    limit_memory,
+    note,
+    peak_bytes,
+    spread,
+    take_turns,
+    trim,
+    why,
+    without_gpu,
+)
 from lib.mamba import model as mamba
 from lib.show import plots
 
@@ -34,7 +47,7 @@ POSITIONS = (512, 2048, 8192, 32768)
 def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
     """The largest difference of a Mamba's logits from those of `MambaLM.forward`, over eight tokens."""
     tokens = torch.arange(8) % rivals.model.config.vocab_size
-    read, _ = one.begin(position)
+    read, _ = one.prepare(position)
     found = torch.stack([read(token[None]) for token in tokens], 1)
     return float((rivals.model(tokens[None], rivals.state(position)) - found).abs().max())
 
@@ -62,39 +75,43 @@ def measure(contenders: list[Contender], positions: list[int], *, repeats: int, 
     """
     rows, cut = [], []
     for position in sorted(positions):
-        counts, times, sizes = {}, {}, {}
+        works, counts = {}, {}
+        stopped = {stop["contender"] for stop in cut}
         for one in contenders:
-            if one.name in {stop["contender"] for stop in cut}:
+            if one.name in stopped:
                 continue
             try:
-                took = generate(one.begin(position)[0], 1)
+                took = generate(one.prepare(position)[0], 1)
                 if took > 1e3 * limit:
                     raise UserError(f"a token took {took / 1e3:.0f} s (limit {limit:g} s)")
-                counts[one.name], times[one.name] = int(min(tokens, max(4, 1e3 * seconds / took))), []
-                say(f"position {position:6}: {one.label} {took:.2f} ms a token")
             except (RuntimeError, UserError) as error:
                 cut.append({"contender": one.name, "position": position, "why": why(error)})
-        for _ in range(repeats):
-            for one in [one for one in contenders if one.name in counts]:
-                try:
-                    read, size = one.begin(position)
-                    sizes[one.name] = size()
-                    times[one.name].append(generate(read, counts[one.name]))
-                except RuntimeError as error:
-                    cut.append({"contender": one.name, "position": position, "why": why(error)})
-                    del counts[one.name], times[one.name]
-                read = size = None
-                trim()
-        rows += [{"contender": name, "position": position, **spread(found), "tokens": counts[name],
-                  "tokens_per_second": 1e3 / spread(found)["median_ms"], "cache_bytes": sizes[name]}
-                 for name, found in times.items()]
+                continue
+            say(f"position {position:6}: {one.label} {took:.2f} ms a token")
+            counts[one.name] = int(min(tokens, max(4, 1e3 * seconds / took)))
+            works[one.name] = partial(_round, one, position, counts[one.name])
+        found, failed = take_turns(works, dict.fromkeys(works, repeats))
+        trim()
+        cut += [{"contender": name, "position": position, "why": reason} for name, reason in failed.items()]
+        for name, pairs in found.items():
+            times, sizes = zip(*pairs, strict=True)
+            row = {"contender": name, "position": position, **spread(times), "tokens": counts[name]}
+            rows.append(row | {"tokens_per_second": 1e3 / row["median_ms"], "cache_bytes": sizes[-1]})
     return rows, cut
+
+
+def _round(one: Contender, position: int, tokens: int) -> tuple[float, int]:
+    """(milliseconds a token, bytes of the cache at the position), from the position anew."""
+    trim()  # of what the one before has left
+    read, size = one.prepare(position)
+    held = size()
+    return generate(read, tokens), held
 
 
 @torch.inference_mode()
 def growth(rivals: Rivals, tokens: int) -> dict:
     """How far the process's memory rises while ours generates so many tokens, in one go."""
-    read, _ = rivals.get("stepper").begin(1)
+    read, _ = rivals.get("stepper").prepare(1)
     generate(read, 200)  # what the first calls ever set up is not counted
     found = peak_bytes(lambda: generate(read, tokens), "cpu")
     return {"tokens": tokens, "growth_mib": None if found is None else found / 2**20}
@@ -117,8 +134,7 @@ def child(task: dict) -> dict:
                 if not found["checks"][name] < 1e-4:  # some hundred float32 roundings
                     raise UserError(f"its logits differ from ours by {found['checks'][name]:.1e}")
             contenders.append(one)
-            found["contenders"][name] = {"label": one.label, "timed": one.timed, "reached": one.reached,
-                                         "parameters": one.parameters}
+            found["contenders"][name] = {"label": one.label, "timed": one.timed, **one.facts}
         except UserError as error:
             note(f"without {name}: {error}")
             found["absent"][name] = str(error)
@@ -169,7 +185,6 @@ LOOKS = {  # ours in ink, others in colours that have no other meaning in this c
 def draw(result: dict, ax=None):
     """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
     import matplotlib
-    import numpy as np
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     if ax is None:
@@ -183,7 +198,7 @@ def draw(result: dict, ax=None):
             colour, dash = LOOKS[name]
             ax.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
             ax.plot(positions, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append((np.log(middle[-1]), positions[-1], about["label"], colour))
+            ends.append((positions[-1], middle[-1], about["label"], colour))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -194,12 +209,7 @@ def draw(result: dict, ax=None):
     ax.set_xlabel("tokens in the piece so far")
     ax.set_ylabel("tokens a second")
     ax.grid(axis="y", visible=True)
-    low, high = np.log(ax.get_ylim())
-    placed = -np.inf
-    for height, position, label, colour in sorted(ends):  # lift a name that would lie on another
-        placed = max(height, placed + 0.06 * (high - low))
-        ax.annotate(label, (position, np.exp(placed)), xytext=(7, 0), textcoords="offset points", va="center",
-                    color=colour, fontsize=10)
+    plots.name_ends(ax, ends)
     with matplotlib.rc_context(plots.STYLE):
         ax.set_title(_title(result))
     return ax.figure

@@ -65,7 +65,7 @@ def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
 
     oracle = partial(scan.selective_scan, delta_softplus=True, backend="loop")
     exact = results(oracle, lay_out({name: t.double() for name, t in given.items()}))
-    mine = results(one.call, one.prepare(given))
+    mine = results(*one.prepare(given))
     errors = {k: float((mine[k].double() - t).abs().max() / t.abs().max()) for k, t in exact.items()}
     worst = max(errors, key=lambda k: np.nan_to_num(errors[k], nan=np.inf))
     return {"error": errors[worst], "of": worst, "ok": errors[worst] < TOLERANCE[dtype]}

@@ -3,6 +3,7 @@
 Each is a `lib.lab.bench.timing.Contender`: what is called, and how its arguments lie in memory.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -38,19 +39,24 @@ def lay_out(given: dict, channels_first: bool = False) -> dict:
     return {name: leaf(t) for name, t in given.items()}
 
 
+def _with(call: Callable, lay: Callable[[dict], dict] = lay_out) -> Callable[[dict], tuple[Callable, dict]]:
+    """What `Contender.prepare` asks for: the function, and its arguments laid out."""
+    return lambda given: (call, lay(given))
+
+
 def _ours(backend: str) -> Contender:
     if backend not in scan.BACKENDS:
         raise UserError(f"lib.scan has no backend {backend!r} here")
     if backend == "cpu" and not scan_cpu.build(say=note):
         raise UserError("backend 'cpu' needs a C++ compiler: install g++ or clang++")
     return Contender(backend, f"ours, {backend}", f"lib.scan.selective_scan(backend={backend!r})",
-                     partial(scan.selective_scan, delta_softplus=True, backend=backend), lay_out)
+                     _with(partial(scan.selective_scan, delta_softplus=True, backend=backend)))
 
 
 def _peer(name: str) -> Contender:
     peer, theirs = peers.PEERS[name], peers.load(name)
-    return Contender(name, peer.label, peer.timed, partial(theirs, delta_softplus=True),
-                     partial(lay_out, channels_first=peer.channels_first))
+    return Contender(name, peer.label, peer.timed, _with(partial(theirs, delta_softplus=True),
+                                                         partial(lay_out, channels_first=peer.channels_first)))
 
 
 def _convolution() -> Contender:
@@ -60,22 +66,22 @@ def _convolution() -> Contender:
         product = torch.fft.rfft(x, 2 * length) * torch.fft.rfft(kernel, 2 * length)
         return torch.fft.irfft(product, 2 * length)[..., :length]
 
-    def prepare(given):
+    def lay(given):
         x = given["x"].transpose(1, 2).float().contiguous()  # the FFT knows no bfloat16
         return {"x": x.requires_grad_(), "kernel": x[0].clone().detach().requires_grad_()}
 
     return Contender("convolution", "FFT convolution", "transforms of x and of a kernel of length L, product, "
-                     "inverse transform, in float32", call, prepare)
+                     "inverse transform, in float32", _with(call, lay))
 
 
 def _attention() -> Contender:
-    def prepare(given):
+    def lay(given):
         def heads(t):  # (B, L, D) to (B, D/64, L, 64)
             return t.unflatten(2, (max(1, t.shape[2] // 64), -1)).transpose(1, 2).contiguous().requires_grad_()
         return {"query": heads(given["x"]), "key": heads(given["delta"]), "value": heads(given["z"])}
 
     return Contender("attention", "attention", "scaled_dot_product_attention, causal, heads of 64, no projections",
-                     partial(F.scaled_dot_product_attention, is_causal=True), prepare)
+                     _with(partial(F.scaled_dot_product_attention, is_causal=True), lay))
 
 
 def names(device: str) -> list[str]:

@@ -1,7 +1,6 @@
 """The scan's measurements as figures: time against length, ours beside other people's."""
 
 import matplotlib
-import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from lib.lab.peers import scans as peers
@@ -26,7 +25,7 @@ def _lines(ax, rows: list[dict], contenders: dict, kind: str) -> None:
             colour, dash = LOOKS[name]
             ax.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
             ax.plot(lengths, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append([np.log(middle[-1]), lengths[-1], about["label"], colour])
+            ends.append((lengths[-1], middle[-1], about["label"], colour))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -34,16 +33,8 @@ def _lines(ax, rows: list[dict], contenders: dict, kind: str) -> None:
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
     ax.set_xlabel("length L")
     ax.grid(axis="y", visible=True)
-    low, high = np.log(ax.get_ylim())
-    placed: list[tuple] = []
-    for height, length, label, colour in sorted(ends):
-        for other, beside in placed:  # lift a name that would lie on another
-            if length <= 4 * beside and beside <= 4 * length:
-                height = max(height, other + 0.055 * (high - low))
-        placed.append((height, length))
-        ax.annotate(label, (length, np.exp(height)), xytext=(7, 0), textcoords="offset points", va="center",
-                    color=colour, fontsize=10)
     ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.28 * max(2, len(ticks) - 1)))  # room for the names
+    plots.name_ends(ax, ends, gap=0.055, near=4)
 
 
 def _title(ax, text: str) -> None:

@@ -1,6 +1,6 @@
 """Timing rivals fairly: turns, medians, the memory that they keep and the highest they reach.
 
-Nothing here knows of scans. `measure` lets contenders take turns within each round, so that whatever
+Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that whatever
 drifts hits all of them alike.
 """
 
@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,18 @@ MIN_ROUNDS = 3  # so that there are quartiles, however slow a contender is
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the work: `call(**prepare(arguments))` is timed, `prepare` is not."""
+    """One way to do the work. `prepare` makes ready what is timed, and is not timed itself.
+
+    Of a length's arguments, a position or a batch it makes: in the scan's benchmark a function and its arguments,
+    all of them asking for a gradient, as it wants them in memory; in that of generation a function token -> logits
+    (1, V) and one that counts its cache's bytes; in that of training a step, which returns its loss.
+    """
 
     name: str
-    label: str  # as the figures call it
+    label: str  # as figures and tables call it
     timed: str  # what its timing contains
-    call: Callable
-    prepare: Callable  # the arguments as it wants them in memory, all of them asking for a gradient
+    prepare: Callable
+    facts: dict = field(default_factory=dict)  # what else a result says of it
 
 
 def note(text: str) -> None:
@@ -89,18 +94,42 @@ def stopwatch(device: str) -> Callable[[Callable], float]:
     return clock
 
 
+def rounds_for(took: float, repeats: int, seconds: float) -> int:
+    """Rounds for a work of so many ms: `repeats`, or fewer, though at least three, that end within `seconds`."""
+    return int(min(repeats, max(MIN_ROUNDS, 1e3 * seconds / took)))
+
+
+def take_turns(works: dict[str, Callable], rounds: Mapping[str, int]) -> tuple[dict[str, list], dict[str, str]]:
+    """What each work gives in its rounds, everybody once in each; and the reasons of those that failed.
+
+    A work that raises a RuntimeError, as where memory runs out, is taken out of `works` and gives nothing.
+    """
+    found: dict[str, list] = {name: [] for name in works}
+    failed: dict[str, str] = {}
+    for turn in range(max(rounds.values(), default=0)):
+        for name in list(works):
+            if turn >= rounds[name]:
+                continue
+            try:
+                found[name].append(works[name]())
+            except RuntimeError as error:
+                failed[name] = why(error)
+                del works[name], found[name]  # and the memory that it holds
+    return found, failed
+
+
 def works_of(one: Contender, given: dict) -> tuple[Callable, Callable]:
     """(forward without gradients, forward and backward) of a contender on these arguments."""
-    leaves = one.prepare(given)
+    call, leaves = one.prepare(given)
     with torch.no_grad():
-        weight = torch.randn_like(one.call(**leaves))  # dL/dy, laid out as y is
+        weight = torch.randn_like(call(**leaves))  # dL/dy, laid out as y is
 
     def forward():
         with torch.no_grad():
-            one.call(**leaves)
+            call(**leaves)
 
     def forward_backward():
-        torch.autograd.grad(one.call(**leaves), list(leaves.values()), weight)
+        torch.autograd.grad(call(**leaves), list(leaves.values()), weight)
     return forward, forward_backward
 
 
@@ -110,7 +139,7 @@ def why(error: Exception) -> str:
     return "not enough memory" if "memory" in text else text[:200]
 
 
-def spread(times: list[float]) -> dict:
+def spread(times: Sequence[float]) -> dict:
     """Median, quartiles and number of times."""
     low, middle, high = np.percentile(times, (25, 50, 75))
     return {"median_ms": float(middle), "q1_ms": float(low), "q3_ms": float(high), "count": len(times)}
@@ -123,47 +152,57 @@ def measure(contenders: list[Contender], lengths: list[int], given_at: Callable[
     A contender gets `repeats` rounds, or fewer (at least three) where they would take more than
     `seconds`. It stops for good where one call takes, or will by its own trend, more than `limit`.
     """
-    clock, rows, cut, before = stopwatch(device), [], [], {}
+    clock = stopwatch(device)
+    rows, cut = [], []
+    before: dict[str, list[float]] = {one.name: [] for one in contenders}  # at shorter lengths
     for length in sorted(lengths):
-        given, works, rounds = given_at(length), {}, {}
+        given = given_at(length)
+        works, rounds = {}, {}
+        stopped = {stop["contender"] for stop in cut}
         for one in contenders:
-            if one.name in {stop["contender"] for stop in cut}:
+            if one.name in stopped:
                 continue
-            taken = before.get(one.name, [])
-            expected = taken[-1] ** 2 / taken[-2] if len(taken) > 1 else 0
             try:
-                if expected > 1e3 * limit:
-                    raise UserError(f"a call would take about {expected / 1e3:.0f} s (limit {limit:g} s)")
-                works[one.name] = works_of(one, given)
-                took = clock(works[one.name][1])
-                if took > 1e3 * limit:
-                    raise UserError(f"a call took {took / 1e3:.0f} s (limit {limit:g} s)")
-                if device != "cpu" or took < 1e3:
-                    took = clock(works[one.name][1])  # the first one also compiled and warmed up
-                before[one.name] = [*taken, took]
-                rounds[one.name] = int(min(repeats, max(MIN_ROUNDS, 1e3 * seconds / took)))
-                say(f"length {length:6}: {one.label} {took:.1f} ms, {rounds[one.name]} rounds")
+                work, took = _warm(one, given, clock, before[one.name], limit, device)
             except (RuntimeError, UserError) as error:
-                works.pop(one.name, None)
                 cut.append({"contender": one.name, "length": length, "why": why(error)})
-        times = {name: ([], []) for name in rounds}
-        for turn in range(max(rounds.values(), default=0)):
-            for name in [name for name in rounds if turn < rounds[name]]:
-                try:
-                    for work, out in zip(works[name], times[name], strict=True):
-                        out.append(clock(work))
-                except RuntimeError as error:
-                    cut.append({"contender": name, "length": length, "why": why(error)})
-                    del rounds[name], times[name], works[name]
-        rows += [{"contender": name, "length": length, "forward": spread(first), "forward_backward": spread(both)}
-                 for name, (first, both) in times.items()]
+                continue
+            before[one.name].append(took)
+            works[one.name] = work
+            rounds[one.name] = rounds_for(took, repeats, seconds)
+            say(f"length {length:6}: {one.label} {took:.1f} ms, {rounds[one.name]} rounds")
+            del work
+        times, failed = take_turns(works, rounds)
+        cut += [{"contender": name, "length": length, "why": reason} for name, reason in failed.items()]
+        for name, pairs in times.items():
+            forward, both = zip(*pairs, strict=True)
+            rows.append({"contender": name, "length": length, "forward": spread(forward),
+                         "forward_backward": spread(both)})
         del given, works
         trim()
     return rows, cut
 
 
-def kept_bytes(one: Contender, leaves: dict) -> int:
-    """Bytes that a forward pass keeps for its backward pass, beyond its arguments; each counted once."""
+def _warm(one: Contender, given: dict, clock: Callable, before: list[float], limit: float, device: str,
+          ) -> tuple[Callable[[], tuple[float, float]], float]:
+    """(a round: ms of forward, ms of forward and backward), and the ms of the latter, warmed up.
+
+    Raises `UserError` where a call takes longer than the limit, or will by its trend, which is `before`.
+    """
+    expected = before[-1] ** 2 / before[-2] if len(before) > 1 else 0
+    if expected > 1e3 * limit:
+        raise UserError(f"a call would take about {expected / 1e3:.0f} s (limit {limit:g} s)")
+    forward, forward_backward = works_of(one, given)
+    took = clock(forward_backward)
+    if took > 1e3 * limit:
+        raise UserError(f"a call took {took / 1e3:.0f} s (limit {limit:g} s)")
+    if device != "cpu" or took < 1e3:
+        took = clock(forward_backward)  # the first one also compiled
+    return lambda: (clock(forward), clock(forward_backward)), took
+
+
+def kept_bytes(call: Callable, leaves: dict) -> int:
+    """Bytes that `call(**leaves)` keeps for its backward pass, beyond its arguments; each counted once."""
     own = {t.untyped_storage().data_ptr() for t in leaves.values()}
     alive, sizes = [], {}
 
@@ -173,7 +212,7 @@ def kept_bytes(one: Contender, leaves: dict) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = one.call(**leaves)
+        y = call(**leaves)
     del y
     return sum(size for address, size in sizes.items() if address not in own)
 
@@ -217,7 +256,7 @@ def memory(one: Contender, lengths: list[int], given_at: Callable[[int], dict], 
         try:
             given = given_at(length)
             peak = peak_bytes(works_of(one, given)[1], device)
-            kept = kept_bytes(one, one.prepare(given)) / given["x"].numel()
+            kept = kept_bytes(*one.prepare(given)) / given["x"].numel()
         except RuntimeError:
             break
         rows.append({"contender": one.name, "length": length, "peak_bytes": peak, "kept_bytes_per_element": kept})

@@ -9,7 +9,7 @@ the allocator as the system gives it or told to keep freed memory. Writes data/r
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,27 +21,29 @@ from torch.nn import functional as F
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import write_json
-from lib.lab.bench.timing import answer, apart, limit_memory, note, spread, trim, why, without_gpu
+from lib.lab.bench.timing import (
+    Contender,
+    answer,
+    apart,
+    limit_memory,
+    note,
+    rounds_for,
+    spread,
+    stopwatch,
+    take_turns,
+    trim,
+    why,
+    without_gpu,
+)
+from lib.lab.peers import language_models
 from lib.lab.rivals import matched as baselines
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
 from lib.scan import native
 from lib.train.optim import parameter_groups
 
-KEY_LENGTH, MIN_ROUNDS = 1024, 3
+KEY_LENGTH = 1024
 TOLERANCE = 1e-4  # relative difference of the loss from ours, with equal weights: float32 sums in another order
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A language model: `logits(tokens)` from (B, L) to (B, L, V), or `loss(tokens, targets)` where it has its own."""
-
-    label: str
-    timed: str
-    model: nn.Module
-    logits: Callable[[Tensor], Tensor]
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
-    bf16: bool = False  # matrix products under autocast
 
 
 class MambapyLM(nn.Module):
@@ -70,45 +72,40 @@ class MambapyLM(nn.Module):
 
 def contender(name: str, ours: MambaLM, length: int) -> Contender:
     """Bring a contender; those that are Mambas get our weights. `UserError` where it cannot be had."""
-    config, vocab = ours.config, ours.config.vocab_size
+    config = ours.config
+    bf16 = name.endswith("_bf16")
     if name in ("ours", "ours_bf16", "ours_compiled"):
         model = MambaLM(config)
         model.load_state_dict(ours.state_dict())
-        total = lambda tokens, targets: model(tokens, targets=targets) / targets.numel()
-        if name == "ours":
-            return Contender("lib.mamba", "our MambaLM, as lib.train runs it", model, model, total)
-        if name == "ours_bf16":
-            return Contender("lib.mamba, bf16", "the same under autocast in bfloat16", model, model, total, bf16=True)
-        return Contender("lib.mamba, compiled", "the same under torch.compile", model, torch.compile(model))
-    try:
-        if name == "mambapy":
+        if name == "ours_compiled":
+            return _contender(name, "lib.mamba, compiled", "the same under torch.compile", model,
+                              _entropy(torch.compile(model)))
+        mean = lambda tokens, targets: model(tokens, targets=targets) / targets.numel()
+        if bf16:
+            return _contender(name, "lib.mamba, bf16", "the same under autocast in bfloat16", model, mean, bf16)
+        return _contender(name, "lib.mamba", "our MambaLM, as lib.train runs it", model, mean)
+    if name in ("transformer", "transformer_bf16"):
+        size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
+        model = baselines.build("transformer", config.vocab_size, size)
+        timed = "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention"
+        if bf16:
+            return _contender(name, "Transformer, bf16", f"{timed}, under autocast in bfloat16", model,
+                              _entropy(model), bf16)
+        return _contender(name, "Transformer", timed, model, _entropy(model))
+    if name == "mambapy":
+        try:
             model = MambapyLM(config)
-            model.take(ours)
-            return Contender("mambapy", "its Mamba blocks (pscan), our embedding and output", model, model)
-        if name in ("transformer", "transformer_bf16"):
-            size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
-            model = baselines.build("transformer", vocab, size)
-            timed = "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention"
-            if name == "transformer":
-                return Contender("Transformer", timed, model, model)
-            return Contender("Transformer, bf16", f"{timed}, under autocast in bfloat16", model, model, bf16=True)
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        if name == "gpt2":
-            model = _equal_gpt2(transformers, ours, length)
-            return Contender("GPT-2", "transformers' GPT2LMHeadModel with scaled_dot_product_attention", model,
-                             lambda tokens: model(tokens, use_cache=False).logits)
-        theirs = transformers.MambaConfig(
-            vocab_size=vocab, hidden_size=config.d_model, num_hidden_layers=config.n_layer, state_size=config.d_state,
-            conv_kernel=config.d_conv, expand=config.expand, time_step_rank=config.rank, use_bias=config.bias,
-            use_conv_bias=config.conv_bias, layer_norm_epsilon=config.norm_eps, tie_word_embeddings=True)
-        model = transformers.MambaForCausalLM(theirs)
-        model.load_state_dict(ours.state_dict(), strict=False)  # lm_head is the embedding
-        return Contender("transformers' Mamba", "its MambaForCausalLM, the path without kernels", model,
-                         lambda tokens: model(tokens, use_cache=False).logits)
-    except ImportError as error:
-        raise UserError(f"{error.name or name} is not installed: run pip install -r requirements.txt") from error
+        except ImportError as error:
+            raise UserError(f"{error.name or name} is not installed: run pip install -r requirements.txt") from error
+        model.take(ours)
+        return _contender(name, "mambapy", "its Mamba blocks (pscan), our embedding and output", model, _entropy(model))
+    if name == "gpt2":
+        model = language_models.gpt2(ours, length)
+        label, timed = "GPT-2", "transformers' GPT2LMHeadModel with scaled_dot_product_attention"
+    else:
+        model = language_models.mamba(ours)
+        label, timed = "transformers' Mamba", "its MambaForCausalLM, the path without kernels"
+    return _contender(name, label, timed, model, _entropy(lambda tokens: model(tokens, use_cache=False).logits))
 
 
 NAMES = ("ours", "ours_bf16", "ours_compiled", "transformer", "transformer_bf16", "gpt2", "mambapy",
@@ -116,37 +113,28 @@ NAMES = ("ours", "ours_bf16", "ours_compiled", "transformer", "transformer_bf16"
 MAMBAS = ("ours_compiled", "mambapy", "transformers_mamba")
 
 
-def _equal_gpt2(transformers, ours: MambaLM, length: int) -> nn.Module:
-    """A GPT-2 of our width and number of parameters, its table of positions not counted."""
-    config, wanted = ours.config, ours.parameter_count()
-    width, embedding = config.d_model, ours.backbone.embeddings.weight.numel()
-    layers = max(1, round((wanted - embedding) / (12 * width**2)))
-
-    def build(inner):
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=config.vocab_size, n_positions=length, n_embd=width, n_layer=layers, n_head=max(1, width // 64),
-            n_inner=inner, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, attn_implementation="sdpa"))
-    missing = wanted - _count(build(4 * width))
-    return build(max(1, round(4 * width + missing / layers / (2 * width + 1))))
+def _contender(name: str, label: str, timed: str, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor],
+               bf16: bool = False) -> Contender:
+    return Contender(name, label, timed, lambda tokens: step_of(model.train(), loss, tokens, bf16),
+                     {"parameters": language_models.count(model)})
 
 
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
+def _entropy(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean cross entropy of a model that gives logits (B, L, V) of tokens (B, L)."""
+    return lambda tokens, targets: F.cross_entropy(logits(tokens).float().flatten(0, 1), targets.flatten())
 
 
-def step_of(one: Contender, tokens: Tensor) -> Callable[[], float]:
-    """One training step as a function; it returns the loss before the step."""
-    optimizer = torch.optim.AdamW(parameter_groups(one.model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
+def step_of(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, bf16: bool,
+            ) -> Callable[[], float]:
+    """One training step as a function; it returns the loss before the step. With `bf16` products under autocast."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
     read, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=one.bf16):
-            if one.loss:
-                loss = one.loss(read, targets)
-            else:
-                loss = F.cross_entropy(one.logits(read).float().flatten(0, 1), targets.flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(read, targets)
         loss.backward()
-        nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
@@ -162,7 +150,7 @@ def measure(task: dict, names: list[str], length: int) -> tuple[list[dict], list
     for name in names:
         try:
             one = contender(name, ours, length)
-            steps[name] = step_of(one.model.train() and one, tokens)
+            steps[name] = one.prepare(tokens)
             clock = time.perf_counter()
             loss = steps[name]()
             first = time.perf_counter() - clock
@@ -174,20 +162,16 @@ def measure(task: dict, names: list[str], length: int) -> tuple[list[dict], list
             clock = time.perf_counter()
             steps[name]()
             took = time.perf_counter() - clock
-            rounds[name] = int(min(task["repeats"], max(MIN_ROUNDS, task["seconds"] / took)))
-            about[name] = {"label": one.label, "timed": one.timed, "parameters": _count(one.model),
-                           "first_seconds": first, "loss": loss}
+            rounds[name] = rounds_for(1e3 * took, task["repeats"], task["seconds"])
+            about[name] = {"label": one.label, "timed": one.timed, **one.facts, "first_seconds": first, "loss": loss}
             note(f"length {length}: {one.label} {took:.3f} s a step, {rounds[name]} rounds")
         except (RuntimeError, UserError) as error:
             steps.pop(name, None)
             cut.append({"contender": name, "length": length, "why": why(error)})
             note(f"length {length}: without {name}: {cut[-1]['why']}")
-    times: dict[str, list[float]] = {name: [] for name in rounds}
-    for turn in range(max(rounds.values(), default=0)):
-        for name in [name for name in rounds if turn < rounds[name]]:
-            clock = time.perf_counter()
-            steps[name]()
-            times[name].append(1e3 * (time.perf_counter() - clock))
+    clock = stopwatch("cpu")
+    times, failed = take_turns({name: partial(clock, step) for name, step in steps.items()}, rounds)
+    cut += [{"contender": name, "length": length, "why": reason} for name, reason in failed.items()]
     rows = [{"contender": name, "length": length, "allocator": task["allocator"], **about[name], **spread(found),
              "tokens_per_second": 1e3 * task["batch"] * length / spread(found)["median_ms"]}
             for name, found in times.items()]

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from torch.nn import functional as F
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
-from lib.lab.bench.timing import MIN_ROUNDS, limit_memory, peak_bytes, spread, trim
+from lib.lab.bench.timing import limit_memory, peak_bytes, rounds_for, spread, take_turns, trim
 from lib.lab.rivals import matched as baselines
 from lib.lab.rivals.matched import LABELS, Size, build
 from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba.model import LanguageModel, State
 from lib.train.optim import choose_precision, parameter_groups
 
 SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
@@ -42,7 +44,7 @@ class Bench:
         self.size, self.vocabulary, self.device = size, vocabulary, torch.device(device)
         self.precision = choose_precision("auto", self.device)
 
-    def model(self, arch: str, window: int):
+    def model(self, arch: str, window: int) -> LanguageModel:
         torch.manual_seed(0)
         return build(arch, self.vocabulary, replace(self.size, window=window, dropout=0.0)).to(self.device)
 
@@ -74,7 +76,7 @@ class Bench:
 
         def work():
             nonlocal state
-            if arch in ("transformer", "hybrid"):  # the length is all that they see
+            if model.grows:  # the length is all that attention sees
                 state = model.new_state(1)
             with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
                 logits, after = model(tokens[:, :-1], state, return_state=True)
@@ -117,34 +119,34 @@ class Bench:
                 token = read(token).argmax(-1)
         return work, size
 
-    def state(self, model, position: int) -> list:
-        """The state at a position. Recurrent models read random tokens up to there; a cache is filled with noise."""
-        reads = all(tuple(second.shape[1:]) != (1, 1) for _, second in model.new_state())
+    def state(self, model: LanguageModel, position: int) -> State:
+        """The state at a position: random tokens are read up to there, or, where it grows, noise fills the cache."""
         state = None
-        for part in self.tokens(position if reads else min(position, 64)).split(SEGMENT, 1):
+        read = min(position, 64) if model.grows else position
+        for part in self.tokens(read).split(SEGMENT, 1):
             _, state = model.prefill(part, state)
-        if reads:
-            return state
-        noise = torch.Generator(self.device).manual_seed(position)
-        return [(torch.randn(a.shape, generator=noise, device=self.device), torch.full_like(b, position))
-                if tuple(b.shape[1:]) == (1, 1) else (a, b) for a, b in state]
+        random = torch.Generator(self.device).manual_seed(position)
+        return [layer.mixer.noise(memory, position, random) if layer.grows else memory
+                for layer, memory in zip(model.backbone.layers, state)]
 
 
 def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> dict[str, list[float]]:
-    """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good."""
-    times, rounds = {}, {}
+    """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good.
+
+    So does one for which memory runs out, without a time.
+    """
+    first, rounds = {}, {}
     for arch, work in works.items():
         took = bench.clock(work)
         if took < 1e3 * chosen.seconds:
             took = bench.clock(work)  # the first one also warmed up
         elif took >= 1e3 * chosen.limit:
             limit.add(arch)
-        times[arch] = [took]
-        rounds[arch] = int(min(chosen.repeats, max(MIN_ROUNDS, 1e3 * chosen.seconds / took))) if arch not in limit else 1
-    for turn in range(1, max(rounds.values(), default=0)):
-        for arch in [arch for arch in works if turn < rounds[arch]]:
-            times[arch].append(bench.clock(works[arch]))
-    return times
+        first[arch] = took
+        rounds[arch] = 0 if arch in limit else rounds_for(took, chosen.repeats, chosen.seconds) - 1
+    more, failed = take_turns({arch: partial(bench.clock, work) for arch, work in works.items()}, rounds)
+    limit |= failed.keys()
+    return {arch: [first[arch], *times] for arch, times in more.items()}
 
 
 def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]) -> list[dict]:

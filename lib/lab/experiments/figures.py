@@ -55,7 +55,7 @@ def _curve(ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = Fals
         if bars:
             ax.fill_between([m[0] for m in mine], *zip(*(m[2]["interval_95"] for m in mine), strict=True), color=colour,
                             alpha=0.12, linewidth=0)
-        ends.append((mine[-1][1], mine[-1][0], label(arch), colour))
+        ends.append((mine[-1][0], mine[-1][1], label(arch), colour))
     ax.set_xscale("log", base=2)
     if logarithmic:
         ax.set_yscale("log")
@@ -69,15 +69,7 @@ def _curve(ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = Fals
     ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.62 * max(2, len(ticks) - 1)))  # room for the names
     ax.set_ylabel(unit)
     ax.grid(axis="y", visible=True)
-    forward = np.log if logarithmic else np.asarray
-    backward = np.exp if logarithmic else np.asarray
-    low, high = forward(ax.get_ylim())
-    placed = -np.inf
-    for height, at, text, colour in sorted(ends):  # lift a name that would lie on another
-        placed = max(float(forward(height)), placed + 0.07 * (high - low))
-        ax.annotate(text, (at, float(backward(placed))), xytext=(7, 0), textcoords="offset points", va="center", color=colour,
-                    fontsize=9.5, annotation_clip=False)
-    ax.set_ylim(float(backward(low)), float(backward(max(high, placed + 0.03 * (high - low)))))
+    plots.name_ends(ax, ends, gap=0.07, size=9.5)
 
 
 def _title(ax, text: str) -> None:

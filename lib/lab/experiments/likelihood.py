@@ -5,8 +5,8 @@ then, once, when all of these have ended, the test split. Equal time is that whi
 headline pair takes for its tokens, at speeds that are measured side by side before the runs.
 """
 
-import time
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from lib.env.errors import UserError
 from lib.env.schema import Amount
+from lib.lab.bench.timing import stopwatch, take_turns
 from lib.lab.experiments.runs import Run, Spec, best_model
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import model_bits
@@ -49,15 +51,15 @@ def measure_speeds(lab) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         runs = {arch: Run(spec(lab, arch, lr=chosen.rates[0], seed=0, budget="grid"), lab.base, folder, device=lab.device,
                           say=lambda text: None) for arch in chosen.archs}
-        seconds: dict[str, list[float]] = {arch: [] for arch in runs}
-        for number in range(chosen.rounds + 1):
-            for arch, one in runs.items():
-                begin = time.perf_counter()
-                one.train_step()  # asks for the loss: waits for a GPU
-                if number:  # the first round warms up
-                    seconds[arch].append(time.perf_counter() - begin)
+        # a step asks for the loss: it waits for a GPU
+        steps = {arch: partial(stopwatch("cpu"), one.train_step) for arch, one in runs.items()}
+        times, failed = take_turns(steps, dict.fromkeys(steps, chosen.rounds + 1))
     torch.set_num_threads(threads)
-    return {arch: config.batch * config.length / median(values) for arch, values in seconds.items()}
+    if failed:
+        arch, reason = next(iter(failed.items()))
+        raise UserError(f"the speed of {arch} could not be measured: {reason}")
+    tokens = config.batch * config.length
+    return {arch: 1e3 * tokens / median(values[1:]) for arch, values in times.items()}  # the first warms up
 
 
 def seeds(chosen, arch: str) -> tuple[int, ...]:

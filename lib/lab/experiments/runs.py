@@ -91,7 +91,7 @@ class Run(Trainer):
 
     def train_step(self) -> float:
         begin = time.monotonic()
-        if not baselines.carries(self.model):
+        if not self.model.carries:
             self.state = self.model.new_state(self.rows.stop - self.rows.start)
         loss = super().train_step()
         self.training_seconds += time.monotonic() - begin

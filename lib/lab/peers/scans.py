@@ -8,9 +8,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zlib
@@ -23,10 +20,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from lib.env.errors import UserError, os_errors
+from lib.env.errors import Unreachable, UserError, os_errors
 from lib.env.files import whole
+from lib.env.install import pip_download
 from lib.env.paths import CACHE
-from lib.music.download import Unreachable, only_one
+from lib.music.download import only_one
 
 SDIST = "mamba-ssm==2.3.2.post1"  # as in requirements-gpu.txt
 FILE = "mamba_ssm/ops/selective_scan_interface.py"
@@ -131,25 +129,11 @@ def archive_file(file: str, sha256: str, what: str, folder: Path | None = None, 
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
             say(f"fetching mamba-ssm's {what} from its source distribution (0.2 MB, once)")
             with tempfile.TemporaryDirectory(dir=folder) as work, whole(target) as part:
-                _pip_download(Path(work))
+                # nothing is built: its set-up is asked not to look for CUDA
+                pip_download(SDIST, Path(work), "mamba-ssm", options=["--no-build-isolation"],
+                             environment={"MAMBA_SKIP_CUDA_BUILD": "TRUE"})
                 part.write_bytes(_member(Path(work), file, sha256, what))
     return target
-
-
-def _pip_download(work: Path) -> None:
-    """Put mamba-ssm's source distribution into `work`; its set-up is asked not to look for CUDA."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
-               "--disable-pip-version-check", "--retries", "1", "--timeout", "10", "--no-build-isolation",
-               "--no-binary", "mamba-ssm", "--dest", str(work), SDIST]
-    settings = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "TMPDIR": str(work)}
-    try:
-        done = subprocess.run(command, check=False, cwd=work, env={**os.environ, **settings},
-                              capture_output=True, text=True, errors="replace", timeout=180)
-    except subprocess.TimeoutExpired as error:
-        raise Unreachable("pip did not bring mamba-ssm within three minutes") from error
-    if done.returncode:
-        lines = [s for s in done.stderr.splitlines() if s.startswith("ERROR")] or ["it gave no reason"]
-        raise Unreachable(f"pip cannot fetch mamba-ssm ({lines[-1].removeprefix('ERROR: ')[:160]})")
 
 
 def _member(work: Path, file: str, sha256: str, what: str) -> bytes:

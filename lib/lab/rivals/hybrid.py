@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
 from lib.env.errors import UserError
-from lib.lab.rivals.language_model import Block, LanguageModel, Memory
-from lib.lab.rivals.transformer import transformer_block
-from lib.mamba.model import MambaConfig, MambaMixer
+from lib.lab.rivals.transformer import TransformerBlock
+from lib.mamba.model import LanguageModel, MambaBlock, MambaConfig
 
 
 @dataclass(frozen=True)
@@ -28,32 +25,17 @@ class HybridConfig(MambaConfig):
             raise UserError("the hybrid's embedding is its output layer: tied=False is Mamba's alone")
 
 
-class Selective(nn.Module):
-    """`lib.mamba.MambaMixer` as a mixer of `lib.lab.rivals.language_model.Block`."""
-
-    def __init__(self, config: MambaConfig):
-        super().__init__()
-        self.mamba = MambaMixer(config)
-
-    def new_memory(self, batch: int = 1) -> Memory:
-        """The convolution's inputs (B, K-1, D) and the state (B, D, N) before the first token: zeros."""
-        config, zeros = self.mamba.config, self.mamba.D.new_zeros
-        return zeros(batch, config.d_conv - 1, config.d_inner), zeros(batch, config.d_inner, config.d_state)
-
-    def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """u (B, L, M) to (B, L, M), and the memory after it."""
-        return self.mamba(u, memory)
-
-    def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The same for one position, u (B, M)."""
-        return self.mamba.step(u, memory)
-
-
 class HybridLM(LanguageModel):
-    """Mamba layers, and Transformer layers where `attention` says so."""
+    """Mamba blocks, and Transformer blocks where `attention` says so."""
 
     def __init__(self, config: HybridConfig):
         super().__init__(config, [
-            transformer_block(config) if i in config.attention else
-            Block(config.d_model, Selective(config), dropout=config.dropout, norm_eps=config.norm_eps)
+            TransformerBlock(config) if i in config.attention else MambaBlock(config)
             for i in range(config.n_layer)])
+        self.register_load_state_dict_pre_hook(_rename)
+
+
+def _rename(model: HybridLM, weights: dict, *_) -> None:
+    """Weights of before, in which the Mamba layers stood one name deeper, still fit."""
+    for name in [name for name in weights if ".mixer.mamba." in name]:
+        weights[name.replace(".mixer.mamba.", ".mixer.")] = weights.pop(name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.lab.rivals.language_model import Block, LanguageModel, Memory
+from lib.mamba.model import Block, LanguageModel, Memory
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,4 @@ class LSTMLM(LanguageModel):
     """x + LSTM(norm(x)), `n_layer` times."""
 
     def __init__(self, config: LSTMConfig):
-        super().__init__(config, [Block(config.d_model, LSTMMixer(config.d_model), dropout=config.dropout,
-                                        norm_eps=config.norm_eps) for _ in range(config.n_layer)])
+        super().__init__(config, [Block(config, LSTMMixer(config.d_model)) for _ in range(config.n_layer)])

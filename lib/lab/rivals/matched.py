@@ -20,12 +20,11 @@ from lib.env.errors import UserError
 from lib.env.files import whole
 from lib.env.schema import check_tensors, read_json
 from lib.lab.rivals.hybrid import HybridConfig, HybridLM
-from lib.lab.rivals.language_model import LanguageModel
 from lib.lab.rivals.lstm import LSTMLM, LSTMConfig
 from lib.lab.rivals.s4d import S4DLM, S4DConfig
-from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM
+from lib.lab.rivals.transformer import TransformerConfig, TransformerLM
 from lib.mamba.checkpoint import CONFIG, WEIGHTS
-from lib.mamba.model import MambaConfig, MambaLM
+from lib.mamba.model import LanguageModel, MambaConfig, MambaLM, State
 
 LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
           "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "hybrid": "Mamba + attention"}
@@ -51,7 +50,7 @@ class Size:
         return MambaConfig(vocab_size, self.d_model, self.n_layer, self.d_state, dropout=self.dropout)
 
 
-def build(arch: str, vocab_size: int, size: Size = Size()) -> MambaLM | LanguageModel:
+def build(arch: str, vocab_size: int, size: Size = Size()) -> LanguageModel:
     """A fresh model of this architecture, matched to the Mamba of this size; weights by torch's seed.
 
     Raises `UserError` for an unknown architecture, or a size that cannot be matched within 3 %.
@@ -135,7 +134,7 @@ def _count(config) -> int:
         return body(_make(config))
 
 
-def _make(config) -> MambaLM | LanguageModel:
+def _make(config) -> LanguageModel:
     for cls, kind in CLASSES.values():
         if type(config) is kind:
             return cls(config)
@@ -147,22 +146,17 @@ def body(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name and "lm_head" not in name)
 
 
-def carries(model: nn.Module) -> bool:
-    """Whether the model trains and is judged with its state carried on, or on windows read afresh."""
-    return getattr(model, "carries", True)
-
-
-def state_bytes(model: nn.Module, state: list, read: int) -> int:
-    """Bytes of a state (batch 1) that are in use after `read` tokens: all of it, of a ring only the slots filled."""
-    total = sum(t.numel() * t.element_size() for memory in state for t in memory)
-    for layer, (ring, _) in zip(model.backbone.layers, state):
-        if isinstance(layer.mixer, Attention):
-            free = max(0, layer.mixer.window - read)
-            total -= free * 2 * layer.mixer.width * ring.element_size()
+def state_bytes(model: LanguageModel, state: State, read: int) -> int:
+    """Bytes of a state (batch 1) in use after `read` tokens: of a cache, only the slots that are filled."""
+    total = 0
+    for layer, memory in zip(model.backbone.layers, state):
+        total += sum(t.nbytes for t in memory)
+        if layer.grows:
+            total -= layer.mixer.unused_bytes(memory, read)
     return total
 
 
-def save(model: MambaLM | LanguageModel, folder: str | Path) -> None:
+def save(model: LanguageModel, folder: str | Path) -> None:
     """Write config.json and model.safetensors, whole or not at all; a Mamba as `lib.mamba.save` does."""
     from safetensors.torch import save_file
 
@@ -181,7 +175,7 @@ class Description(TypedDict, total=False):
     architecture: str
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM | LanguageModel:
+def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """Open what `save` wrote. Raises `UserError` when something is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.lab.rivals.language_model import Block, LanguageModel, Memory
-from lib.mamba.model import MambaMixer
-from lib.scan.ssm import S4D
+from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory
+from lib.scan.ssm import DiagonalSystems
 
 
 @dataclass(frozen=True)
@@ -36,26 +35,21 @@ class S4DConfig:
         return self.expand * self.d_model
 
 
-class Systems(S4D):
-    """The diagonal systems of `lib.scan.ssm.S4D` alone: the block has a gate and an output layer of its own."""
+class Systems(DiagonalSystems):
+    """The systems of an S4D layer alone: the block has a gate and an output layer of its own."""
 
     def __init__(self, channels: int, d_state: int):
         super().__init__(channels, d_state)
-        del self.out_proj
         self._known = None, None
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `S4D`; without gradients it is computed once for the parameters as they are, not at every token."""
+        """Without gradients computed once for the parameters as they are, not at every token."""
         if torch.is_grad_enabled() or self.D.is_inference():  # tensors made for inference count no changes
             return super().system()
         key = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._known[0] != key:
             self._known = key, super().system()
         return self._known[1]
-
-    def mix(self, y: Tensor) -> Tensor:
-        """Nothing: the block around it mixes the channels."""
-        return y
 
 
 class S4DMixer(nn.Module):
@@ -110,5 +104,4 @@ class S4DLM(LanguageModel):
     """Mamba's language model without selection."""
 
     def __init__(self, config: S4DConfig):
-        super().__init__(config, [Block(config.d_model, S4DMixer(config), dropout=config.dropout,
-                                        norm_eps=config.norm_eps) for _ in range(config.n_layer)])
+        super().__init__(config, [Block(config, S4DMixer(config)) for _ in range(config.n_layer)])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.lab.rivals.language_model import Block, LanguageModel, Memory, initialise
+from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, State
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class TransformerConfig:
     rope_base: float = 10_000.0
     dropout: float = 0.0  # on the output of attention and of the feed-forward part, in training
     norm_eps: float = 1e-5
+
+
+@torch.no_grad()
+def initialise(linear: nn.Linear, scale: float = 1.0) -> None:
+    """Normal weights of standard deviation `scale` / √inputs."""
+    nn.init.normal_(linear.weight, std=scale / math.sqrt(linear.in_features))
 
 
 class SwiGLU(nn.Module):
@@ -75,6 +81,17 @@ class Attention(nn.Module):
         """An empty ring, and 0 positions read."""
         zeros = self.out_proj.weight.new_zeros
         return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(batch, 1, 1)
+
+    def unused_bytes(self, memory: Memory, read: int) -> int:
+        """Bytes of the slots that are still empty after `read` positions, at batch 1."""
+        free = max(0, self.window - read)
+        return free * 2 * self.width * memory[0].element_size()
+
+    def noise(self, memory: Memory, position: int, random: torch.Generator) -> Memory:
+        """A memory of these sizes as if `position` random positions had been read: for measuring."""
+        ring, read = memory
+        ring = torch.randn(ring.shape, generator=random, device=ring.device)
+        return ring, torch.full_like(read, position)
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """x (B, heads, L, size) with its pairs of numbers turned by the positions `at` (B, L)."""
@@ -152,17 +169,39 @@ class Attention(nn.Module):
         return self.out_proj(y.flatten(1)), (ring, position + 1)
 
 
+class TransformerBlock(Block):
+    """x + attention(norm(x)), then x + feed(norm_feed(x)).
+
+    `config` is a `TransformerConfig`, or has the same fields (`lib.lab.rivals.hybrid`).
+    """
+
+    grows = True
+
+    def __init__(self, config):
+        super().__init__(config, Attention(config.d_model, config.n_head, config.window, config.n_layer,
+                                           config.rope_base))
+        self.norm_feed = RMSNorm(config.d_model, config.norm_eps)
+        self.feed = SwiGLU(config.d_model, config.d_feed, config.n_layer)
+
+    def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The residual x (B, L, M) after this layer, and the memory after it."""
+        x, memory = super().forward(x, memory)
+        return x + self.dropout(self.feed(self.norm_feed(x))).float(), memory
+
+    def step(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The same for one position, x (B, M)."""
+        x, memory = super().step(x, memory)
+        return x + self.feed(self.norm_feed(x)), memory
+
+
 class TransformerLM(LanguageModel):
     """Attention and SwiGLU, `n_layer` times."""
 
     def __init__(self, config: TransformerConfig):
-        super().__init__(config, [transformer_block(config) for _ in range(config.n_layer)])
+        super().__init__(config, [TransformerBlock(config) for _ in range(config.n_layer)])
         self.carries = config.carries
 
 
-def transformer_block(config) -> Block:
-    """One layer; `config` is a `TransformerConfig`, or has the same fields (`lib.lab.rivals.hybrid`)."""
-    return Block(config.d_model,
-                 Attention(config.d_model, config.n_head, config.window, config.n_layer, config.rope_base),
-                 SwiGLU(config.d_model, config.d_feed, config.n_layer),
-                 dropout=config.dropout, norm_eps=config.norm_eps)
+def copy_state(state: State) -> State:
+    """A state of one's own: a step writes into the cache that it is given."""
+    return [tuple(t.clone() for t in memory) for memory in state]

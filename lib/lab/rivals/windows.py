@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.lab.rivals.matched import carries
 from lib.music.streams import Piece, Streams
 from lib.train import bits as evaluate
 
@@ -22,7 +21,7 @@ def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.nd
 
     Options as in `lib.train.bits.piece_bits`.
     """
-    if carries(model):
+    if model.carries:
         return evaluate.piece_bits(model, streams, pieces, **options)
     return window_bits(model, streams, pieces, window=model.config.window, **options)
 
@@ -92,7 +91,7 @@ def carried_nats(model, streams: Streams, pieces: list[Piece], *, segment: int =
 def token_nats(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
                autocast: torch.dtype | None = None) -> list[np.ndarray]:
     """Nats of every token, in the way that belongs to the architecture."""
-    if carries(model):
+    if model.carries:
         return carried_nats(model, streams, pieces, autocast=autocast)
     return window_nats(model, streams, pieces, window=model.config.window, batch=batch, autocast=autocast)
 
