@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lib.env.errors import UserError
 from lib.generate.grammar import Grammar
+from lib.music.token_names import numbers_in
 from lib.music.tokens import Tokenizer
 
 MOST = 3.0  # either way
@@ -76,5 +77,5 @@ class Steering:
 
 def _means(tokenizer: Tokenizer, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """The mean of the values of `kind` inside each token, and which tokens have one: both (V,)."""
-    values = [[int(name.split("_")[1]) for name in names if name.startswith(kind + "_")] for names in tokenizer.pieces]
+    values = numbers_in(tokenizer.pieces, kind)
     return np.array([np.mean(v) if v else 0.0 for v in values]), np.array([bool(v) for v in values])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.env.errors import UserError
 from lib.music.notes import NOTE
+from lib.music.token_names import duration_of, is_music, kind_of, number_of
 from lib.music.tokens import BAR, BEAT, Tokenizer
 
 FINGERS = 10  # keys that may be struck at one instant
@@ -36,7 +37,7 @@ class Rules:
         self.spares = np.ones((128, size), bool)  # whether a token leaves a key alone where the clock stands
         self.bars, self.last_position = np.zeros(size, int), np.full(size, -1)
         for i, names in enumerate(tokenizer.pieces):
-            kinds = [n.split("_")[0] for n in names]
+            kinds = [kind_of(name) for name in names]
             begins.append(kinds[0] if kinds else "mark")  # BOS, EOS and PAD follow nothing: never drawn
             self.ends.append("mark" if not kinds else kinds[-1] if kinds[-1] in FOLLOWS else "start")
             bars, position, struck = 0, None, set()  # how the token moves the clock; keys struck then
@@ -45,11 +46,11 @@ class Rules:
                     bars, position, struck = bars + 1, -1, set()
                 elif kind == "Position":
                     if position is None:  # the first one must lie behind where the clock stands
-                        self.first_position[i] = int(name.split("_")[1])
-                    position, struck = int(name.split("_")[1]), set()
+                        self.first_position[i] = number_of(name)
+                    position, struck = number_of(name), set()
                 elif kind == "Pitch":
-                    struck.add(int(name.split("_")[1]))
-                    self.spares[int(name.split("_")[1]), i] &= position is not None
+                    struck.add(number_of(name))
+                    self.spares[number_of(name), i] &= position is not None
             self.moves.append((bars, position, struck))
             self.bars[i], self.last_position[i] = bars, -1 if position is None else position
         self.allowed = {end: np.array([b in kinds for b in begins]) for end, kinds in FOLLOWS.items()}
@@ -130,7 +131,7 @@ class NoteReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar | None = None):
-        self._words = [[self._word(name) for name in names if not name.endswith("_None") or name == "Bar_None"]
+        self._words = [[self._word(name) for name in names if is_music(name)]
                        for names in tokenizer.pieces]
         self._grid = BEAT / tokenizer.config.steps
         self._bar = grammar.bar if grammar else -1
@@ -139,11 +140,11 @@ class NoteReader:
 
     @staticmethod
     def _word(name: str) -> tuple[str, float]:
-        kind, value = name.split("_")
-        if kind == "Duration":  # beats.parts.parts in a beat
-            beats, part, parts = map(int, value.split("."))
-            return kind, (beats + part / parts) * BEAT
-        return kind, 0 if kind == "Bar" else int(value)
+        kind = kind_of(name)
+        if kind == "Duration":
+            beats, _ = duration_of(name)
+            return kind, beats * BEAT
+        return kind, 0 if kind == "Bar" else number_of(name)
 
     def read(self, token: int) -> list[tuple[float, float, int, int]]:
         """The notes (start, end, pitch, velocity) that this token completes."""

@@ -21,6 +21,7 @@ from lib.mamba import model as mamba
 from lib.mamba import step_cpu as mamba_cpu
 from lib.music.maestro import DATA
 from lib.music.notes import Music, clip_repeats, sustain
+from lib.music.token_names import numbers_in
 from lib.music.tokens import Tokenizer, first_seconds, prompt_music
 
 MODEL = DATA / "model"
@@ -54,7 +55,7 @@ class Player:
         self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
         self.recent = [deque(start.recent, KEPT) for start in starts]
         self.logits = torch.cat([start.logits for start in starts])
-        self._keys = [[int(n.split("_")[1]) for n in names if n.startswith("Pitch_")] for names in tokenizer.pieces]
+        self._keys = numbers_in(tokenizer.pieces, "Pitch")
         self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in zip(*(s.state for s in starts))])
 
     def _set(self, state: mamba.State) -> None:
