@@ -7,11 +7,20 @@ from pathlib import Path
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls
+from lib.generate.endless import stream
 from lib.generate.grammar import NoteReader
-from lib.generate.moment import hear
-from lib.generate.player import MODEL, Player, _finish, check_seconds, continuations, hear_prompt, load_model
+from lib.generate.moment import Moment, hear
+from lib.generate.player import (
+    MODEL,
+    Player,
+    check_seconds,
+    continuations,
+    hear_prompt,
+    join,
+    load_model,
+)
 from lib.generate.sampling import Sampling
-from lib.music.notes import read_midi, write_midi
+from lib.music.notes import Music, read_midi, write_midi
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -20,13 +29,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--prompt", help="MIDI file to continue (default: start from nothing)")
     add("--prompt-seconds", type=float, default=10,
-        help="how much of it to read, from its first note on (%(default)s); a shorter one is heard out, "
-             "and keys held at the end sound on")
+        help="how much of it to read, from its first note on (%(default)s); a shorter one is heard "
+             "out, and keys held at the end sound on")
     add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
     add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
     add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
-    add("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)")
-    add("--top-p", type=float, default=Sampling.top_p, help="keep this much probability (%(default)s)")
+    add("--temperature", type=float, default=1.0,
+        help="below 1 safer, above 1 wilder (%(default)s)")
+    add("--top-p", type=float, default=Sampling.top_p,
+        help="keep this much probability (%(default)s)")
     add("--top-k", type=int, default=0, help="keep so many tokens, 0 for all (%(default)s)")
     add("--min-p", type=float, default=0.0,
         help="drop what is less likely than this share of the likeliest (%(default)s)")
@@ -37,13 +48,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--loudness", type=float, default=0.0, help="-3 to 3: softer or louder (%(default)s)")
     add("--tempo", type=float, default=1.0, help="2: the new music twice as fast (%(default)s)")
     add("--variations", type=int, default=1, help="pieces, with seeds one apart (%(default)s)")
-    add("--keep-state", action="store_true", help="also write NAME.safetensors, to go on from the end with --state")
+    add("--keep-state", action="store_true",
+        help="also write NAME.safetensors, to go on from the end with --state")
     add("--stream", action="store_true", help="play on and on into one growing .mid; Ctrl-C stops")
-    add("--model", default=MODEL, type=Path, help="folder of a checkpoint (default: the shipped one)")
+    add("--model", default=MODEL, type=Path,
+        help="folder of a checkpoint (default: the shipped one)")
     add("--out", default="out", type=Path, help="folder for what is played (%(default)s)")
     args = parser.parse_args(argv)
+    if args.seconds is None and not args.stream:
+        args.seconds = 60.0
+    check(args)
+    args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition)
+    args.controls = Controls(args.density, args.register, args.loudness, args.tempo)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for what cannot be played, or cannot be asked for together."""
     if not 1 <= args.variations <= 1000:
-        raise UserError(f"variations {args.variations} is outside 1 to 1000: choose how many pieces to play")
+        raise UserError("--stream plays one piece at the model's own tempo: leave out "
+                        "--variations and --tempo")
     if not 0 <= args.seed < 2**63 - 1000:
         raise UserError(f"seed {args.seed} is outside 0 to 2^63: give a small whole number")
     if args.out.exists() and not args.out.is_dir():
@@ -51,62 +75,77 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.prompt and args.state:
         raise UserError("a prompt and a state were given: continue from one of them")
     if args.stream and (args.variations > 1 or args.tempo != 1):
-        raise UserError("--stream plays one piece at the model's own tempo: leave out --variations and --tempo")
-    if args.seconds is not None and args.stream and not args.seconds > 0:
-        raise UserError(f"seconds {args.seconds} is no length: give more than 0")
+        raise UserError("--stream plays one piece at the model's own tempo: leave out --variations "
+                        "and --tempo")
     if not args.stream:
-        args.seconds = 60.0 if args.seconds is None else args.seconds
         check_seconds(args.seconds, "seconds")
+    elif args.seconds is not None and not args.seconds > 0:
+        raise UserError(f"seconds {args.seconds} is no length: give more than 0")
     check_seconds(args.prompt_seconds, "prompt-seconds")
-    args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition)
-    args.controls = Controls(args.density, args.register, args.loudness, args.tempo)
-    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Let the Mamba play: a .mid, an .mp3 and a piano roll .png for each variation."""
-    from tqdm import tqdm
-
-    from lib.show.listen import save_mp3
-    from lib.show.plots import save_roll
-
     args = parse(argv)
     prompt = read_midi(args.prompt) if args.prompt else None
     model, tokenizer = load_model(args.model)
+    origin = 0.0  # where in the piece the file begins
     if args.state:
-        start, before = moments.load(args.state, model, tokenizer), NoteReader(tokenizer).notes([])
-        origin = begin = start.grammar.seconds  # the file begins where the state was saved
+        start = moments.load(args.state, model, tokenizer)
+        before = NoteReader(tokenizer).notes([])
+        origin = begin = start.grammar.seconds
     else:
-        (start, before, begin), origin = hear_prompt(model, tokenizer, prompt, args.prompt_seconds), 0.0
+        start, before, begin = hear_prompt(model, tokenizer, prompt, args.prompt_seconds)
     stem = Path(args.prompt or args.state or "new").stem
     if args.stream:
-        from lib.generate.endless import stream
+        player = Player(model, tokenizer, [start], [args.seed], args.sampling, args.controls)
+        path = args.out / f"{stem}-seed{args.seed}-stream.mid"
+        return stream(player, before, origin, path, args.seconds and begin + args.seconds)
 
-        return stream(Player(model, tokenizer, [start], [args.seed], args.sampling, args.controls), before, origin,
-                      args.out / f"{stem}-seed{args.seed}-stream.mid", args.seconds and begin + args.seconds)
     seeds = list(range(args.seed, args.seed + args.variations))
-    with tqdm(total=round(args.seconds, 2), desc=f"playing {len(seeds)}", unit="s",
-              bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]") as bar:
-        new, tokens = continuations(
-            model, tokenizer, [start] * len(seeds), seeds, until=begin + args.seconds * args.tempo,
-            sampling=args.sampling, controls=args.controls,
-            progress=lambda now: bar.update(min(max(0.0, now - begin) / args.tempo, bar.total) - bar.n))
-        bar.update(bar.total - bar.n)
+    new, tokens = play_on(args, model, tokenizer, start, begin, seeds)
     for seed, notes, ids in zip(seeds, new, tokens):
-        music = _finish(before, notes, begin, args.seconds, args.tempo)
+        music = join(before, notes, begin, args.seconds, args.tempo)
         music.notes["start"] -= origin
         music.notes["end"] -= origin
-        target = args.out / f"{stem}-seed{seed}"
-        write_midi(music, target.with_name(target.name + ".mid"))
-        save_mp3(music, target.with_name(target.name + ".mp3"))
-        save_roll(music, target.with_name(target.name + ".png"), prompt_seconds=begin if prompt else None,
-                  title=f"{stem}, seed {seed}")
-        print(f"{target}.mid, .mp3 and .png: {len(music.notes)} notes in {music.seconds:.0f} s")
+        name = f"{stem}-seed{seed}"
+        write(music, args.out / name, f"{stem}, seed {seed}", begin if prompt else None)
         if args.keep_state:
-            end = replace(hear(model, tokenizer, ids, start), seed=seed,
-                          drawn=len(ids) + (start.drawn if start.seed == seed else 0))
-            moments.save(end, model, target.with_name(target.name + ".safetensors"))
-            print(f"{target}.safetensors: the state at its end, for --state")
+            drawn = len(ids) + (start.drawn if start.seed == seed else 0)
+            end = replace(hear(model, tokenizer, ids, start), seed=seed, drawn=drawn)
+            moments.save(end, model, args.out / f"{name}.safetensors")
+            print(f"{args.out / name}.safetensors: the state at its end, for --state")
+
+
+def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int]):
+    """The new notes and tokens of each seed, as `continuations`, behind a bar of seconds."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=round(args.seconds, 2), desc=f"playing {len(seeds)}", unit="s",
+               bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
+                          "[{elapsed}<{remaining}]")
+
+    def progress(now: float) -> None:
+        played = max(0.0, now - begin) / args.tempo
+        bar.update(min(played, bar.total) - bar.n)
+
+    with bar:
+        until = begin + args.seconds * args.tempo
+        found = continuations(model, tokenizer, [start] * len(seeds), seeds, until=until,
+                              sampling=args.sampling, controls=args.controls, progress=progress)
+        bar.update(bar.total - bar.n)
+    return found
+
+
+def write(music: Music, target: Path, title: str, prompt_seconds: float | None) -> None:
+    """A piece as .mid, .mp3 and .png; `target` is their path without the ending."""
+    from lib.show.listen import save_mp3
+    from lib.show.plots import save_roll
+
+    write_midi(music, f"{target}.mid")
+    save_mp3(music, f"{target}.mp3")
+    save_roll(music, f"{target}.png", prompt_seconds=prompt_seconds, title=title)
+    print(f"{target}.mid, .mp3 and .png: {len(music.notes)} notes in {music.seconds:.0f} s")
 
 
 if __name__ == "__main__":

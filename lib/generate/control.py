@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lib.env.errors import UserError
 from lib.generate.grammar import Grammar
+from lib.music.token_names import numbers_in
 from lib.music.tokens import Tokenizer
 
 MOST = 3.0  # either way
@@ -23,7 +24,7 @@ MOST = 3.0  # either way
 KEYS = 48  # semitones by which a key must be higher to become e times likelier
 TOUCH = 64  # the same in MIDI velocity
 CROWD = 0.4  # the exponent of the next line
-MOMENT = 0.05  # seconds: a step of t seconds becomes (1 + t / 0.05) to the power of 0.4 times unlikelier
+MOMENT = 0.05  # seconds: a step of t seconds becomes (1 + t / 0.05) ** 0.4 times unlikelier
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Controls:
 
     def __post_init__(self):
         for name in ("density", "register", "loudness"):
-            if not -MOST <= getattr(self, name) <= MOST:
-                raise UserError(f"{name} {getattr(self, name)} is outside {-MOST:g} to {MOST:g}: 0 is the model's own")
+            value = getattr(self, name)
+            if not -MOST <= value <= MOST:
+                raise UserError(f"{name} {value} is outside {-MOST:g} to {MOST:g}: "
+                                "0 is the model's own")
         if not 0.25 <= self.tempo <= 4:
             raise UserError(f"tempo {self.tempo} is outside 0.25 to 4: 1 is the model's own")
 
@@ -48,10 +51,11 @@ class Steering:
 
     def __init__(self, controls: Controls, tokenizer: Tokenizer):
         self.density = controls.density
-        self._tilts = [(torch.from_numpy(group), torch.from_numpy(strength * values[group] / unit))
-                       for strength, kind, unit in ((controls.register, "Pitch", KEYS),
-                                                    (controls.loudness, "Velocity", TOUCH))
-                       if strength for values, group in [_means(tokenizer, kind)]]
+        self._tilts = []  # which tokens, and what is added to their logits
+        if controls.register:
+            self._tilts.append(_tilt(tokenizer, "Pitch", controls.register, KEYS))
+        if controls.loudness:
+            self._tilts.append(_tilt(tokenizer, "Velocity", controls.loudness, TOUCH))
 
     def __bool__(self) -> bool:
         return bool(self.density or self._tilts)
@@ -67,14 +71,16 @@ class Steering:
             tilted = inside + tilt
             shift = inside.logsumexp(1, keepdim=True) - tilted.logsumexp(1, keepdim=True)
             logits = logits.clone()
-            logits[:, group] = tilted + shift.nan_to_num(0)  # no such token is allowed: nothing to shift
+            logits[:, group] = tilted + shift.nan_to_num(0)  # 0 where no such token is allowed
         if self.density:
             steps = torch.from_numpy(np.stack([grammar.elapsed() for grammar in grammars]))
             logits = logits - CROWD * self.density * torch.log1p(steps / MOMENT)
         return logits
 
 
-def _means(tokenizer: Tokenizer, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the values of `kind` inside each token, and which tokens have one: both (V,)."""
-    values = [[int(name.split("_")[1]) for name in names if name.startswith(kind + "_")] for names in tokenizer.pieces]
-    return np.array([np.mean(v) if v else 0.0 for v in values]), np.array([bool(v) for v in values])
+def _tilt(tokenizer: Tokenizer, kind: str, strength: float, unit: float) -> tuple[Tensor, Tensor]:
+    """Which tokens hold a value of `kind`, bool (V,), and `strength` a `unit` of the mean in each."""
+    values = numbers_in(tokenizer.pieces, kind)
+    group = torch.tensor([bool(inside) for inside in values])
+    means = torch.tensor([np.mean(inside) for inside in values if inside], dtype=torch.float64)
+    return group, strength * means / unit

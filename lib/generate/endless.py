@@ -1,6 +1,6 @@
 """Play without end: a MIDI file that grows while the music goes on, in constant memory.
 
-The file can be opened at any moment: after every bar it is a whole MIDI file of what was played so far.
+The file can be opened at any moment: after every bar it is a whole MIDI file of what was played.
 """
 
 import heapq
@@ -16,6 +16,7 @@ from lib.music.midi import END_NOW, TEMPO_120, variable
 from lib.music.tokens import BAR
 
 TICKS = 960  # a second: 480 a quarter note at 120 BPM, as `lib.music.notes.write_midi`
+LENGTH_AT = 18  # where a file's first track says how long it is, in 4 bytes
 FULL = 2**32 - 2**20  # bytes: a track's length has 32 bits (some years of music)
 
 
@@ -30,11 +31,12 @@ class GrowingMidi:
         with os_errors(f"write {self.path}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("wb")
-            self._file.write(b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2) + b"MTrk" + bytes(4))
+            header = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2)
+            self._file.write(header + b"MTrk" + bytes(4))
             self._end = self._file.tell()  # where the next event goes, over the end of track
         self._now = 0  # ticks of the last event
         self._down: dict[int, int] = {}  # key: tick at which it comes up
-        self._ups: list[tuple[int, int]] = []  # (tick, key), the earliest first; some are out of date
+        self._ups: list[tuple[int, int]] = []  # (tick, key), earliest first; some are out of date
         self._pending = bytearray(b"\0" + TEMPO_120)
         self.notes = 0
 
@@ -64,19 +66,21 @@ class GrowingMidi:
         self._now = tick
 
     def flush(self, last: bool = False) -> None:
-        """Write what has come; the keys still down come up in the file at once, and on a later flush in time."""
+        """Write what has come; keys still down come up at its end, and in time in a later flush."""
         if last:
             self._release(max(self._down.values(), default=0))
-        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END_NOW
+        ups = [bytes((0, 0x80, pitch, 0)) for pitch in sorted(self._down)]
+        tail = b"".join(ups) + END_NOW
         with os_errors(f"write {self.path}"):
             self._file.seek(self._end)
             self._file.write(self._pending + tail)
             self._end += len(self._pending)
             if self._end > FULL:
                 raise UserError(f"{self.path} is as long as a MIDI file can be: begin another one")
-            self._file.seek(18)
-            self._file.write(struct.pack(">I", self._end + len(tail) - 22))
-            self._file.truncate(self._end + len(tail))
+            size = self._end + len(tail)
+            self._file.seek(LENGTH_AT)
+            self._file.write(struct.pack(">I", size - LENGTH_AT - 4))
+            self._file.truncate(size)
             self._file.flush()
         self._pending = bytearray()
 
@@ -91,7 +95,8 @@ class GrowingMidi:
             self._file.close()
 
 
-def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None, say=print) -> None:
+def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None,
+           say=print) -> None:
     """Play row 0 of a `Player` into a growing file, to `until` seconds or until Ctrl-C.
 
     `before` are a prompt's notes; the file begins at second `origin` of the piece.
@@ -122,7 +127,7 @@ def stream(player, before: np.ndarray, origin: float, path: Path, until: float |
 
 
 def forever(player, reader: NoteReader):
-    """The first row's tokens without end, as (the notes that a token completes, the second reached)."""
+    """The first row's tokens without end: the notes that each completes, the second reached."""
     while True:
         token = player.step()[0]
         yield reader.read(token), player.grammars[0].seconds

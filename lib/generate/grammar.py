@@ -1,4 +1,4 @@
-"""What may follow what in REMI, inside merged tokens too; the clock that the tokens move; their notes.
+"""What may follow what in REMI, inside merged tokens too; the clock that tokens move; their notes.
 
 A `Grammar` goes along with a token sequence and says which tokens may come next, so that whatever
 is drawn can be decoded. A `NoteReader` decodes token by token, in constant memory.
@@ -7,6 +7,7 @@ is drawn can be decoded. A `NoteReader` decodes token by token, in constant memo
 import copy
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,13 +15,22 @@ from torch import Tensor
 
 from lib.env.errors import UserError
 from lib.music.notes import NOTE
+from lib.music.token_names import duration_of, is_music, kind_of, number_of
 from lib.music.tokens import BAR, BEAT, Tokenizer
 
 FINGERS = 10  # keys that may be struck at one instant
 # "start" is BOS; "mark" is the token that stands for no music and that byte-pair encoding writes
 # once, before the first bar.
-FOLLOWS = {"start": {"mark", "Bar"}, "mark": {"Bar"}, "Bar": {"Bar", "Position"}, "Position": {"Pitch"},
-           "Pitch": {"Velocity"}, "Velocity": {"Duration"}, "Duration": {"Pitch", "Position", "Bar"}}
+FOLLOWS = {
+    "start": {"mark", "Bar"},
+    "mark": {"Bar"},
+    "Bar": {"Bar", "Position"},
+    "Position": {"Pitch"},
+    "Pitch": {"Velocity"},
+    "Velocity": {"Duration"},
+    "Duration": {"Pitch", "Position", "Bar"},
+}
+ANYWHERE = 1_000_000  # the first position in a token that has none: behind every other
 
 
 class Rules:
@@ -28,36 +38,67 @@ class Rules:
 
     def __init__(self, tokenizer: Tokenizer):
         if tokenizer.config.pedal == "tokens":
-            raise UserError("playing needs a tokenizer without pedal tokens: build one with pedal='extend'")
-        size = tokenizer.vocab_size
+            raise UserError("playing needs a tokenizer without pedal tokens: build one with "
+                            "pedal='extend'")
         self.grid = BEAT / tokenizer.config.steps
-        self.ends, self.moves, begins = [], [], []
-        self.first_position = np.full(size, 1_000_000)
-        self.spares = np.ones((128, size), bool)  # whether a token leaves a key alone where the clock stands
-        self.bars, self.last_position = np.zeros(size, int), np.full(size, -1)
-        for i, names in enumerate(tokenizer.pieces):
-            kinds = [n.split("_")[0] for n in names]
-            begins.append(kinds[0] if kinds else "mark")  # BOS, EOS and PAD follow nothing: never drawn
-            self.ends.append("mark" if not kinds else kinds[-1] if kinds[-1] in FOLLOWS else "start")
-            bars, position, struck = 0, None, set()  # how the token moves the clock; keys struck then
-            for kind, name in zip(kinds, names):
-                if kind == "Bar":
-                    bars, position, struck = bars + 1, -1, set()
-                elif kind == "Position":
-                    if position is None:  # the first one must lie behind where the clock stands
-                        self.first_position[i] = int(name.split("_")[1])
-                    position, struck = int(name.split("_")[1]), set()
-                elif kind == "Pitch":
-                    struck.add(int(name.split("_")[1]))
-                    self.spares[int(name.split("_")[1]), i] &= position is not None
-            self.moves.append((bars, position, struck))
-            self.bars[i], self.last_position[i] = bars, -1 if position is None else position
-        self.allowed = {end: np.array([b in kinds for b in begins]) for end, kinds in FOLLOWS.items()}
+        # BOS, EOS and PAD follow nothing, so they are never drawn
+        begins = [kind_of(names[0]) if names else "mark" for names in tokenizer.pieces]
+        self.allowed = {end: np.array([begin in kinds for begin in begins])
+                        for end, kinds in FOLLOWS.items()}
+        ends = [kind_of(names[-1]) if names else "mark" for names in tokenizer.pieces]
+        self.ends = [end if end in FOLLOWS else "start" for end in ends]
+
+        self.moves = [read_move(names) for names in tokenizer.pieces]
+        self.bars = np.array([move.bars for move in self.moves])
+        self.first_position = np.array([move.first_position for move in self.moves])
+        last = [-1 if move.position is None else move.position for move in self.moves]
+        self.last_position = np.array(last)
         self.moving = (self.bars > 0) | (self.last_position >= 0)
+        # whether a token leaves a key alone where the clock stands
+        self.spares = np.ones((128, tokenizer.vocab_size), bool)
+        for token, move in enumerate(self.moves):
+            self.spares[list(move.struck_now), token] = False
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one token does to the clock and to the keys."""
+
+    bars: int = 0  # bar lines in it
+    position: int | None = None  # where it leaves the clock in the bar; None: where it was
+    struck: frozenset[int] = frozenset()  # keys struck at the last onset in it
+    first_position: int = ANYWHERE  # must lie behind where the clock stands
+    struck_now: frozenset[int] = frozenset()  # keys struck before it moves the clock
+
+
+def read_move(names: tuple[str, ...]) -> Move:
+    """The `Move` of a token, from the base tokens inside it."""
+    bars = 0
+    position = None
+    first_position = ANYWHERE
+    struck: set[int] = set()
+    struck_now: set[int] = set()
+    for name in names:
+        kind = kind_of(name)
+        if kind == "Bar":
+            bars += 1
+            position = -1
+            struck = set()
+        elif kind == "Position":
+            if position is None:
+                first_position = number_of(name)
+            position = number_of(name)
+            struck = set()
+        elif kind == "Pitch":
+            struck.add(number_of(name))
+            if position is None:
+                struck_now.add(number_of(name))
+    return Move(bars, position, frozenset(struck), first_position, frozenset(struck_now))
 
 
 @functools.lru_cache(maxsize=8)
-def _rules(tokenizer: Tokenizer, size: int) -> Rules:  # `size` changes when a tokenizer learns merges
+def _rules(tokenizer: Tokenizer, size: int) -> Rules:
+    """Read once a tokenizer, and again when it has learnt merges and its `size` has changed."""
     return Rules(tokenizer)
 
 
@@ -71,18 +112,24 @@ class Grammar:
 
     def __init__(self, tokenizer: Tokenizer):
         self.rules = _rules(tokenizer, tokenizer.vocab_size)
-        self.end, self.bar, self.position, self.struck = "start", -1, -1, set()
+        self.end = "start"  # the kind that the last token ended with
+        self.bar = -1
+        self.position = -1  # in the bar, of the last onset
+        self.struck: frozenset[int] = frozenset()  # keys struck there
 
     def copy(self) -> "Grammar":
         """One that goes its own way from here."""
-        return copy.copy(self)  # `struck` is only ever replaced, never changed
+        return copy.copy(self)
 
     def read(self, token: int) -> None:
         """Move on by one token."""
-        bars, position, struck = self.rules.moves[token]
-        self.bar += bars
-        self.struck = self.struck | struck if position is None else struck
-        self.position = self.position if position is None else position
+        move = self.rules.moves[token]
+        self.bar += move.bars
+        if move.position is None:
+            self.struck = self.struck | move.struck  # never changed in place: copies share it
+        else:
+            self.struck = move.struck
+            self.position = move.position
         self.end = self.rules.ends[token]
 
     def wait(self, until: float, bar_token: int) -> list[int]:
@@ -90,10 +137,12 @@ class Grammar:
 
         Returns the bar lines that this takes, as tokens for the model to read too.
         """
-        bars = [bar_token] * max(0, int(until / BAR + 1e-9) - max(self.bar, -1))
+        bar = int(until / BAR + 1e-9)
+        bars = [bar_token] * max(0, bar - max(self.bar, -1))
         for token in bars:
             self.read(token)
-        self.position = max(self.position, math.ceil((until - self.bar * BAR) / self.rules.grid - 1e-6) - 1)
+        step = math.ceil((until - self.bar * BAR) / self.rules.grid - 1e-6)
+        self.position = max(self.position, step - 1)
         self.end = "Bar"  # a new position or a new bar; no further note at the last onset
         return bars
 
@@ -105,7 +154,8 @@ class Grammar:
     def elapsed(self) -> np.ndarray:
         """Seconds by which each token would move the clock, float64 of shape (V,)."""
         rules = self.rules
-        after = (max(self.bar, 0) + rules.bars) * BAR + np.maximum(rules.last_position, 0) * rules.grid
+        bar = max(self.bar, 0) + rules.bars
+        after = bar * BAR + np.maximum(rules.last_position, 0) * rules.grid
         return np.where(rules.moving, np.maximum(after - self.seconds, 0), 0)
 
     def may_follow(self) -> np.ndarray:
@@ -124,13 +174,13 @@ class Grammar:
 
 
 class NoteReader:
-    """Notes out of grammatical tokens, one token at a time: what `Tokenizer.decode` gives, without the whole piece.
+    """Notes out of grammatical tokens, one after another: `Tokenizer.decode` in constant memory.
 
     A `grammar` tells where the clock stands when the first token lies inside a piece.
     """
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar | None = None):
-        self._words = [[self._word(name) for name in names if not name.endswith("_None") or name == "Bar_None"]
+        self._words = [[self._word(name) for name in names if is_music(name)]
                        for names in tokenizer.pieces]
         self._grid = BEAT / tokenizer.config.steps
         self._bar = grammar.bar if grammar else -1
@@ -139,18 +189,19 @@ class NoteReader:
 
     @staticmethod
     def _word(name: str) -> tuple[str, float]:
-        kind, value = name.split("_")
-        if kind == "Duration":  # beats.parts.parts in a beat
-            beats, part, parts = map(int, value.split("."))
-            return kind, (beats + part / parts) * BEAT
-        return kind, 0 if kind == "Bar" else int(value)
+        kind = kind_of(name)
+        if kind == "Duration":
+            beats, _ = duration_of(name)
+            return kind, beats * BEAT
+        return kind, 0 if kind == "Bar" else number_of(name)
 
     def read(self, token: int) -> list[tuple[float, float, int, int]]:
         """The notes (start, end, pitch, velocity) that this token completes."""
         notes = []
         for kind, value in self._words[token]:
             if kind == "Bar":
-                self._bar, self._position = self._bar + 1, 0
+                self._bar += 1
+                self._position = 0
             elif kind == "Position":
                 self._position = value
             elif kind == "Pitch":
@@ -164,5 +215,6 @@ class NoteReader:
 
     def notes(self, tokens) -> np.ndarray:
         """All notes of a run of tokens, a structured array as in `lib.music.notes`, sorted."""
-        rows = np.array([note for token in tokens for note in self.read(int(token))], NOTE)
+        found = [note for token in tokens for note in self.read(int(token))]
+        rows = np.array(found, NOTE)
         return rows[np.lexsort((rows["pitch"], rows["start"]))]

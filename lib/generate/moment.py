@@ -20,6 +20,7 @@ from lib.env.files import whole
 from lib.env.schema import Count, check_tensors, parse
 from lib.generate.grammar import Grammar
 from lib.mamba.model import MambaLM, State
+from lib.music.token_names import BAR_LINE
 from lib.music.tokens import Tokenizer
 
 SEGMENT = 512  # tokens read at once: what a layer makes of them stays in a processor's cache
@@ -67,7 +68,7 @@ def hear(model: MambaLM, tokenizer: Tokenizer, ids, moment: Moment | None = None
     ids = [int(t) for t in ids]
     for token in ids:
         grammar.read(token)
-    ids += grammar.wait(begin, tokenizer.base["Bar_None"]) if begin else []
+    ids += grammar.wait(begin, tokenizer.base[BAR_LINE]) if begin else []
     if not ids:
         if moment is None:
             raise UserError("there is no token to read: begin a piece with the token BOS")

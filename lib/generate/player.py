@@ -15,12 +15,18 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
-from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401 - two of them for whoever reads on
+from lib.generate.grammar import (  # noqa: F401 - two of them for whoever reads on
+    FINGERS,
+    FOLLOWS,
+    Grammar,
+    NoteReader,
+)
 from lib.generate.moment import KEPT, Moment, hear
 from lib.generate.sampling import Sampling, draw
 from lib.mamba import step_cpu as mamba_cpu
 from lib.music.maestro import DATA
 from lib.music.notes import Music, clip_repeats, sustain
+from lib.music.token_names import numbers_in
 from lib.music.tokens import Tokenizer, first_seconds, prompt_music
 
 MODEL = DATA / "model"
@@ -30,32 +36,39 @@ BATCH = 50  # variations played side by side
 
 def load_model(folder: str | Path = MODEL, device: str = "cpu") -> tuple[mamba.MambaLM, Tokenizer]:
     """The shipped model and its tokenizer, or those of another folder."""
-    model, tokenizer = mamba.load(folder, device), Tokenizer.load(folder)
+    model = mamba.load(folder, device)
+    tokenizer = Tokenizer.load(folder)
     if model.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, its tokenizer "
-                        f"{tokenizer.vocab_size}: they do not belong together")
+        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, its "
+                        f"tokenizer {tokenizer.vocab_size}: they do not belong together")
     return model, tokenizer
 
 
 class Player:
     """Rows that play on side by side, each from its moment with its own seed.
 
-    A row plays what it would play alone: it has its own dice, and the rows do not meet in the model.
+    A row plays what it would play alone: it has its own dice, and rows do not meet in the model.
     """
 
-    def __init__(self, model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment], seeds: Sequence[int],
-                 sampling: Sampling = Sampling(), controls: Controls = Controls()):
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+    def __init__(self, model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment],
+                 seeds: Sequence[int], sampling: Sampling = Sampling(),
+                 controls: Controls = Controls()):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = sampling
         self.steering = Steering(controls, tokenizer)
-        self.rows = list(range(len(starts)))  # those still playing; the lists below follow it
+        self._keys = numbers_in(tokenizer.pieces, "Pitch")  # of each token
+
+        self.rows = list(range(len(starts)))  # those still playing; what follows has their order
         self.grammars = [start.grammar.copy() for start in starts]
-        self.seeds = list(seeds)
-        self.drawn = [start.drawn if start.seed == seed else 0 for start, seed in zip(starts, seeds)]
-        self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
         self.recent = [deque(start.recent, KEPT) for start in starts]
+        self.seeds = list(seeds)
+        self.drawn = [start.drawn if start.seed == seed else 0
+                      for start, seed in zip(starts, seeds)]
+        self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
         self.logits = torch.cat([start.logits for start in starts])
-        self._keys = [[int(n.split("_")[1]) for n in names if n.startswith("Pitch_")] for names in tokenizer.pieces]
-        self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in zip(*(s.state for s in starts))])
+        layers = zip(*(start.state for start in starts))  # a layer's memory of every row
+        self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in layers])
 
     def _set(self, state: mamba.State) -> None:
         self._fast = mamba_cpu.stepper(self.model, len(self.rows)) if self.rows else None
@@ -70,18 +83,13 @@ class Player:
     @torch.inference_mode()
     def step(self) -> list[int]:
         """Draw one token a row, read it, and return them."""
-        allowed = torch.from_numpy(np.stack([grammar.may_follow() for grammar in self.grammars]))
-        logits = self.logits.double().cpu().masked_fill(~allowed, -torch.inf)
-        if self.steering:
-            logits = self.steering.apply(logits, self.grammars)
-        if self.sampling.repetition > 1:
-            logits = self.sampling.discourage(logits, self._lately())
         numbers = np.array([dice.random() for dice in self.dice])
-        tokens = draw(self.sampling.probabilities(logits), torch.from_numpy(numbers))
+        tokens = draw(self.probabilities(), torch.from_numpy(numbers))
         if self._fast:
             self.logits = self._fast.step(tokens)
         else:
-            self.logits, self._state = self.model.step(tokens.to(self.model.device), self._state)
+            tokens_there = tokens.to(self.model.device)
+            self.logits, self._state = self.model.step(tokens_there, self._state)
         tokens = tokens.tolist()
         for i, token in enumerate(tokens):
             self.grammars[i].read(token)
@@ -89,11 +97,22 @@ class Player:
             self.drawn[i] += 1
         return tokens
 
+    def probabilities(self) -> torch.Tensor:
+        """What each row's next token is drawn from, float64 (B, V)."""
+        may_follow = np.stack([grammar.may_follow() for grammar in self.grammars])
+        logits = self.logits.double().cpu().masked_fill(~torch.from_numpy(may_follow), -torch.inf)
+        if self.steering:
+            logits = self.steering.apply(logits, self.grammars)
+        if self.sampling.repetition > 1:
+            logits = self.sampling.discourage(logits, self._lately())
+        return self.sampling.probabilities(logits)
+
     def _lately(self) -> torch.Tensor:
-        """Tokens that strike a key which was struck lately, bool (B, V), however hard it is struck."""
+        """Tokens that strike a key which was struck lately, however hard: bool (B, V)."""
         lately = np.zeros((len(self.rows), len(self._keys)), bool)
         for row, recent in enumerate(self.recent):
-            struck = {key for token in list(recent)[-self.sampling.window :] for key in self._keys[token]}
+            last = list(recent)[-self.sampling.window :]
+            struck = {key for token in last for key in self._keys[token]}
             lately[row] = [not struck.isdisjoint(keys) for keys in self._keys]
         return torch.from_numpy(lately)
 
@@ -107,20 +126,24 @@ class Player:
 
     def moment(self, place: int = 0) -> Moment:
         """Where the row at this place is now."""
-        state = [tuple(part[place : place + 1].clone() for part in layer) for layer in self.state]
-        return Moment(self.logits[place : place + 1].clone(), state, self.grammars[place].copy(),
-                      tuple(self.recent[place]), self.seeds[place], self.drawn[place])
+        row = slice(place, place + 1)
+        logits = self.logits[row].clone()
+        state = [tuple(part[row].clone() for part in layer) for layer in self.state]
+        return Moment(logits, state, self.grammars[place].copy(), tuple(self.recent[place]),
+                      self.seeds[place], self.drawn[place])
 
 
 def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
     """Every row's tokens up to `until` seconds: (row, token, the second that it has reached).
 
-    The tokens that reach `until` are not given. Rows that have ended are dropped when they are half.
+    The tokens that reach `until` are not given. Rows that have ended are dropped when half are.
     """
-    done, limit = set(), int(300 * until) + 1000  # far more tokens than any music has
+    done: set[int] = set()
+    limit = int(300 * until) + 1000  # far more tokens than any music has
     for _ in range(limit):
         for place, token in enumerate(player.step()):
-            row, seconds = player.rows[place], player.grammars[place].seconds
+            row = player.rows[place]
+            seconds = player.grammars[place].seconds
             if row in done:
                 continue
             if seconds >= until:
@@ -137,14 +160,15 @@ def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
 def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, until: float,
            begin: float = 0.0, seed: int = 0, sampling: Sampling = Sampling(),
            controls: Controls = Controls()) -> Iterator[tuple[int, float]]:
-    """Tokens that continue `prompt` (uint16 of shape (L,), BOS first) from `begin` to `until` seconds.
+    """Tokens that continue `prompt` (uint16 (L,), BOS first) from `begin` to `until` seconds.
 
     Yields each token and the second that it has reached; the first ones are bar lines where the
     prompt ends with silence. The end-of-piece token is never drawn.
     """
     start = hear(model, tokenizer, prompt, begin=begin)
     yield from ((bar, begin) for bar in start.recent[len(prompt) :])
-    for _, token, seconds in play(Player(model, tokenizer, [start], [seed], sampling, controls), until):
+    player = Player(model, tokenizer, [start], [seed], sampling, controls)
+    for _, token, seconds in play(player, until):
         yield token, seconds
 
 
@@ -162,8 +186,10 @@ def prompt_end(prompt: Music, prompt_seconds: float) -> float:
     if not len(prompt.notes):
         return 0.0
     sound = sustain(prompt).notes
-    first, last = sound["start"].min(), sound["start"].max()
-    return float(min(prompt_seconds, max(sound["end"].max(), last + 0.01) - first))
+    first = sound["start"].min()
+    last = sound["start"].max()
+    end = max(sound["end"].max(), last + 0.01)
+    return float(min(prompt_seconds, end - first))
 
 
 def hear_prompt(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None,
@@ -182,10 +208,12 @@ def hear_prompt(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None
     return start, prompt_music(prompt, begin).notes, begin
 
 
-def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment], seeds: Sequence[int], *,
-                  until: float, sampling: Sampling = Sampling(), controls: Controls = Controls(),
-                  progress: Callable[[float], None] | None = None) -> tuple[list[np.ndarray], list[list[int]]]:
-    """The new notes, and the new tokens, of each start with its seed, up to `until` seconds, side by side.
+def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment],
+                  seeds: Sequence[int], *, until: float, sampling: Sampling = Sampling(),
+                  controls: Controls = Controls(),
+                  progress: Callable[[float], None] | None = None,
+                  ) -> tuple[list[np.ndarray], list[list[int]]]:
+    """The new notes, and the new tokens, of each start with its seed, up to `until` seconds.
 
     `progress` is called with the second that all have reached on average.
     """
@@ -199,41 +227,53 @@ def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[M
             reached[row] = seconds
             if progress and count % 64 == 0:
                 progress((first * until + reached.sum()) / len(starts))
-    return [NoteReader(tokenizer, start.grammar).notes(ids) for start, ids in zip(starts, tokens)], tokens
+    notes = [NoteReader(tokenizer, start.grammar).notes(ids) for start, ids in zip(starts, tokens)]
+    return notes, tokens
 
 
-def _finish(before: np.ndarray, new: np.ndarray, begin: float, seconds: float, tempo: float) -> Music:
+def join(before: np.ndarray, new: np.ndarray, begin: float, seconds: float,
+         tempo: float) -> Music:
     """Old and new notes as one piece; the new ones stretched, and stopped where the piece stops."""
     new = new.copy()
     for edge in ("start", "end"):
         new[edge] = begin + (new[edge] - begin) / tempo
     notes = np.concatenate([before, new])
     notes = clip_repeats(notes[np.lexsort((notes["pitch"], notes["start"]))])
-    notes = notes[notes["start"] < begin + seconds]
-    notes["end"] = np.minimum(notes["end"], begin + seconds)  # the last chord stops with the piece
+    end = begin + seconds
+    notes = notes[notes["start"] < end]
+    notes["end"] = np.minimum(notes["end"], end)  # the last chord stops with the piece
     return Music(notes)
 
 
-def variations(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *, seeds: Sequence[int],
-               seconds: float = 30, prompt_seconds: float = 10, sampling: Sampling = Sampling(),
-               controls: Controls = Controls(), progress: Callable[[float], None] | None = None) -> list[Music]:
-    """`seconds` of new music for each seed, all from one prompt that is read once, played side by side.
+def variations(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *,
+               seeds: Sequence[int], seconds: float = 30, prompt_seconds: float = 10,
+               sampling: Sampling = Sampling(), controls: Controls = Controls(),
+               progress: Callable[[float], None] | None = None) -> list[Music]:
+    """`seconds` of new music for each seed, from one prompt that is read once, played side by side.
 
     Arguments and errors as for `generate`.
     """
     check_seconds(seconds, "seconds")
     check_seconds(prompt_seconds, "prompt-seconds")
     start, before, begin = hear_prompt(model, tokenizer, prompt, prompt_seconds)
-    new, _ = continuations(model, tokenizer, [start] * len(seeds), seeds, until=begin + seconds * controls.tempo,
-                           sampling=sampling, controls=controls,
-                           progress=progress and (lambda now: progress(max(0.0, now - begin) / controls.tempo)))
-    return [_finish(before, notes, begin, seconds, controls.tempo) for notes in new]
+    tempo = controls.tempo
+
+    def played(now: float) -> None:
+        if progress:
+            progress(max(0.0, now - begin) / tempo)
+
+    starts = [start] * len(seeds)
+    until = begin + seconds * tempo
+    new, _ = continuations(model, tokenizer, starts, seeds, until=until, sampling=sampling,
+                           controls=controls, progress=played)
+    return [join(before, notes, begin, seconds, tempo) for notes in new]
 
 
-def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *, seconds: float = 30,
-             prompt_seconds: float = 10, seed: int = 0, temperature: float = 1.0, top_k: int = 0,
-             top_p: float = Sampling.top_p, min_p: float = 0.0, repetition: float = 1.0,
-             controls: Controls = Controls(), progress: Callable[[float], None] | None = None) -> Music:
+def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *,
+             seconds: float = 30, prompt_seconds: float = 10, seed: int = 0,
+             temperature: float = 1.0, top_k: int = 0, top_p: float = Sampling.top_p,
+             min_p: float = 0.0, repetition: float = 1.0, controls: Controls = Controls(),
+             progress: Callable[[float], None] | None = None) -> Music:
     """`seconds` of new music, after the first `prompt_seconds` of `prompt` where one is given.
 
     The seconds are counted from the prompt's first note, with which the music returned begins. A
@@ -244,5 +284,7 @@ def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = 
     argument is out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition)
-    return variations(model, tokenizer, prompt, seeds=[seed], seconds=seconds, prompt_seconds=prompt_seconds,
-                      sampling=sampling, controls=controls, progress=progress)[0]
+    pieces = variations(model, tokenizer, prompt, seeds=[seed], seconds=seconds,
+                        prompt_seconds=prompt_seconds, sampling=sampling, controls=controls,
+                        progress=progress)
+    return pieces[0]

@@ -22,7 +22,8 @@ class Sampling:
 
     def __post_init__(self):
         if not (0 <= self.temperature <= 10 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature {self.temperature} is outside 0 to 10: 1 is the model's own")
+            raise UserError(f"temperature {self.temperature} is outside 0 to 10: "
+                            "1 is the model's own")
         if self.top_k < 0:
             raise UserError(f"top-k {self.top_k} is negative: give 0 for all tokens, or a count")
         if not 0 < self.top_p <= 1:
@@ -30,22 +31,23 @@ class Sampling:
         if not 0 <= self.min_p < 1:
             raise UserError(f"min-p {self.min_p} is outside 0 to 1: give 0 for all tokens")
         if not 1 <= self.repetition <= 100:
-            raise UserError(f"repetition {self.repetition} is outside 1 to 100: 1 changes nothing, more discourages "
-                            "repeats, and less would reward them")
+            raise UserError(f"repetition {self.repetition} is outside 1 to 100: 1 changes nothing, "
+                            "more discourages repeats, and less would reward them")
         if not 1 <= self.window <= 256:
-            raise UserError(f"window {self.window} is outside 1 to 256 tokens: choose how far back to look")
+            raise UserError(f"window {self.window} is outside 1 to 256 tokens: choose how far back "
+                            "to look")
 
     def discourage(self, logits: Tensor, recent: Tensor) -> Tensor:
-        """Logits (..., V) with log(`repetition`) taken off where `recent`, bool of the same shape, is true.
+        """Logits (..., V) with log(`repetition`) taken off where `recent`, bool (..., V), is true.
 
         That divides the odds of such a token against any other by `repetition`. The usual penalty
-        (Keskar et al. 2019) divides positive logits and multiplies negative ones instead: its effect
-        hangs on where zero happens to lie, which means nothing to a softmax.
+        (Keskar et al. 2019) divides positive logits and multiplies negative ones instead: its
+        effect hangs on where zero happens to lie, which means nothing to a softmax.
         """
         return logits - math.log(self.repetition) * recent
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits of shape (..., V), -inf where forbidden, to the probabilities that are drawn from."""
+        """Logits (..., V), -inf where forbidden, to the probabilities that are drawn from."""
         logits = logits.double()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -55,15 +57,18 @@ class Sampling:
         p, order = p.sort(dim=-1, descending=True, stable=True)
         if self.top_k:
             p[..., self.top_k :] = 0
-        p[(p.cumsum(-1) - p) >= self.top_p * p.sum(-1, keepdim=True)] = 0  # the likeliest token always stays
+        likelier = p.cumsum(-1) - p  # what all before it make up: 0 for the first, so that it stays
+        p[likelier >= self.top_p * p.sum(-1, keepdim=True)] = 0
         p[p < self.min_p * p[..., :1]] = 0
-        return torch.zeros_like(p).scatter_(-1, order, p / p.sum(-1, keepdim=True))
+        p = p / p.sum(-1, keepdim=True)
+        return torch.zeros_like(p).scatter_(-1, order, p)
 
 
 def draw(p: Tensor, dice: Tensor) -> Tensor:
-    """A token a row: probabilities (B, V) and numbers (B,) from 0 up to, not including, 1, to int64 (B,).
+    """A token a row, int64 (B,): probabilities (B, V), and a number from 0 to below 1 each, (B,).
 
-    The number is looked up in the summed probabilities, so one number a token is all the chance there is.
+    The number is looked up in the summed probabilities, so it is all the chance there is.
     """
     total = p.cumsum(-1)
-    return torch.searchsorted(total / total[:, -1:], dice[:, None], right=True)[:, 0]
+    total = total / total[:, -1:]
+    return torch.searchsorted(total, dice[:, None], right=True)[:, 0]

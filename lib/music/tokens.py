@@ -20,6 +20,7 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.env.files import whole
 from lib.music.notes import HIGHEST, LOWEST, Music, clip_repeats, crop, make_notes, sustain
+from lib.music.token_names import count_in, is_music
 
 BEAT = 0.5  # seconds a quarter note lasts at 120 BPM
 BAR = 4 * BEAT  # seconds
@@ -96,8 +97,8 @@ class Tokenizer:
             model, expand = self.base._model, self.base._vocab_learned_bytes_to_tokens
             self.pieces = [tuple(expand[model.id_to_token(i)]) for i in range(model.get_vocab_size())]
         self.pad, self.bos, self.eos = (self.base[f"{s}_None"] for s in ("PAD", "BOS", "EOS"))
-        self.notes_of = np.array([sum(p.startswith("Pitch_") for p in t) for t in self.pieces])
-        self.bars_of = np.array([sum(p == "Bar_None" for p in t) for t in self.pieces])
+        self.notes_of = count_in(self.pieces, "Pitch")
+        self.bars_of = count_in(self.pieces, "Bar")
 
     @property
     def vocab_size(self) -> int:
@@ -166,7 +167,7 @@ class Tokenizer:
         if len(strange):
             raise UserError(f"token {strange[0]} is not in this vocabulary of {self.vocab_size}: "
                             "use the tokenizer that made the tokens")
-        names = [n for t in self.names(ids) for n in t if not n.endswith("_None") or n == "Bar_None"]
+        names = [n for t in self.names(ids) for n in t if is_music(n)]
         if not names:
             return Music(make_notes([], [], [], []))
         sequence = TokSequence(tokens=names, ids=[self.base.vocab[n] for n in names])

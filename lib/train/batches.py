@@ -11,6 +11,7 @@ import numpy as np
 
 from lib.env.errors import UserError
 from lib.music.streams import Piece, Streams, read_index
+from lib.music.token_names import kind_of
 
 
 class Crops:
@@ -82,8 +83,9 @@ class Changes:
 
     def __init__(self, streams: Streams):
         names = base_names(streams)
-        self.pitches, self.velocities = ([i for i, name in enumerate(names) if name.startswith(kind)]
-                                         for kind in ("Pitch_", "Velocity_"))
+        kinds = [kind_of(name) for name in names]
+        self.pitches = [i for i, kind in enumerate(kinds) if kind == "Pitch"]
+        self.velocities = [i for i, kind in enumerate(kinds) if kind == "Velocity"]
         self.size, self.streams, self.range = len(names), streams, {}
         if not self.pitches or any(np.diff(ids).tolist() != [1] * (len(ids) - 1)
                                    for ids in (self.pitches, self.velocities)):

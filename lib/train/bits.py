@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lib.env.errors import UserError
 from lib.mamba.model import MambaLM
 from lib.music.streams import Piece, Streams
+from lib.music.token_names import count_in, duration_of, kind_of
 
 
 @torch.inference_mode()
@@ -140,11 +141,14 @@ def dequantisation_bits(tokenizer, ids: np.ndarray, *, grid_ms: float = 10.0) ->
     of tokenizers with different grids comparable. Negative for a grid finer than `grid_ms`.
     """
     grid = tokenizer.config.grid_ms
-    onset = np.array([sum(name.startswith("Pitch_") for name in names) for names in tokenizer.pieces])
-    # a duration is beats.parts.parts a beat, of half a second
-    width = np.array([sum(math.log2(500 / int(name.split(".")[2]) / grid_ms) for name in names
-                          if name.startswith("Duration_")) for names in tokenizer.pieces])
-    return float(onset[ids].sum() * math.log2(grid / grid_ms) + width[ids].sum())
+    onset = count_in(tokenizer.pieces, "Pitch")
+    duration = np.zeros(len(tokenizer.pieces))
+    for token, names in enumerate(tokenizer.pieces):
+        for name in names:
+            if kind_of(name) == "Duration":
+                _, parts = duration_of(name)  # of a beat of half a second
+                duration[token] += math.log2(500 / parts / grid_ms)
+    return float(onset[ids].sum() * math.log2(grid / grid_ms) + duration[ids].sum())
 
 
 def likelihood(model, tokenizer, performances: Sequence, *, progress: bool = False, **options) -> dict:

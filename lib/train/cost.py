@@ -21,14 +21,15 @@ def rehearse(trainer, steps: int = 4) -> dict:
     follows is the same, to the last digit, as without a rehearsal.
     """
     config, world = trainer.config, trainer.world
-    tensors, facts, times = trainer._tensors(), trainer._facts(), []
+    tensors, facts = trainer.snapshot()
+    times = []
     for _ in range(steps):
         begin = time.perf_counter()
         trainer.train_step()  # reads its loss, so it has waited for the device
         times.append(time.perf_counter() - begin)
     seen = (trainer.tokens - facts["tokens"]) / steps
     evaluation = _seconds_a_token(trainer) * sum(p.length for p in trainer.held_out) / world.size
-    trainer._restore(tensors, facts)
+    trainer.restore(tensors, facts)
     step, evaluation = world.agree(float(np.median(times[1:] or times)), evaluation)
     each = step + evaluation / config.eval_every
     minutes = max(0.0, min((config.steps - trainer.step) * each / 60, config.minutes - trainer.seconds / 60))

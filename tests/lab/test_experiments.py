@@ -102,7 +102,7 @@ def test_a_run_of_any_architecture_resumes_as_if_it_had_never_stopped(tmp_path, 
     losses = [straight.train_step() for _ in range(6)]
     first = Run(spec, streams, tmp_path / "b", device="cpu", say=quiet)
     begun = [first.train_step() for _ in range(3)]
-    first._save()
+    first.save()
     again = Run(spec, streams, tmp_path / "b", device="cpu", resume=True, say=quiet)
     assert begun + [again.train_step() for _ in range(3)] == losses
     assert again.training_seconds > 0

@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what)
         (folder / f".{Path(name).stem}.{os.getpid()}.part{Path(name).suffix}").symlink_to("/dev/full")
     trainer.best = 1e9
     with pytest.raises(UserError, match="disk is full") as error:
-        trainer.validate() if what == "best model" else trainer._save()
+        trainer.validate() if what == "best model" else trainer.save()
     assert "\n" not in str(error.value)
     after = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     if what == "log":  # the checkpoint was written before
@@ -141,7 +141,7 @@ def test_tokens_that_change_while_they_are_read_stop_the_run(tmp_path):
     streams = make_streams()
     trainer = Trainer(streams, TINY, tmp_path / "run", device="cpu", say=quiet)
     trainer.train_step()
-    trainer._save()
+    trainer.save()
     streams.tokens[:] = 400  # of another vocabulary
     with pytest.raises(UserError, match="changed while they were read"):
         trainer.run(progress=False)
@@ -156,7 +156,7 @@ def test_what_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(run, sick
     with torch.no_grad():
         trainer.model.backbone.embeddings.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="no longer a number"):
-        trainer.run(progress=False) if sick == "loss" else trainer._save()
+        trainer.run(progress=False) if sick == "loss" else trainer.save()
     assert (folder / checkpoints.LAST).read_bytes() == before
 
 

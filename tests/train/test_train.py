@@ -53,7 +53,7 @@ def test_resuming_is_as_if_it_had_never_stopped(tmp_path, optimizer):
     losses = [straight.train_step() for _ in range(12)]
     broken = Trainer(streams, config, tmp_path / "b", device="cpu", say=quiet)
     first = [broken.train_step() for _ in range(5)]
-    broken._save()
+    broken.save()
     broken.train_step()  # work that is lost
     torch.rand(7)  # the random state of another process
     again = Trainer(streams, config, tmp_path / "b", device="cpu", resume=True, say=quiet)

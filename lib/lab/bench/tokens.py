@@ -15,6 +15,7 @@ from lib.env.files import write_json
 from lib.env.machine import RESULTS, provenance
 from lib.music.maestro import Performance, leaking_titles
 from lib.music.notes import Music, read_midi
+from lib.music.token_names import count_in
 from lib.music.tokens import TokenConfig, Tokenizer, round_trip
 
 GRIDS = (62.5, 31.25, 16.0, 10.0)  # milliseconds; the first is MidiTok's default
@@ -156,7 +157,7 @@ def _order_bits(tokenizer: Tokenizer, streams: list[np.ndarray]) -> float:
 
     MidiTok keeps the order in which they were struck, which nobody hears within a step.
     """
-    steps = np.array([name.startswith("Position") for (name,) in tokenizer.pieces])
+    steps = count_in(tokenizer.pieces, "Position")
     bits = np.concatenate(([0.0], np.cumsum(np.log2(np.arange(1, 200)))))
     total = 0.0
     for stream in streams:

@@ -12,6 +12,7 @@ from lib.lab.experiments.likelihood import spec
 from lib.lab.experiments.runs import best_model
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import token_nats, window_nats
+from lib.music.token_names import count_in
 from lib.train.batches import base_names, validation_pieces
 from lib.train.bits import interval
 
@@ -57,7 +58,7 @@ def measure(model, streams, pieces, chosen) -> dict:
 
 def note_counts(streams) -> np.ndarray:
     """How many notes each base token begins, an integer array of shape (V,)."""
-    return np.array([name.startswith("Pitch_") for name in base_names(streams)], np.int64)
+    return count_in([[name] for name in base_names(streams)], "Pitch")
 
 
 def _bits(nats: list[np.ndarray], notes: list[np.ndarray], begin: int, end: int | None) -> dict:

@@ -97,19 +97,16 @@ class Run(Trainer):
         self.training_seconds += time.monotonic() - begin
         return loss
 
-    def validate(self) -> float:
-        bits = float(model_bits(self.model, self.streams, self.held_out, autocast=self.precision).sum())
-        bits /= sum(p.notes for p in self.held_out)
-        if bits < self.best:
-            self.best = bits
-            self._keep_best()
-        return bits
+    def evaluate(self) -> float:
+        bits = model_bits(self.model, self.streams, self.held_out, autocast=self.precision)
+        return float(bits.sum()) / sum(p.notes for p in self.held_out)
 
-    def _facts(self) -> dict:
-        return super()._facts() | {"training_seconds": self.training_seconds}
+    def snapshot(self) -> tuple[dict, dict]:
+        tensors, facts = super().snapshot()
+        return tensors, facts | {"training_seconds": self.training_seconds}
 
-    def _restore(self, tensors: dict, facts: dict) -> None:
-        super()._restore(tensors, facts)
+    def restore(self, tensors: dict, facts: dict) -> None:
+        super().restore(tensors, facts)
         if "training_seconds" not in facts:
             raise UserError(f"{self.folder} holds no run of an experiment: delete it, or choose another --folder")
         self.training_seconds = facts["training_seconds"]
