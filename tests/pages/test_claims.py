@@ -182,8 +182,10 @@ BUILT = {
     "02_remi_bpe": {"remi": "lib.music.tokens.Tokenizer.encode_base"},
     "03_state_spaces": {
         "zoh": "lib.scan.ssm.discretize", "bilinear": "lib.scan.ssm.discretize", "euler": "lib.scan.ssm.discretize",
-        "loop": "lib.scan.ssm.recurrence", "fft_convolution": "lib.scan.ssm.convolve",
-        "hippo": "lib.scan.ssm.hippo_legs", "OurS4D": "lib.scan.ssm.S4D"},
+        "loop": "lib.scan.ssm.recurrence", "vandermonde_kernel": "lib.scan.ssm.kernel",
+        "fft_convolution": "lib.scan.ssm.convolve",
+        "hippo": "lib.scan.ssm.hippo_legs", "OurS4D": "lib.scan.ssm.S4D", "canon": "lib.lab.experiments.canon.canon",
+        "marked": "lib.lab.experiments.canon.marked"},
     "04_selection": {"sequences": "lib.scan.copying.Task.batch",
                      "Selective": "lib.scan.copying.SelectiveSystem"},
     "05_parallel_scan": {
