@@ -1,4 +1,4 @@
-"""The larger drawings of notebooks 03 and 04: what a state remembers.
+"""The larger drawings of notebooks 03, 04 and 07: what a state remembers.
 
 Blue is what goes in, orange what is remembered, green what comes out. Methods and models, which are
 none of these, have colours of their own, the same in every figure.
@@ -267,4 +267,26 @@ def read_and_written(matrices: Mapping[str, np.ndarray], notes, length: int):
                yticks=range(0, len(m), 10))
         ax.set_title(title, pad=18)
     fig.colorbar(shown, ax=axes, shrink=0.8, label="weight, largest = 1")
+    return fig
+
+
+# ---- notebook 07 --------------------------------------------------------------------------
+
+
+def by_layer_and_kind(ratios: Mapping[str, np.ndarray], kinds: Sequence[str]):
+    """A grid a name: ratios (pieces, layers, kinds) as their mean, bold where all pieces lie on one side of 1."""
+    fig, axes = plots.figure(1, len(ratios), height=3.6, width=12, sharey=True)
+    for ax, (name, ratio) in zip(axes, ratios.items()):
+        mean = ratio.mean(0)
+        agreed = (ratio > 1).all(0) | (ratio < 1).all(0)
+        ax.imshow(mean, cmap="PuOr_r", vmin=0.5, vmax=1.5, aspect="auto")
+        for (row, column), value in np.ndenumerate(mean):
+            bold = agreed[row, column]
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=10,
+                    fontweight="bold" if bold else "normal", color=plots.INK if bold else plots.GREY)
+        ax.set(xticks=range(len(kinds)), yticks=range(len(mean)),
+               title=f"{name}: {agreed.sum()} of {agreed.size} agree in {len(ratio)} pieces")
+        ax.set_xticklabels(kinds, rotation=30, ha="right")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("layer")
     return fig

@@ -1,4 +1,4 @@
-"""Plausible wrong answers to the exercises of notebooks 03 and 04: each is refused, in words that say what is wrong."""
+"""Plausible wrong answers to the exercises of notebooks 03, 04 and 07: each is refused, in words that say what is wrong."""
 
 import pytest
 from test_exercises import STUB, exercises, outcome
@@ -98,9 +98,78 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             spread = [m.diagonal(-lag).max() - m.diagonal(-lag).min() for lag in range(2)]
             return float(max(spread) / m.abs().max())""", "one entry two below it: it gives 0, and should give 0.25"),
     ],
+    "07.1": [
+        ("only the state", "return 4 * config.n_layer * config.d_inner * config.d_state",
+         "2 layers of 16 channels keep 384 bytes for the convolution and 2048 of state, 2432 in all, and not 2048"),
+        ("all taps of the convolution", "return 4 * config.n_layer * config.d_inner * (config.d_conv + config.d_state)",
+         "2432 in all, and not 2560"),
+        ("the width of the residual", "return 4 * config.n_layer * config.d_model * (config.d_conv - 1 + config.d_state)",
+         "2432 in all, and not 1216"),
+        ("numbers for bytes", "return config.n_layer * config.d_inner * (config.d_conv - 1 + config.d_state)",
+         "2432 in all, and not 608"),
+        ("the usual expansion", """
+            return 4 * config.n_layer * 2 * config.d_model * (config.d_conv - 1 + config.d_state)""",
+         "3 layers of 18 channels keep"),
+    ],
+    "07.2": [
+        ("the mean of means", """
+            state, means = None, []
+            for x, target in zip(tokens[:-1].split(length), tokens[1:].split(length)):
+                logits, state = model(x[None], state, return_state=True)
+                means.append(F.cross_entropy(logits[0], target).item())
+            return sum(means) / len(means)""",
+         "the last segment is shorter, so that a mean of means gives it too much weight"),
+        ("all at once", "return F.cross_entropy(model(tokens[None, :-1])[0], tokens[1:]).item()",
+         "segments of 1: 49 tokens were read at once"),
+        ("a fresh state for each segment", """
+            total = 0.0
+            for x, target in zip(tokens[:-1].split(length), tokens[1:].split(length)):
+                total += F.cross_entropy(model(x[None])[0], target, reduction="sum").item()
+            return total / (len(tokens) - 1)""", "does each segment go on from the last one's state"),
+        ("one token too many in the mean", """
+            state, total = None, 0.0
+            for x, target in zip(tokens[:-1].split(length), tokens[1:].split(length)):
+                logits, state = model(x[None], state, return_state=True)
+                total += F.cross_entropy(logits[0], target, reduction="sum").item()
+            return total / len(tokens)""", "has each token but the first its loss?"),
+        ("targets inside the segment only", """
+            state, total, count = None, 0.0, 0
+            for x in tokens.split(length):
+                logits, state = model(x[None], state, return_state=True)
+                total += F.cross_entropy(logits[0, :-1], x[1:], reduction="sum").item()
+                count += len(x) - 1
+            return total / max(count, 1)""", "has each token but the first its loss?"),
+    ],
+    "07.3": [
+        ("the first row only", """
+            _, state = model.prefill(prompt[None])
+            return model.step(choices[:1], state)[0]""", "the logits have the shape (1, 11), and should have (3, 11)"),
+        ("nothing", "return torch.empty(0, 11)", "the logits have the shape (0, 11), and should have (3, 11)"),
+        ("a step for each", """
+            _, state = model.prefill(prompt[None])
+            return torch.cat([model.step(choice[None], state)[0] for choice in choices])""",
+         "3 steps were taken, with [1, 1, 1] tokens: one step can take all 3"),
+        ("the prompt for each", """
+            rows = [model(torch.cat([prompt, choice[None]])[None])[0, -1] for choice in choices]
+            return torch.stack(rows)""", "93 tokens were read: the prompt again and again"),
+        ("a fresh state", "return model.step(choices, model.new_state(len(choices)))[0]",
+         "row 0 is not what follows the choice 3"),
+        ("before the choice", """
+            logits, state = model.prefill(prompt[None])
+            state = [tuple(t.expand(len(choices), -1, -1) for t in memory) for memory in state]
+            model.step(choices, state)
+            return logits.expand(len(choices), -1)""", "row 0 is not what follows the choice 3"),
+        ("one after the other", """
+            _, state = model.prefill(prompt[None])
+            rows = []
+            for choice in choices:
+                logits, state = model.step(choice[None], state)
+                rows.append(logits[0])
+            return torch.stack(rows)""", "3 steps were taken"),
+    ],
 }
 CODES = {f"{found.id[:2]}.{found.values[0].split(' · ')[0][-1]}": found.values[1] for found in exercises()
-         if found.id[:2] in ("03", "04")}
+         if found.id[:2] in ("03", "04", "07")}
 
 
 def body(text: str) -> str:
