@@ -1,6 +1,6 @@
 """Selective copying, every arm trained to the end: `python -m lib.lab.experiments.copying [--minutes M]`.
 
-Fixed, selective and gated (GRU) models of one, two and three layers, several seeds each, about equal in parameters
+Fixed, selective and gated (GRU) models of one, two and three layers, two seeds each, about equal in parameters
 and equal in what they read. Then what a doubter would try: selection by parts, and for the fixed model other rates, a
 larger state and training at many lengths. Every arm is kept as it goes, under data/runs/selective_copying, and the same
 command goes on where the last one stopped. Writes data/results/selective_copying.json, arm by arm.
@@ -27,7 +27,7 @@ TASK = copying.Task()
 STEPS, SETTLE = 6000, 600  # steps at a constant rate, at most; steps of the decay after them
 SOLVED = 0.995  # of the notes, at three checks in a row: the decay begins
 LENGTHS = (10, 20, 40, 58, 80, 120, 200, 300)  # at which a trained model is tried
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,13 @@ class Arm:
 
 
 def arms() -> list[Arm]:
-    """All arms, a seed after the other, so that what is finished can be compared at any time."""
+    """All arms, those that matter most first."""
     kinds = [(system, n) for n in (2, 1, 3) for system in ("selective", "gru", "fixed") if (system, n) != ("gru", 3)]
-    found = []
-    for seed in SEEDS:
-        found += [Arm("layers", system, n_layer, seed) for system, n_layer in kinds]
-        found += [Arm("parts", "selective", 2, seed, selective=parts) for parts in (("delta",), ("B", "C"))]
-        found.append(Arm("doubts", "fixed", 3, seed, lengths=(20, 100)))
-        if seed == SEEDS[0]:
-            found += [Arm("doubts", "fixed", 2, learning_rate=rate) for rate in (0.003, 0.03)]
-            found.append(Arm("doubts", "fixed", 2, d_state=64))
-    return found
+    found = [Arm("layers", system, n_layer, seed) for seed in SEEDS for system, n_layer in kinds]
+    found += [Arm("parts", "selective", 2, selective=parts) for parts in (("delta",), ("B", "C"))]
+    found.append(Arm("doubts", "fixed", 3, lengths=(20, 100)))
+    found += [Arm("doubts", "fixed", 2, learning_rate=rate) for rate in (0.03, 0.003)]
+    return [*found, Arm("doubts", "fixed", 2, d_state=64)]
 
 
 def train(arm: Arm, folder: Path, seconds: float = math.inf, *, steps: int = STEPS, settle: int = SETTLE) -> dict | None:
