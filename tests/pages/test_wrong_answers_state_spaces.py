@@ -1,4 +1,4 @@
-"""Plausible wrong answers to the exercises of notebooks 03, 04 and 07: each is refused, in words that say what is wrong."""
+"""Plausible wrong answers to the exercises of notebooks 03, 04 and 07: each is refused in words that help."""
 
 import pytest
 from test_exercises import STUB, exercises, outcome
@@ -103,7 +103,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
          "2 layers of 16 channels keep 384 bytes for the convolution and 2048 of state, 2432 in all, and not 2048"),
         ("all taps of the convolution", "return 4 * config.n_layer * config.d_inner * (config.d_conv + config.d_state)",
          "2432 in all, and not 2560"),
-        ("the width of the residual", "return 4 * config.n_layer * config.d_model * (config.d_conv - 1 + config.d_state)",
+        ("the width of the residual", """
+            return 4 * config.n_layer * config.d_model * (config.d_conv - 1 + config.d_state)""",
          "2432 in all, and not 1216"),
         ("numbers for bytes", "return config.n_layer * config.d_inner * (config.d_conv - 1 + config.d_state)",
          "2432 in all, and not 608"),
