@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lib.env import machine as env
-from lib.generate.player import Grammar, load_model
+from lib.generate.player import load_model
 from lib.lab.bench import generate as generate_bench
 from lib.mamba import model as mamba
 from lib.music.maestro import performances
@@ -18,7 +18,6 @@ from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 SECONDS = (64, 94)  # the phrase
-KINDS = ("Bar", "Position", "Pitch", "Velocity", "Duration")
 
 
 def _figure(rows: int = 1, columns: int = 1, **options):
@@ -64,12 +63,6 @@ def _insides() -> list[dict]:
         found.append({"delta": delta, "B": B[0], "C": C[0], "z": z[0], "A": A, "h": torch.stack(states)})
         x = x + m(u, memory)[0]
     return found
-
-
-def _kind() -> np.ndarray:
-    """The kind of word with which each token of the phrase begins."""
-    pieces = _model()[1].pieces
-    return np.array([pieces[token][0].split("_")[0] if pieces[token] else "" for token in _phrase()[1].tolist()])
 
 
 # ---- the block ------------------------------------------------------------------------------
@@ -265,50 +258,6 @@ def memory():
 
 
 # ---- what the state shows ---------------------------------------------------------------------
-
-
-def selection():
-    """Delta, |B| and |C| by layer and kind of token, relative to the layer's mean."""
-    kind = _kind()
-
-    def by_kind(size):
-        return np.stack([size[:, kind == k].mean(1) for k in KINDS], 1) / size.mean(1, keepdims=True)
-
-    insides = _insides()
-    ratios = {"mean Δ": by_kind(np.stack([i["delta"].mean(-1).numpy() for i in insides])),
-              "|B|, writing": by_kind(np.stack([i["B"].norm(dim=-1).numpy() for i in insides])),
-              "|C|, reading": by_kind(np.stack([i["C"].norm(dim=-1).numpy() for i in insides]))}
-    fig, axes = _figure(1, 3, height=3.4, sharey=True)
-    for ax, (name, ratio) in zip(axes, ratios.items()):
-        ax.imshow(ratio, cmap="PuOr_r", vmin=0.4, vmax=1.6, aspect="auto")
-        for (row, column), value in np.ndenumerate(ratio):
-            ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=10)
-        ax.set(xticks=range(len(KINDS)), yticks=range(len(insides)))
-        ax.set_title(name, fontsize=12)
-        ax.set_xticklabels(KINDS, rotation=35, ha="right")
-    axes[0].set_ylabel("layer")
-    return fig
-
-
-def swelling():
-    """The phrase as a piano roll, and below it the size of the state in each layer."""
-    music, tokens = _phrase()
-    grammar, at = Grammar(_model()[1]), []
-    for token in tokens.tolist():
-        grammar.read(token)
-        at.append(grammar.seconds)
-    end = SECONDS[1] - SECONDS[0]
-    latest = np.maximum(np.searchsorted(at, np.linspace(0, end, 900), side="right") - 1, 0)
-    size = np.stack([i["h"].flatten(1).norm(dim=1).numpy() for i in _insides()])
-    size /= size.mean(1, keepdims=True)
-    fig, axes = _figure(2, 1, height=4.1, sharex=True, height_ratios=(3, 2))
-    plots.piano_roll(music, end=end, ax=axes[0], colourbar=False)
-    image = axes[1].imshow(size[:, latest], aspect="auto", vmin=0.5, vmax=1.75, interpolation="nearest",
-                           extent=(0, end, len(size) - 0.5, -0.5))
-    axes[1].set(yticks=range(len(size)), ylabel="layer", xlabel="seconds")
-    axes[0].set_xlabel("")
-    fig.colorbar(image, ax=axes[1], pad=0.012, aspect=9, label="of its mean", extend="both")
-    return fig
 
 
 def states():

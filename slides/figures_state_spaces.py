@@ -6,11 +6,11 @@ import torch
 
 from lib.scan import ssm
 from lib.show import plots
+from lib.show.figures_memory import METHOD
 
 WIDTH = 8.2  # inches, shown 1,150 pixels wide
 OMEGA, FRICTION = 2 * math.pi, 1.0  # once a second; how fast the swing dies
 FINE = 1e-3  # seconds: the steps of what we call the truth
-LOOK = {"euler": plots.OTHER[0], "bilinear": plots.OTHER[1], "zoh": plots.OUTPUT}
 
 
 def _spring():
@@ -34,7 +34,7 @@ def spring():
     fig, (time, plane) = plots.figure(1, 2, width=WIDTH, height=3.5, width_ratios=[2, 1])
     time.plot(t, x / 20, color=plots.INPUT, label="force x")
     time.plot(t, position, color=plots.OUTPUT, label="position y")
-    time.set(xlabel="seconds", yticks=[], ylim=(-1.2, 1.6))
+    time.set(xlabel="seconds", yticks=[], xticks=range(7), ylim=(-1.2, 1.6))
     time.legend(loc="upper right", ncols=2)
     plane.plot(position, velocity, color=plots.STATE, linewidth=1.2)
     plane.set(xlabel="position", ylabel="velocity", title="state h", xticks=[0], yticks=[0])
@@ -48,7 +48,7 @@ def steps():
     fig, axes = plots.figure(1, 2, width=WIDTH, height=3.6, sharey=True)
     for ax, every in zip(axes, (10, 50)):
         ax.plot(t, truth, color=plots.PALE, linewidth=7, label="the spring")
-        for method, colour in LOOK.items():
+        for method, colour in METHOD.items():
             y, _ = ssm.recurrence(*ssm.discretize(A, B, every * FINE, method), C, x[every // 2::every])
             ax.plot(t[::every] + every * FINE, y, ".-", markersize=3, linewidth=1.2, color=colour, label=method)
         ax.set(xlim=(0, 6), ylim=(-1.5, 2.1), yticks=[], xlabel="seconds", title=f"Δ = {every * FINE * 1000:.0f} ms")
@@ -62,7 +62,7 @@ def one_number():
                "slower, rings longer": complex(-0.15, 3.2), "no swing: it only fades": complex(-1.2, 0)}
     t = torch.arange(0, 6, 0.01)
     fig, (plane, time) = plots.figure(1, 2, width=WIDTH, height=3.6, width_ratios=[1, 2])
-    for (name, a), colour in zip(numbers.items(), (plots.STATE, plots.INPUT, plots.GREY)):
+    for (name, a), colour in zip(numbers.items(), (plots.STATE, plots.OTHER[1], plots.GREY)):
         plane.plot(a.real, a.imag, "o", color=colour, markersize=11, clip_on=False)
         time.plot(t, torch.exp(a * t).real, color=colour, label=name)
     plane.axvspan(-2, 0, color=plots.PALE, linewidth=0, zorder=0)

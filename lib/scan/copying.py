@@ -2,12 +2,14 @@
 
 A sequence holds a few notes among rests, then one cue for each note; the answers, at the cues, are the
 notes in their order. With random gaps a model must choose what to remember by what it reads. Here are
-the task, two small models that differ in nothing but their state space, and their training.
+the task, small models that differ in what remembers for them, and their training, which can be put
+down and taken up again.
 """
 
 import math
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,11 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan.selective import selective_scan
-from lib.scan.ssm import DiagonalSystems
+from lib.scan.ssm import DiagonalSystems, kernel
 
 SELECTIVE = ("delta", "B", "C")  # what may depend on the input
 DT_MIN, DT_MAX = 0.01, 0.3  # steps at the start: memories of a few to some hundred positions
+CHECK = 500  # sequences on which a point of a learning curve is measured
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,17 @@ class FixedSystem(DiagonalSystems):
     def __init__(self, d_inner: int, d_state: int):
         super().__init__(d_inner, d_state, DT_MIN, DT_MAX)
 
+    def matrix(self, length: int) -> Tensor:
+        """(D, length, length): what is read at t (row) of what was written at s (column)."""
+        impulse = kernel(*self.system(), length).real.T  # (D, L)
+        lag = torch.arange(length)[:, None] - torch.arange(length)
+        return torch.where(lag >= 0, impulse[:, lag.clamp(min=0)], 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) to (B, L, D). At these lengths a product with the matrix beats an FFT."""
+        y = torch.bmm(self.matrix(x.shape[1]), x.permute(2, 1, 0))  # (D, L, B)
+        return y.permute(2, 1, 0) + self.D * x
+
 
 class SelectiveSystem(nn.Module):
     """A scan whose step, B and C are read off the input: (B, L, D) to (B, L, D) (algorithm 2).
@@ -112,6 +126,17 @@ class SelectiveSystem(nn.Module):
         return selective_scan(x, delta, self.A, B, C, self.D)
 
 
+class GRUSystem(nn.GRU):
+    """A GRU in the place of a state space: (B, L, D) to (B, L, D), with D numbers of state."""
+
+    def __init__(self, d_inner: int):
+        super().__init__(d_inner, d_inner, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) to (B, L, D), one position after another."""
+        return super().forward(x)[0]
+
+
 class Block(nn.Module):
     """x + out(system(silu(convolution(in(norm(x)))))): a Mamba block without its gate."""
 
@@ -136,21 +161,28 @@ class Block(nn.Module):
         return u + self.out_proj(self.system(self.prepare(u)))
 
 
+WIDTHS = {"fixed": (40, 80), "selective": (32, 64), "gru": (32, 32)}  # d_model, d_inner: about equal parameters
+
+
 class Copier(nn.Module):
     """Tokens (B, L) to logits (B, L, notes): embedding, blocks, norm, a linear layer.
 
-    `selective` names what the input decides (`SelectiveSystem`); None makes every block's system an
-    S4D, the same at every position. Both remember `d_state` real numbers a channel.
+    `system` names what remembers in every block: "fixed" (an S4D, the same at every position),
+    "selective" (`selective` says what the input decides, see `SelectiveSystem`) or "gru". The first two
+    remember `d_state` real numbers a channel. `WIDTHS` makes all three equally large.
     """
 
-    def __init__(self, task: Task, selective: Iterable[str] | None = SELECTIVE, d_model: int = 32, *,
-                 n_layer: int = 2, d_state: int = 8, d_conv: int = 4):
+    def __init__(self, task: Task, system: str = "selective", *, selective: Iterable[str] = SELECTIVE,
+                 n_layer: int = 2, d_state: int = 8, d_conv: int = 4, widths: tuple[int, int] | None = None):
         super().__init__()
-        d_inner = 2 * d_model
+        if system not in WIDTHS:
+            raise UserError(f"{system!r} is no system: choose {', '.join(WIDTHS)}")
+        d_model, d_inner = widths or WIDTHS[system]
+        make = {"fixed": lambda: FixedSystem(d_inner, d_state),
+                "selective": lambda: SelectiveSystem(d_inner, d_state, selective),
+                "gru": lambda: GRUSystem(d_inner)}[system]
         self.embeddings = nn.Embedding(task.vocab_size, d_model)
-        systems = [FixedSystem(d_inner, d_state) if selective is None
-                   else SelectiveSystem(d_inner, d_state, selective) for _ in range(n_layer)]
-        self.layers = nn.ModuleList(Block(d_model, system, d_inner, d_conv) for system in systems)
+        self.layers = nn.ModuleList(Block(d_model, make(), d_inner, d_conv) for _ in range(n_layer))
         self.norm_f = nn.RMSNorm(d_model)
         self.head = nn.Linear(d_model, task.notes)
 
@@ -188,28 +220,99 @@ def accuracy(model: nn.Module, task: Task, *, size: int = 1000, seed: int = 1234
     return right.double().mean().item(), right.all(1).double().mean().item()
 
 
-def train(model: nn.Module, task: Task, steps: int, *, batch: int = 64, learning_rate: float = 0.01,
-          seed: int = 0, every: int = 25, progress: str = "") -> list[tuple[int, float]]:
-    """Train on fresh sequences only; returns (step, share of notes right) every so many steps.
+class Training:
+    """Training on fresh sequences only: cross-entropy at the cues, Adam, a constant rate and then a decay.
 
-    Cross-entropy at the cues, Adam, 50 steps of warm-up and a cosine down to a twentieth.
-    `model` gives logits (B, L, V), V at least `task.notes`. With `progress`, a bar of that name.
+    The rate warms up for 50 steps and stays. When `steps` are done, or as soon as three checks in a row
+    find `solved` of the notes right, it falls linearly to zero within `settle` steps. So a curve that is
+    flat before that is not flat because of the schedule. `model` gives logits (B, L, V), V at least
+    `task.notes`. `lengths`: draw each batch's length anew from this range, both ends included.
     """
-    from tqdm import tqdm
 
-    random = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
-    shape = lambda i: min(1, (i + 1) / 50) * (0.525 + 0.475 * math.cos(math.pi * i / steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
-    curve = [(0, accuracy(model, task, size=250)[0])]
-    for step in tqdm(range(1, steps + 1), progress, disable=not progress, leave=False):
-        tokens, answers = task.batch(batch, random)
-        loss = F.cross_entropy(model(tokens)[:, -task.keep:].flatten(0, 1), answers.flatten())
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, model: nn.Module, task: Task, steps: int, *, settle: int = 0, solved: float = math.inf,
+                 batch: int = 64, learning_rate: float = 0.01, lengths: tuple[int, int] | None = None,
+                 seed: int = 0, every: int = 100):
+        self.model, self.task, self.batch, self.every = model, task, batch, every
+        self.steps, self.settle, self.solved = steps, settle, solved
+        self.learning_rate, self.lengths = learning_rate, lengths
+        self.random = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.Adam(model.parameters(), learning_rate)
+        self.step, self.seconds = 0, 0.0
+        self.settles_at = steps  # the step at which the decay begins; earlier when solved
+        self.curve = [(0, *accuracy(model, task, size=CHECK))]  # (step, notes right, whole answers right)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the decay is over too."""
+        return self.step >= self.settles_at + self.settle
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        warm = min(1, (self.step + 1) / 50)
+        left = self.settles_at + self.settle - self.step
+        return self.learning_rate * min(warm, left / self.settle if self.step >= self.settles_at else 1)
+
+    def train_step(self) -> None:
+        """One batch, one step of Adam."""
+        task = self.task
+        if self.lengths is not None:
+            length = torch.randint(self.lengths[0], self.lengths[1] + 1, (), generator=self.random).item()
+            task = replace(task, length=length)
+        tokens, answers = task.batch(self.batch, self.random)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        loss = F.cross_entropy(self.model(tokens)[:, -task.keep:].flatten(0, 1), answers.flatten())
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % every == 0 or step == steps:
-            curve.append((step, accuracy(model, task, size=250)[0]))
-    return curve
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+
+    def check(self) -> None:
+        """Add a point to the curve; begin the decay where the task is solved."""
+        self.curve.append((self.step, *accuracy(self.model, self.task, size=CHECK)))
+        last = [notes for _, notes, _ in self.curve[-3:]]
+        if len(last) == 3 and min(last) >= self.solved:
+            self.settles_at = min(self.settles_at, self.step)
+
+    def run(self, seconds: float = math.inf, progress: str = "") -> bool:
+        """Train until the end, or for so many seconds; returns whether it is finished. With `progress`, a bar."""
+        from tqdm import tqdm
+
+        begin = time.monotonic()
+        with tqdm(total=self.steps + self.settle, initial=self.step, desc=progress, disable=not progress,
+                  leave=False) as bar:
+            while not self.finished and time.monotonic() - begin < seconds:
+                self.train_step()
+                bar.update()
+                if self.step % self.every == 0 or self.finished:
+                    self.check()
+        self.seconds += time.monotonic() - begin
+        return self.finished
+
+    def state_dict(self) -> dict:
+        """All that `load_state_dict` needs to go on as if nothing had happened."""
+        kept = {name: getattr(self, name) for name in ("step", "seconds", "settles_at", "curve")}
+        return kept | {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                       "random": self.random.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.random.set_state(state["random"])
+        for name in ("step", "seconds", "settles_at", "curve"):
+            setattr(self, name, state[name])
+
+
+def train(model: nn.Module, task: Task, steps: int, *, seed: int = 0, every: int = 25, batch: int = 64,
+          learning_rate: float = 0.01, progress: str = "") -> list[tuple[int, float]]:
+    """Train for `steps` steps, the last fifth of them with a falling rate.
+
+    Returns (step, share of notes right) every so many steps. See `Training`.
+    """
+    settle = steps // 5
+    training = Training(model, task, steps - settle, settle=settle, batch=batch,
+                        learning_rate=learning_rate, seed=seed, every=every)
+    training.run(progress=progress)
+    return [(step, notes) for step, notes, _ in training.curve]

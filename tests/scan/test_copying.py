@@ -1,11 +1,11 @@
-"""Claims about lib.scan.copying: the task is what it says, the two models differ in their system alone."""
+"""Claims about lib.scan.copying: the task is what it says, the models differ in their system alone."""
 
 import pytest
 import torch
 
 from lib.env.errors import UserError
-from lib.scan import copying
-from lib.scan.copying import SELECTIVE, Copier, FixedSystem, SelectiveSystem, Task
+from lib.scan import copying, ssm
+from lib.scan.copying import SELECTIVE, Copier, FixedSystem, SelectiveSystem, Task, Training
 from lib.scan.selective import selective_scan
 
 
@@ -75,17 +75,40 @@ def test_fixed_system_is_a_convolution_and_a_selective_one_is_not():
         assert shifted and doubled == fixed
 
 
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
+def test_fixed_system_is_the_convolution_of_its_kernel(length):
+    torch.manual_seed(0)
+    system, x = FixedSystem(5, 4), torch.randn(3, length, 5, generator=dice())
+    with torch.no_grad():
+        by_fft = ssm.convolve(x, ssm.kernel(*system.system(), length).real) + system.D * x
+        torch.testing.assert_close(system(x), by_fft, rtol=1e-5, atol=1e-5)
+        for channel, matrix in enumerate(system.matrix(length)):
+            torch.testing.assert_close(matrix @ x[0, :, channel], (by_fft - system.D * x)[0, :, channel], atol=1e-5,
+                                       rtol=1e-5)
+
+
 def test_unknown_part_is_one_sentence():
     with pytest.raises(UserError, match="'A' cannot be selective: choose among delta, B, C"):
         SelectiveSystem(4, 2, ("A",))
 
 
-@pytest.mark.parametrize("selective", [None, SELECTIVE])
+def test_unknown_system_is_one_sentence():
+    with pytest.raises(UserError, match="'lstm' is no system: choose fixed, selective, gru"):
+        Copier(Task(), "lstm")
+
+
+@pytest.mark.parametrize("n_layer", [1, 2, 3])
+def test_models_to_compare_are_about_equally_large(n_layer):
+    sizes = [Copier(Task(), system, n_layer=n_layer).parameter_count() for system in copying.WIDTHS]
+    assert max(sizes) < 1.06 * min(sizes), sizes
+
+
+@pytest.mark.parametrize("system", list(copying.WIDTHS))
 @pytest.mark.parametrize("d_conv", [0, 4])
-def test_a_model_hears_the_past_only_and_every_parameter_learns(selective, d_conv):
+def test_a_model_hears_the_past_only_and_every_parameter_learns(system, d_conv):
     torch.manual_seed(0)
     task = Task(keep=3, length=20)
-    model = Copier(task, selective, 8, d_conv=d_conv)
+    model = Copier(task, system, d_conv=d_conv, widths=(8, 16))
     tokens, answers = task.batch(4, dice())
     logits = model(tokens)
     assert logits.shape == (4, 23, 8)
@@ -131,18 +154,80 @@ def test_accuracy_counts_notes_and_whole_answers():
     assert copying.accuracy(Oracle(task, mistake=True), task, size=300) == (pytest.approx(5 / 6), 0)
 
 
-def trained(steps, task):
+def small(task=None):
     torch.manual_seed(0)
-    model = Copier(task, d_model=8, n_layer=1, d_state=2)
-    return copying.train(model, task, steps, batch=32, learning_rate=0.02, every=2 if steps < 10 else 50)
+    return Copier(task or Task(keep=2, length=5), d_state=2, n_layer=1, widths=(8, 16))
 
 
 def test_training_can_be_repeated():
-    one, two = (trained(3, Task(keep=2, length=5)) for _ in range(2))
-    assert one == two and [step for step, _ in one] == [0, 2, 3]
+    task = Task(keep=2, length=5)
+    one, two = (copying.train(small(task), task, 10, batch=8, every=4) for _ in range(2))
+    assert one == two and [step for step, _ in one] == [0, 4, 8, 10]
+
+
+def test_the_rate_warms_up_stays_and_falls():
+    training = Training(small(), Task(keep=2, length=5), 80, settle=20, learning_rate=0.5)
+    rates = []
+    for training.step in range(100):
+        rates.append(training.rate())
+    assert rates[0] == pytest.approx(0.01) and rates[49:81] == [0.5] * 32
+    assert rates[81:] == pytest.approx([0.5 * (1 - n / 20) for n in range(1, 20)])
+    training.step = 100
+    assert training.finished
+
+
+def test_the_decay_begins_where_the_task_is_solved():
+    """Solved from the start: three checks, then the decay."""
+    task = Task(keep=2, length=5)
+    training = Training(small(task), task, 1000, settle=4, solved=0.0, every=2, batch=8)
+    assert training.run() and training.settles_at == 4 and training.step == 8
+    assert [step for step, _, _ in training.curve] == [0, 2, 4, 6, 8]
+
+
+def test_training_that_was_put_down_goes_on_as_if_it_had_not_been(tmp_path):
+    task = Task(keep=2, length=5)
+    kinds = dict(settle=3, batch=8, every=2, lengths=(4, 9))
+    whole = Training(small(task), task, 6, **kinds)
+    assert whole.run()
+    first = Training(small(task), task, 6, **kinds)
+    for _ in range(5):
+        first.train_step()
+        if first.step % 2 == 0:
+            first.check()
+    assert not first.finished
+    torch.save(first.state_dict(), tmp_path / "kept.pt")
+    second = Training(small(task), task, 6, **kinds)
+    second.load_state_dict(torch.load(tmp_path / "kept.pt", weights_only=True))
+    assert second.run() and second.curve == whole.curve and second.step == 9
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_no_time_is_no_training():
+    training = Training(small(), Task(keep=2, length=5), 6)
+    assert not training.run(seconds=0) and training.step == 0
+
+
+def test_training_at_many_lengths_sees_them_all():
+    task = Task(keep=2, length=5)
+    seen = set()
+
+    class Listener(torch.nn.Linear):
+        def forward(self, tokens):
+            if self.training:
+                seen.add(tokens.shape[1] - task.keep)
+            return super().forward(torch.nn.functional.one_hot(tokens, task.vocab_size).float())
+
+    model = Listener(task.vocab_size, task.notes)
+    training = Training(model.eval(), task, 60, lengths=(4, 7), batch=2, every=1000)
+    model.train()
+    while training.step < 59:  # before the last one is checked
+        training.train_step()
+    assert seen == {4, 5, 6, 7}
 
 
 def test_training_solves_a_task_of_one_note():
     """Small enough for the tests; the full task is trained in notebook 04."""
-    curve = trained(150, Task(notes=2, keep=1, length=6))
+    task = Task(notes=2, keep=1, length=6)
+    curve = copying.train(small(task), task, 150, batch=32, learning_rate=0.02, every=50)
     assert curve[0][1] < 0.8 and curve[-1][1] > 0.98

@@ -45,7 +45,7 @@ KEY = {"cpu": 1024, "cuda": 2048}  # the length that the comparison is summed up
 FIGURE3 = 16_384  # the longest there, and where memory is measured
 BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}  # bytes a second: nine tenths of what the box says
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of the largest entry: some hundred roundings each
-DEFAULTS = {  # a GPU's shape is that of a 1.4 B model; a CPU's fits a laptop's memory
+DEFAULTS = {  # a GPU's shape is that of a model with 130 M parameters; a CPU's fits a laptop's memory
     "cpu": {"lengths": [2**k for k in range(8, 17)], "batch": 4, "d_inner": 256, "dtype": ["float32"]},
     "cuda": {"lengths": [2**k for k in range(9, 16)], "batch": 8, "d_inner": 1536, "dtype": ["bfloat16", "float32"]}}
 
