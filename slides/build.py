@@ -1,8 +1,8 @@
-"""Build the decks: `python -m slides.build [NAME …]`; see whether they are stale: `--check`.
+"""Build the decks and papers: `python -m slides.build [NAME …]`; see whether they are stale: `--check`.
 
-A deck's source is Markdown for Marp. The build puts in what the deck quotes (slides/quotes.py), draws its
-figures and renders its sounds (slides/pictures.py), and lets Marp make a page and a PDF. Everything then lies
-inside the page. What went in is noted in slides/built.json, so that `--check` and the tests see without Marp when
+The source of a deck, or of a paper (a sheet to print, slides/room), is Markdown for Marp. The build puts in what the deck quotes (slides/quotes.py), draws its
+figures and renders its sounds (slides/pictures.py), and lets Marp make a page and a PDF; of a paper the PDF
+alone. Everything then lies inside the page. What went in is noted in slides/built.json, so that `--check` and the tests see without Marp when
 a number, an excerpt, a figure or the source is no longer what was built.
 """
 
@@ -33,7 +33,7 @@ LARGEST = {"html": 4_000_000, "pdf": 2_000_000}  # bytes
 KINDS = {"svg": "image/svg+xml", "png": "image/png", "mp3": "audio/mpeg"}
 FONTS = (("Course", 400, "DejaVuSans"), ("Course", 700, "DejaVuSans-Bold"), ("Course Mono", 400, "DejaVuSansMono"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-LOOK = ("slides/theme.css", "slides/marp.json", "slides/package.json")
+LOOK = ("slides/theme.css", "slides/paper.css", "slides/marp.json", "slides/package.json")
 
 
 # what a page is made of ------------------------------------------------------------------------
@@ -57,8 +57,14 @@ def inputs(name: str) -> dict:
     }
 
 
+def made_files(name: str) -> dict[str, Path]:
+    """The files that are built of a deck or paper, by ending."""
+    endings = ("pdf",) if name in deck.papers() else ("html", "pdf")
+    return {ending: deck.file_of(name).with_suffix(f".{ending}") for ending in endings}
+
+
 def built() -> dict:
-    """slides/built.json: what each deck was made of when it was built."""
+    """slides/built.json: what each deck and paper was made of when it was built."""
     return json.loads(BUILT.read_text(encoding="utf-8")) if BUILT.is_file() else {}
 
 
@@ -85,10 +91,18 @@ def stale(name: str) -> list[str]:
                 why.append(f"{name}: the code behind {kind[:-1]} {what} has changed")
             why += [f"{name}: {kind[:-1]} {what} was made from {path}, which has changed"
                     for path, was in old["reads"].items() if input_hash(path) != was]
-    for ending in ("html", "pdf"):
-        if file_hash(f"slides/{name}.{ending}") != before[ending]:
-            why.append(f"slides/{name}.{ending} is not the file that was built")
+    for ending, file in made_files(name).items():
+        if _hash(file) != before.get(ending):
+            why.append(f"{_place(file)} is not the file that was built")
     return why
+
+
+def _place(file: Path) -> str:
+    return f"slides/{file.relative_to(deck.FOLDER).as_posix()}"
+
+
+def _hash(file: Path) -> str:
+    return file_hash(_place(file))
 
 
 # building --------------------------------------------------------------------------------------
@@ -100,6 +114,7 @@ def expand(name: str, media: dict[str, str]) -> str:
     text = CODE.sub(lambda found: f"```python\n{quoted['excerpts'][found[1]]}\n```", deck.read(name))
     text = NUMBER.sub(lambda found: quoted["numbers"][f"{found[1]}:{found[2]}"], text)
     text = FIGURE.sub(lambda found: f"{found[1]}{media['figure:' + found[2]]}{found[3]}", text)
+    text = deck.PART.sub("", text)
     return SOUND.sub(lambda found: _player(media["sound:" + found[1]], found[2] or ""), text)
 
 
@@ -112,9 +127,11 @@ def _player(file: str, caption: str) -> str:
 
 
 def build(name: str, images: bool = False) -> None:
-    """Make slides/NAME.html and slides/NAME.pdf and note what went in; `images`: also a picture of each slide."""
+    """Make the page and the PDF of a deck, or the PDF of a paper, and note what went in.
+
+    `images`: also a picture of each slide. Raises `UserError` where a slide or a file is too full.
+    """
     made = inputs(name)
-    page_title = deck.slides(name)[0].title
     media = {}
     for kind in ("figure", "sound"):
         for what, about in made[f"{kind}s"].items():
@@ -125,27 +142,32 @@ def build(name: str, images: bool = False) -> None:
             media[f"{kind}:{what}"] = file.relative_to(WORK).as_posix()
     source = WORK / f"{name}.md"
     source.write_text(expand(name, media), encoding="utf-8")
-    marp(source, "--output", WORK / f"{name}.html", "--title", page_title)
-    marp(source, "--pdf", "--pdf-outlines", "--output", WORK / f"{name}.pdf", "--title", page_title)
+    files = made_files(name)
+    for ending, file in files.items():
+        options = ("--pdf", "--pdf-outlines") if ending == "pdf" else ()
+        marp(source, *options, "--output", WORK / file.name, "--title", deck.title(name))
     if images:
         folder = WORK / "images" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         marp(source, "--images", "png", "--output", folder / "slide.png")
     if over := overflowing(name):
-        raise UserError(f"slides/{name}.md: too much on slide {', '.join(map(str, over))}")
-    page = inside((WORK / f"{name}.html").read_text(encoding="utf-8"))
-    write_text(HERE / f"{name}.html", page)
-    shutil.copyfile(WORK / f"{name}.pdf", HERE / f"{name}.pdf")
-    for ending in ("html", "pdf"):
-        made[ending] = file_hash(f"slides/{name}.{ending}")
-        if (size := (HERE / f"{name}.{ending}").stat().st_size) > LARGEST[ending]:
-            raise UserError(f"slides/{name}.{ending} has {size:,} bytes: {LARGEST[ending]:,} are allowed")
-    made |= {"slides": len(deck.slides(name)), "minutes": deck.minutes(name)}
+        raise UserError(f"{_place(deck.file_of(name))}: too much on slide {', '.join(map(str, over))}")
+    for ending, file in files.items():
+        if ending == "html":
+            write_text(file, inside((WORK / file.name).read_text(encoding="utf-8")))
+        else:
+            shutil.copyfile(WORK / file.name, file)
+        made[ending] = _hash(file)
+        if (size := file.stat().st_size) > LARGEST[ending]:
+            raise UserError(f"{_place(file)} has {size:,} bytes: {LARGEST[ending]:,} are allowed")
+    if name not in deck.papers():
+        made |= {"slides": len(deck.slides(name)), "minutes": deck.minutes(name)}
     with FileLock(WORK / "built.lock"):  # another deck may be in the works beside this one
-        notes = dict(sorted((built() | {name: made}).items()))
+        notes = built() | {name: made}
+        notes = {one: notes[one] for one in deck.decks() + deck.papers() if one in notes}
         write_text(BUILT, json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
-        write_table()
+        write_tables()
 
 
 def inside(page: str) -> str:
@@ -166,9 +188,11 @@ def marp(source: Path, *options) -> None:
     if not MARP.is_file():
         print("  fetching Marp from npm, once")
         run(["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"], HERE, "fetch Marp from npm")
-    theme = WORK / "theme.css"
-    write_text(theme, theme_with_fonts())
-    run([node, MARP, source, "--config-file", HERE / "marp.json", "--theme-set", theme, "--no-stdin", *options], WORK,
+    themes = []
+    for sheet in ("theme.css", "paper.css"):
+        themes.append(WORK / sheet)
+        write_text(WORK / sheet, with_fonts((HERE / sheet).read_text(encoding="utf-8")))
+    run([node, MARP, source, "--config-file", HERE / "marp.json", "--theme-set", *themes, "--no-stdin", *options], WORK,
         f"build {source.name} with Marp (a PDF needs Chrome or Chromium)")
 
 
@@ -206,8 +230,8 @@ def run(command: list, folder: Path, what: str) -> None:
         raise UserError(f"could not {what}: {' '.join(said) or done.stderr.strip()[-300:]}")
 
 
-def theme_with_fonts() -> str:
-    """slides/theme.css with DejaVu, which Matplotlib brings, put in as WOFF2 or TrueType.
+def with_fonts(sheet: str) -> str:
+    """A style sheet with DejaVu, which Matplotlib brings, put in as WOFF.
 
     Only letters that Latin text, Greek formulas in words, arrows and simple signs need.
     """
@@ -231,10 +255,10 @@ def theme_with_fonts() -> str:
         data = base64.b64encode(kept.read_bytes()).decode()
         faces.append(f'@font-face{{font-family:"{family}";font-weight:{weight};'
                      f'src:url(data:font/woff;base64,{data}) format("woff")}}')
-    return (HERE / "theme.css").read_text(encoding="utf-8") + "\n" + "\n".join(faces) + "\n"
+    return "\n".join([sheet, *faces, ""])
 
 
-# the table in slides/README.md -----------------------------------------------------------------
+# the tables in slides/README.md and slides/teaching.md ---------------------------------------------
 
 ABOUT = {"1_data": ("data", "00–02"), "2_state_spaces": ("state spaces", "03–04"), "3_scans": ("scans", "05–06"),
          "4_mamba": ("Mamba", "07"), "5_training_and_playing": ("training and playing", "08–09"),
@@ -242,40 +266,73 @@ ABOUT = {"1_data": ("data", "00–02"), "2_state_spaces": ("state spaces", "03�
 
 
 def table() -> str:
-    """The decks that were built: slides, minutes by the notes, links."""
+    """The decks of the course's parts that were built: slides, minutes by the notes, links."""
     lines = ["| deck | notebooks | slides | minutes | page | PDF |", "|---|---|---|---|---|---|"]
-    for name, about in built().items():
+    for name in filter(built().get, deck.parts()):
+        about = built()[name]
         title, books = ABOUT.get(name, (name, ""))
-        lines.append(f"| {title} | {books} | {about['slides']} | {about['minutes']:.0f} "
-                     f"| [page]({name}.html) | [PDF]({name}.pdf) |")
+        lines.append(f"| {title} | {books} | {about['slides']} | {about['minutes']:.0f} | {_links(name)} |")
     return "\n".join(lines)
 
 
-def write_table() -> None:
-    """Put `table` between its two marks in slides/README.md."""
-    path = HERE / "README.md"
-    text = path.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- decks -->\n).*?(<!-- /decks -->)", lambda found: f"{found[1]}\n{table()}\n\n{found[2]}", text,
-                 flags=re.DOTALL)
-    if new != text:
-        write_text(path, new)
+def route_table() -> str:
+    """The decks of the routes that were built: slides, minutes by the notes, what is left of the time, links."""
+    lines = ["| a workshop of | slides | minutes | slack | page | PDF |", "|---|---|---|---|---|---|"]
+    for name in filter(built().get, deck.routes()):
+        about, total = built()[name], deck.length(name)
+        lines.append(f"| {total} minutes | {about['slides']} | {about['minutes']:.0f} "
+                     f"| {total - about['minutes']:.0f} | {_links(name)} |")
+    return "\n".join(lines)
+
+
+def _links(name: str) -> str:
+    return f"[page]({name}.html) | [PDF]({name}.pdf)"
+
+
+def plan(route: str) -> str:
+    """What a route does when: each of its sections with its minutes and slides, and the slack."""
+    lines = ["| minutes | slides | what |", "|---|---|---|"]
+    begin = 1
+    for section in deck.sections(route):
+        end = begin + len(section) - 1
+        minutes = sum(slide.minutes for slide in section)
+        lines.append(f"| {minutes:g} | {begin if begin == end else f'{begin}–{end}'} | {section[0].part} |")
+        begin = end + 1
+    lines.append(f"| {deck.length(route) - deck.minutes(route):g} | | slack |")
+    return "\n".join(lines)
+
+
+def write_tables() -> None:
+    """Put the tables between their marks in slides/README.md, and each route's plan in slides/teaching.md."""
+    _put(HERE / "README.md", {"decks": table(), "routes": route_table()})
+    _put(HERE / "teaching.md", {f"route {deck.length(name)}": plan(name) for name in deck.routes()})
+
+
+def _put(file: Path, tables: dict[str, str]) -> None:
+    old = new = file.read_text(encoding="utf-8")
+    for mark, lines in tables.items():
+        close = mark.split()[0]
+        new = re.sub(rf"(<!-- {mark} -->\n).*?(<!-- /{close} -->)",
+                     lambda found, lines=lines: f"{found[1]}\n{lines}\n\n{found[2]}", new, flags=re.DOTALL)
+    if new != old:
+        write_text(file, new)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     ask = argparse.ArgumentParser(prog="python -m slides.build", description=__doc__.split("\n\n")[0])
-    ask.add_argument("names", nargs="*", metavar="NAME", help="decks, such as 1_data; else those that are stale")
+    ask.add_argument("names", nargs="*", metavar="NAME", help="decks and papers, such as 1_data, route_90, handout; else those that are stale")
     ask.add_argument("--check", action="store_true", help="build nothing: say what is stale, and fail if anything is")
     ask.add_argument("--images", action="store_true",
                      help="also write a picture of each slide to slides/.build/images, to look at")
     wanted = ask.parse_args(arguments)
     WORK.mkdir(exist_ok=True)
-    names = [Path(name).stem for name in wanted.names] or deck.decks()
+    names = [Path(name).stem for name in wanted.names] or deck.decks() + deck.papers()
     if wanted.check:
         why = [reason for name in names for reason in stale(name)]
         if why:
             raise UserError("; ".join(why) + ": run python -m slides.build")
-        print(f"{len(names)} decks are as built")
+        print(f"{len(names)} decks and papers are as built")
         return
     for name in names:
         if not (wanted.names or wanted.images or stale(name)):
@@ -283,8 +340,11 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         print(name)
         build(name, wanted.images)
-        sizes = ", ".join(f"{ending} {(HERE / f'{name}.{ending}').stat().st_size / 1000:,.0f} kB" for ending in LARGEST)
-        print(f"  {len(deck.slides(name))} slides, {deck.minutes(name):.0f} minutes, {sizes}")
+        sizes = [f"{ending} {file.stat().st_size / 1000:,.0f} kB" for ending, file in made_files(name).items()]
+        about = built()[name]
+        if "slides" in about:
+            sizes = [f"{about['slides']} slides", f"{about['minutes']:.0f} minutes", *sizes]
+        print(f"  {', '.join(sizes)}")
 
 
 if __name__ == "__main__":

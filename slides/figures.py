@@ -103,3 +103,19 @@ def vocabularies():
     ax.minorticks_off()
     ax.legend(loc="lower left", bbox_to_anchor=(0.28, 0), ncols=2, fontsize=10)
     return fig
+
+
+def units_of_likelihood():
+    """The same four models by two units: bits a token, and bits a note."""
+    rows = [row for row in read_results("experiments_tokens_cpu")["rows"] if row["grid_ms"] == 10]
+    names = [f"{row['vocabulary']:,}" for row in rows]
+    token = [row["native_bits_per_note"] / row["tokens_per_note"] for row in rows]
+    note = [row["native_bits_per_note"] for row in rows]
+    fig, axes = plots.figure(1, 2, width=WIDTH, height=3.5)
+    for ax, values, colour, title in zip(axes, (token, note), (plots.GREY, plots.OUTPUT), ("bits a token", "bits a note")):
+        bars = ax.bar(names, values, color=colour, width=0.7)
+        ax.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
+        ax.set(title=title, yticks=[], xlabel="vocabulary", ylim=(0, 1.12 * max(values)))
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="x", length=0)
+    return fig

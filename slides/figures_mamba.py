@@ -185,25 +185,28 @@ def time_scales():
 
 def language_model():
     """Embedding, blocks that add to the residual, norm, and the embedding once more."""
-    model = _model()[0]
-    count = model.config.n_layer
-    fig, ax = cells.board(24.2, 4.4)
-    fig.set_size_inches(8.4, 8.4 * 4.4 / 24.2)
+    names = ["block 1", "block 2", "…", f"block {_model()[0].config.n_layer}"]
+    wide = 25.6
+    fig, ax = cells.board(wide, 4.4)
+    fig.set_size_inches(8.4, 8.4 * 4.4 / wide)
     cells.cells(ax, 0, 0.4, ["token"], plots.INPUT, width=2.3)
     cells.cells(ax, 3.2, 0.4, ["embedding"], plots.GREY, width=3.3)
-    for i in range(count):
-        x = 7.6 + 2.1 * i
-        cells.cells(ax, x, 3.1, ["block"], plots.STATE, width=1.8)
-        cells.arrow(ax, (x, 0.9), (x + 0.6, 3.05))
-        cells.arrow(ax, (x + 1.3, 3.05), (x + 1.9, 0.95), plots.STATE)
-    end = 7.6 + 2.1 * count
+    for place, name in enumerate(names):
+        x = 7.6 + 3.1 * place
+        if name == "…":
+            cells.say(ax, x + 1.1, 3.6, name, plots.STATE)
+            continue
+        cells.cells(ax, x, 3.1, [name], plots.STATE, width=2.6)
+        cells.arrow(ax, (x, 0.9), (x + 0.9, 3.05))
+        cells.arrow(ax, (x + 1.8, 3.05), (x + 2.7, 0.95), plots.STATE)
+    end = 7.6 + 3.1 * len(names)
     cells.cells(ax, end + 0.5, 0.4, ["norm"], plots.GREY, width=1.9)
     cells.cells(ax, end + 3.2, 0.4, ["logits"], plots.OUTPUT, width=2.3)
     for a, b in ((2.3, 3.2), (end + 2.4, end + 3.2)):
         cells.arrow(ax, (a, 0.9), (b, 0.9))
     cells.arrow(ax, (6.5, 0.9), (end + 0.5, 0.9))
     cells.say(ax, 7.6, 0.25, "the residual stream, a sum in float32", plots.GREY)
-    cells.say(ax, end + 0.6, 3.2, "the embedding again:\nhow well does the\nvector point its way?", plots.GREY)
+    cells.say(ax, end + 0.3, 3.2, "the embedding again:\nhow well does the\nvector point its way?", plots.GREY)
     return fig
 
 

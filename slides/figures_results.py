@@ -5,7 +5,7 @@ All is drawn from data/results. A slide's title states the claim, so that these 
 
 import numpy as np
 
-from lib.lab.experiments.efficiency import label, show
+from lib.lab.experiments.efficiency import label
 from lib.lab.experiments.figures import LOOKS, load
 from lib.lab.rivals.matched import LABELS
 from lib.music.notes import Music, crop
@@ -49,9 +49,10 @@ def _lines(rows: list[dict], x: str, y: str, xlabel: str, ylabel: str, *, name=l
 
 
 def _with_slope(kind: str, quantity: str):
-    """Names an architecture with its fitted exponent."""
-    found = load("efficiency")
-    return lambda arch: f"{label(arch)}: {show(found, arch, kind, quantity)}"
+    """Names an architecture with the slope of the upper half of its line: over all lengths the lines are bent."""
+    slopes = {row["arch"]: row["upper_half"] for row in load("efficiency")["exponents"]
+              if (row["kind"], row["quantity"]) == (kind, quantity)}
+    return lambda arch: f"{label(arch)}: {slopes[arch]['exponent']:.2f} ± {slopes[arch]['standard_error']:.2f}"
 
 
 # ---- the rules --------------------------------------------------------------------------------
@@ -239,20 +240,15 @@ def _continued(arch: str) -> Music:
     return tokenizer.decode(np.array(found["prompt"] + row["tokens"], np.uint16))
 
 
-def five_rolls():
-    """The same opening, continued by each of the five."""
-    found = load("playing")
-    archs = [row["arch"] for row in found["played"]]
-    fig, axes = _figure(len(archs), 1, height=3.9, sharex=True)
-    end = found["prompt_seconds"] + found["protocol"]["playing"]["seconds"]
-    for ax, arch in zip(axes, archs, strict=True):
-        plots.piano_roll(_continued(arch), prompt_seconds=found["prompt_seconds"], end=end, ax=ax, colourbar=False)
-        ax.set_ylabel("")
-        ax.set_yticks([])
-        if ax is not axes[-1]:
-            ax.set_xlabel("")
-        ax.text(1.005, 0.5, LABELS[arch].replace(" + ", " +\n").replace(" (", "\n("), transform=ax.transAxes,
-                va="center", color=LOOKS[arch][0])
+def two_rolls():
+    """The same opening, continued by the first and the last of the race: what the two clips hold."""
+    begin = load("playing")["prompt_seconds"]
+    fig, axes = _figure(2, 1, height=4.1, sharex=True)
+    for ax, arch in zip(axes, ("lstm", "transformer"), strict=True):
+        plots.piano_roll(_heard(arch), prompt_seconds=BEFORE, end=BEFORE + AFTER, ax=ax, colourbar=False)
+        ax.set_ylabel(LABELS[arch], color=LOOKS[arch][0])
+    axes[0].set_xlabel("")
+    axes[1].set_xlabel(f"seconds; the model enters {begin:g} seconds into the piece")
     return fig
 
 

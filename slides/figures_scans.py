@@ -20,7 +20,7 @@ from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 LOOKS = {"loop": ("-", plots.INK), "Hillis–Steele": ("o-", plots.OTHER[0]), "Blelloch": ("s-", plots.OTHER[2])}
-LAYER = {"batch": 8, "length": 2048, "channels": 1536, "states": 16}  # one layer of a model with 130 million parameters
+LAYER = {"batch": 8, "length": 2048, "channels": 4096, "states": 16}  # one layer of a model with 1.4 billion parameters
 
 
 def _board(width: float, height: float, inches: float):
@@ -307,7 +307,7 @@ def memory_wall():
                    color=(plots.OTHER[0], plots.OUTPUT, plots.OUTPUT))
     ax.bar_label(bars, [f" {value / 1e9:.1f} GB" for value in moved.values()])
     ax.invert_yaxis()
-    ax.set(xlabel="gigabytes through main memory, one layer, forward (computed)", xlim=(0, 11))
+    ax.set(xlabel="gigabytes through main memory, one layer, forward (computed)", xlim=(0, 1.15 * max(moved.values()) / 1e9))
     ax.tick_params(axis="y", length=0)
     return fig
 
@@ -369,10 +369,18 @@ def backward():
 
 
 def scan_on_cpu():
-    """Forward and backward against length, ours beside other people's."""
+    """Forward and backward against length, ours beside other people's, the names in a legend: lines end anywhere."""
+    result = env.read_results("scan_cpu_2_cores")
     fig, ax = _figure(height=3.9)
-    scan_figures.draw(env.read_results("scan_cpu_2_cores"), ax=ax)
+    scan_figures.draw(result, ax=ax)
     ax.set_title("")
+    for name in list(ax.texts):
+        name.remove()
+    drawn = {row["contender"] for row in result["rows"]}
+    labels = [about["label"] for name, about in result["contenders"].items() if name in drawn]
+    by_height = sorted(zip(ax.lines, labels, strict=True), key=lambda pair: -pair[0].get_ydata()[0])
+    ax.legend(*zip(*by_height), loc="lower right", ncols=2, fontsize=10)
+    ax.set_xlim(right=1.2 * result["rows"][-1]["length"])
     return fig
 
 

@@ -214,9 +214,7 @@ def shipped_curve():
         middle = (tokens[i] + tokens[i - 1]) / 2
         ax.axvline(middle, color=plots.GREY, linestyle=":")
         ax.text(middle, max(bits), f" run {run}", va="top", color=plots.GREY)
-    ax.annotate(f"{bits[-1]:.1f}", (tokens[-1], bits[-1]), xytext=(0, 9), textcoords="offset points", ha="center",
-                color=plots.OUTPUT)
-    ax.set(xlabel="million tokens read", ylabel="validation, bits per note", ylim=(math.floor(min(bits)), None))
+    ax.set(xlabel="million tokens read", ylabel="bits per note, a few pieces", ylim=(math.floor(min(bits)), None))
     return fig
 
 

@@ -7,6 +7,7 @@
     {{ results:FILE.json slow.ms / fast.ms .1f }}       or a path: a ratio
     {{ notebook:01_maestro ([\\d,]+) performances }}    group 1 of a pattern, in what the notebook printed
     {{ notebook:01_maestro#6 ([\\d,]+) performances }}  the same, in what its code cell 6 printed
+    {{ course:address }}                                where the course is fetched from
 
     <!-- code: lib/scan/ssm.py kernel -->                    a function, class or Class.method
     <!-- code: lib/scan/ssm.py kernel without docstring without comments lines 1-6 -->
@@ -25,8 +26,9 @@ from functools import reduce
 
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
+from lib.lab.pages.address import REPOSITORY
 
-NUMBER = re.compile(r"\{\{\s*(results|notebook):(.+?)\s*\}\}")
+NUMBER = re.compile(r"\{\{\s*(results|notebook|course):(.+?)\s*\}\}")
 CODE = re.compile(r"^<!-- code: (.+?) -->$", re.MULTILINE)
 
 _PATH = r'"[^"]+"|(?:[^\s\[\]]|\[[^\]]*\])+'
@@ -40,7 +42,16 @@ _STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]|\.")
 
 def number(kind: str, text: str) -> str:
     """What stands in place of `{{ kind:text }}`."""
+    if kind == "course":
+        return course(text)
     return result(text) if kind == "results" else printed(text)
+
+
+def course(text: str) -> str:
+    """What the course says of itself: its `address`."""
+    if text.strip() != "address":
+        raise UserError(f"{{{{ course:{text} }}}} cannot be read: there is course:address")
+    return REPOSITORY
 
 
 def result(text: str) -> str:
