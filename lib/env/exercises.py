@@ -1,19 +1,54 @@
 """What every exercise of the notebooks ends with: its check, run without stopping the notebook."""
 
+import ctypes
 import inspect
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
+
+SECONDS = 20  # that a check may take; a right answer needs a moment
+
+
+class TooLong(BaseException):
+    """The time is up. No `Exception`, so that an `except Exception` in a reader's code lets it through."""
 
 
 def attempt(check: Callable[[], None]) -> bool:
-    """Run a check and print "solved", or what is still missing; returns which."""
+    """Run a check and print "solved", or what is still missing; returns which. It has `SECONDS` seconds."""
     try:
-        check()
+        with time_limit(SECONDS):
+            check()
+    except TooLong:
+        print(f"not yet: stopped after {SECONDS:g} seconds. Does a loop never end, "
+              "or does one more item double the work?")
+        return False
     except Exception as error:  # noqa: BLE001  whatever a reader's code raises
         print(f"not yet: {missing(error, check)}")
         return False
     print("solved")
     return True
+
+
+@contextmanager
+def time_limit(seconds: float):
+    """Raise `TooLong` in this thread, between two steps of Python, when the block has run for `seconds`.
+
+    A signal would do the same, but only in the main thread, and not on Windows.
+    """
+    here, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+
+    def watch():
+        for _ in range(round(10 * seconds)):  # tenth by tenth, so that a machine that sleeps loses one of them
+            if over.wait(0.1):
+                return
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(TooLong))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def missing(error: Exception, check: Callable[[], None]) -> str:

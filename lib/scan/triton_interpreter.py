@@ -3,7 +3,11 @@
 Without a GPU, `TRITON_INTERPRET=1` runs kernels in numpy. Nearly all of it is vectorised; only
 `tl.associative_scan` calls its combine function once an element, about 0.1 ms each. Here the whole
 tile is combined at once, in log2(length) rounds (Hillis and Steele 1986).
+
+A kernel without its mask writes past the end of a tensor, and the process dies of it; `in_bounds` stops it first.
 """
+
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -66,3 +70,66 @@ def scan(self, inputs):
     finally:
         tensor.__bool__ = truth
     return [self.to_tensor(d, t) for d, t in zip(data, types, strict=True)]
+
+
+@contextmanager
+def in_bounds(**tensors):
+    """Stop a kernel of the block that reads or writes outside these contiguous tensors, before it does.
+
+    AssertionError says which places of which tensor it asked for. Without effect where kernels are compiled.
+    """
+    from triton import knobs
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    if not knobs.runtime.interpret:
+        yield
+        return
+    complaints, load, store = [], InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def look(doing, addresses, mask):
+        asked = addresses.data[mask.data].astype(np.int64)
+        wrong = asked[~np.any([inside(asked, tensor) for tensor in tensors.values()], axis=0)]
+        if wrong.size:
+            complaints.append(f"the kernel {doing} {describe(wrong, tensors)}")
+            raise IndexError(complaints[0])
+
+    def careful_load(self, ptrs, mask, *rest):
+        look("reads", ptrs, mask)
+        return load(self, ptrs, mask, *rest)
+
+    def careful_store(self, ptrs, value, mask, *rest):
+        look("writes", ptrs, mask)
+        return store(self, ptrs, value, mask, *rest)
+
+    InterpreterBuilder.create_masked_load = careful_load
+    InterpreterBuilder.create_masked_store = careful_store
+    try:
+        yield
+    except Exception as error:
+        if complaints:  # whatever the interpreter made of it
+            raise AssertionError(complaints[0]) from error
+        raise
+    finally:
+        InterpreterBuilder.create_masked_load = load
+        InterpreterBuilder.create_masked_store = store
+
+
+def inside(addresses, tensor):
+    """Which of the addresses (n,), in bytes, lie in the tensor: (n,) bool."""
+    first = tensor.data_ptr()
+    return (addresses >= first) & (addresses < first + tensor.numel() * tensor.element_size())
+
+
+def describe(wrong, tensors):
+    """The first wrong address as a place in the tensor that it is nearest to: "x[100], and x has 100 numbers"."""
+    address = int(wrong.min())
+
+    def distance(name):
+        first = tensors[name].data_ptr()
+        last = first + (tensors[name].numel() - 1) * tensors[name].element_size()
+        return max(first - address, address - last)
+
+    nearest = min(tensors, key=distance)
+    tensor = tensors[nearest]
+    place = (address - tensor.data_ptr()) // tensor.element_size()
+    return f"{nearest}[{place}], and {nearest} has {tensor.numel()} numbers"

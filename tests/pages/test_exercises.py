@@ -9,10 +9,13 @@ import ast
 import json
 import re
 import runpy
+import threading
+import time
 
 import pytest
 import torch
 
+from lib.env import exercises as home
 from lib.env.exercises import attempt
 from lib.env.paths import ROOT
 
@@ -34,12 +37,15 @@ ALL = list(exercises())
 
 
 def outcome(code, tmp_path, capsys):
-    """What the cell prints, run alone (as a file, because Triton reads the source of its kernels)."""
+    """The last line that the cell prints, run alone (as a file, because Triton reads the source of its kernels).
+
+    Before it, a machine that compiles a scan for the first time says so.
+    """
     path = tmp_path / "exercise.py"
     path.write_text(code, encoding="utf-8")
     capsys.readouterr()
     runpy.run_path(str(path))
-    return capsys.readouterr().out
+    return capsys.readouterr().out.splitlines(keepends=True)[-1]
 
 
 @pytest.mark.parametrize("text, code", ALL)
@@ -112,3 +118,32 @@ def test_attempt_says_what_is_missing(tmp_path, capsys):
     here = deep.__code__.co_firstlineno + 1  # and not a line inside torch
     found, = words(deep)
     assert found.startswith("not yet: RuntimeError, ") and found.endswith(f" (in deep, line {here})")
+
+
+def for_ever():
+    while True:
+        try:
+            raise ValueError
+        except Exception:  # noqa: BLE001  as a reader may write it
+            continue
+
+
+def test_a_check_that_never_ends_is_stopped(monkeypatch, capsys):
+    monkeypatch.setattr(home, "SECONDS", 0.2)
+    assert not attempt(for_ever)
+    assert capsys.readouterr().out.startswith("not yet: stopped after 0.2 seconds.")
+    assert attempt(lambda: None), "the clock of one check strikes in no other"
+
+
+def test_a_check_is_stopped_in_any_thread(monkeypatch, capsys):
+    monkeypatch.setattr(home, "SECONDS", 0.2)
+    other = threading.Thread(target=attempt, args=(for_ever,))
+    other.start()
+    other.join()
+    assert capsys.readouterr().out.startswith("not yet: stopped after 0.2 seconds.")
+
+
+def test_a_check_that_ends_in_time_leaves_no_clock_behind(monkeypatch):
+    monkeypatch.setattr(home, "SECONDS", 0.2)
+    assert attempt(lambda: None)
+    time.sleep(0.4)  # a clock that still ran would strike here

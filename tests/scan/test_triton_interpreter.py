@@ -110,3 +110,46 @@ def test_compiled_kernels_are_left_alone():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", code], check=True,
                    env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+BOUNDS = """
+import torch, triton, triton.language as tl
+from lib.scan.triton_interpreter import in_bounds
+
+@triton.jit
+def copy(x_ptr, y_ptr, reads, writes, BLOCK: tl.constexpr, FIRST: tl.constexpr):
+    offs = tl.arange(0, BLOCK) + FIRST
+    x = tl.load(x_ptr + offs, offs < reads, 0)
+    tl.store(y_ptr + offs, x, offs < writes)
+
+@triton.jit
+def open_copy(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, tl.load(x_ptr + offs))
+
+def words(kernel, *sizes, x, y):
+    try:
+        with in_bounds(x=x, y=y):
+            kernel[(1,)](x, y, *sizes)
+    except AssertionError as error:
+        return str(error)
+
+room = torch.zeros(300)  # one allocation, so that which tensor is the nearest is known
+x, y = torch.randn(100), room[100:200]
+assert words(copy, 100, 100, 128, 0, x=x, y=y) is None and y.equal(x)
+assert words(copy, 100, 101, 128, 0, x=x, y=y) == "the kernel writes y[100], and y has 100 numbers"
+assert words(copy, -1, 100, 128, -1, x=x, y=y) == "the kernel writes y[-1], and y has 100 numbers"
+assert words(copy, 101, 100, 128, 0, x=room[:100], y=x) == "the kernel reads x[100], and x has 100 numbers"
+assert words(open_copy, 128, x=room[:100], y=x) == "the kernel reads x[100], and x has 100 numbers"
+assert room[:100].eq(0).all() and room[200:].eq(0).all(), "stopped before it wrote"
+open_copy[(1,)](x, room, 64)  # outside the block everything is as before
+assert room[:64].equal(x[:64])
+"""
+
+
+def test_a_kernel_without_its_mask_is_stopped_and_named(tmp_path):
+    pytest.importorskip("triton", reason="needs Triton (pip install triton)")
+    (tmp_path / "bounds.py").write_text(BOUNDS)
+    done = subprocess.run([sys.executable, tmp_path / "bounds.py"], check=False, capture_output=True, text=True,
+                          env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
