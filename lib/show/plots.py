@@ -95,6 +95,32 @@ def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | No
         ax.set_ylim(top=to_data.transform((0, top))[1])
 
 
+def quartile_lines(ax, lines, *, room: float, gap: float = 0.06, near: float | None = None) -> None:
+    """Medians between their quartiles over x, both axes logarithmic, a line's name at its right end.
+
+    `lines` are (name, colour, dash, points), a point is (x, lower quartile, median, upper quartile). The names
+    get `room`, as a share of the width that the points take; `gap` and `near` are those of `name_ends`.
+    """
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    ends, ticks = [], set()
+    for name, colour, dash, points in lines:
+        x, low, middle, high = zip(*sorted(points), strict=True)
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(x, middle, dash, color=colour, marker="o", markersize=3.5)
+        ends.append((x[-1], middle[-1], name, colour))
+        ticks |= set(x)
+    ticks = sorted(ticks)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * max(4, ticks[-1] / ticks[0]) ** room)
+    ax.grid(axis="y", visible=True)
+    name_ends(ax, ends, gap=gap, near=near)
+
+
 def velocity_colours():
     """The colour map of loudness: soft is pale orange, loud nearly black; grey-scale safe."""
     from matplotlib import colormaps

@@ -185,31 +185,18 @@ LOOKS = {  # ours in ink, others in colours that have no other meaning in this c
 def draw(result: dict, ax=None):
     """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
     import matplotlib
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     if ax is None:
         _, ax = plots.figure(height=4.6)
-    ends = []
+    lines = []
     for name, about in result["contenders"].items():
-        mine = sorted((row["position"], *(1e3 / row[q] for q in ("median_ms", "q1_ms", "q3_ms")))
-                      for row in result["rows"] if row["contender"] == name)
-        if mine:
-            positions, middle, high, low = zip(*mine, strict=True)
-            colour, dash = LOOKS[name]
-            ax.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
-            ax.plot(positions, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append((positions[-1], middle[-1], about["label"], colour))
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ticks = sorted({row["position"] for row in result["rows"]})
-    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * max(4, ticks[-1] / ticks[0]) ** 0.32)  # room for the names
+        points = [(row["position"], *(1e3 / row[q] for q in ("q3_ms", "median_ms", "q1_ms")))
+                  for row in result["rows"] if row["contender"] == name]
+        if points:
+            lines.append((about["label"], *LOOKS[name], points))
+    plots.quartile_lines(ax, lines, room=0.32)
     ax.set_xlabel("tokens in the piece so far")
     ax.set_ylabel("tokens a second")
-    ax.grid(axis="y", visible=True)
-    plots.name_ends(ax, ends)
     with matplotlib.rc_context(plots.STYLE):
         ax.set_title(_title(result))
     return ax.figure

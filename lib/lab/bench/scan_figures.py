@@ -1,7 +1,6 @@
 """The scan's measurements as figures: time against length, ours beside other people's."""
 
 import matplotlib
-from matplotlib.ticker import FuncFormatter
 
 from lib.lab.peers import scans as peers
 from lib.show import plots
@@ -16,25 +15,14 @@ LOOKS = {  # ours in ink, others in colours that have no other meaning in this c
 
 def _lines(ax, rows: list[dict], contenders: dict, kind: str) -> None:
     """A line a contender, median and quartiles against length, named at its end."""
-    ends = []
+    lines = []
     for name, about in contenders.items():
-        mine = sorted((row["length"], *(row[kind][q] for q in ("median_ms", "q1_ms", "q3_ms")))
-                      for row in rows if row["contender"] == name)
-        if mine:
-            lengths, middle, low, high = zip(*mine, strict=True)
-            colour, dash = LOOKS[name]
-            ax.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
-            ax.plot(lengths, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append((lengths[-1], middle[-1], about["label"], colour))
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ticks = sorted({row["length"] for row in rows})
-    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        points = [(row["length"], *(row[kind][q] for q in ("q1_ms", "median_ms", "q3_ms")))
+                  for row in rows if row["contender"] == name]
+        if points:
+            lines.append((about["label"], *LOOKS[name], points))
+    plots.quartile_lines(ax, lines, room=0.28, gap=0.055, near=4)
     ax.set_xlabel("length L")
-    ax.grid(axis="y", visible=True)
-    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.28 * max(2, len(ticks) - 1)))  # room for the names
-    plots.name_ends(ax, ends, gap=0.055, near=4)
 
 
 def _title(ax, text: str) -> None:
