@@ -49,8 +49,9 @@ class LSTMMixer(nn.Module):
         """One position, written out: the fused call costs more than its arithmetic at length 1."""
         h, c = (t[:, 0] for t in memory)
         lstm = self.lstm
-        gates = F.linear(u, lstm.weight_ih_l0, lstm.bias_ih_l0) + F.linear(h, lstm.weight_hh_l0, lstm.bias_hh_l0)
-        i, f, g, o = gates.chunk(4, -1)
+        from_input = F.linear(u, lstm.weight_ih_l0, lstm.bias_ih_l0)
+        from_memory = F.linear(h, lstm.weight_hh_l0, lstm.bias_hh_l0)
+        i, f, g, o = (from_input + from_memory).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         return h, (h[:, None], c[:, None])

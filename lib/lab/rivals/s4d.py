@@ -59,7 +59,8 @@ class S4DMixer(nn.Module):
 
     def __init__(self, config: S4DConfig):
         super().__init__()
-        self.config, d_inner = config, config.d_inner
+        self.config = config
+        d_inner = config.d_inner
         self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner)
         self.ssm = Systems(d_inner, config.d_state)
@@ -71,16 +72,18 @@ class S4DMixer(nn.Module):
 
     def new_memory(self, batch: int = 1) -> Memory:
         """The convolution's inputs and the states before the first token: zeros."""
-        config, zeros = self.config, self.out_proj.weight.new_zeros
-        return zeros(batch, config.d_conv - 1, config.d_inner), zeros(batch, config.d_inner, config.d_state)
+        config = self.config
+        zeros = self.out_proj.weight.new_zeros
+        window = zeros(batch, config.d_conv - 1, config.d_inner)
+        return window, zeros(batch, config.d_inner, config.d_state)
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """u (B, L, M) to (B, L, M) by convolution, and the memory after it."""
         before, h = memory
         x, z = self.in_proj(u).chunk(2, -1)
         x, after = self.convolve(x, before)
-        # nothing remembered yet: nothing to ring on
-        y, h = self.ssm(x, _complex(h) if h.any() else None, return_state=True)
+        remembered = _complex(h) if h.any() else None  # of nothing, nothing rings on
+        y, h = self.ssm(x, remembered, return_state=True)
         return self.out_proj(y * F.silu(z)), (after, _real(h))
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
