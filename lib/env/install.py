@@ -155,7 +155,8 @@ def pip_download(requirement: str, folder: Path, what: str, *, options: Sequence
                  environment: Mapping[str, str] | None = None) -> None:
     """Put the source distribution of `requirement`, "name==version", into `folder`, as pip finds it.
 
-    `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError` for a full disk.
+    `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError`
+    for a full disk.
     """
     name = requirement.partition("==")[0]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",

@@ -74,9 +74,9 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 11, height: float 
 def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | None = None) -> None:
     """Write names at the right ends of lines; a name that would lie on another one is lifted above it.
 
-    `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with `near`, only those
-    whose x differ by less than this factor. The axes' scales and limits must be final: only the upper limit
-    rises where a name would stand above it.
+    `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with
+    `near`, only those whose x differ by less than this factor. The axes' scales and limits must be
+    final: only the upper limit rises where a name would stand above it.
     """
     ax.get_ylim()  # matplotlib finds the limits when they are asked for
     to_axes = ax.transData - ax.transAxes  # from data to shares of the axes
@@ -98,8 +98,9 @@ def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | No
 def quartile_lines(ax, lines, *, room: float, gap: float = 0.06, near: float | None = None) -> None:
     """Medians between their quartiles over x, both axes logarithmic, a line's name at its right end.
 
-    `lines` are (name, colour, dash, points), a point is (x, lower quartile, median, upper quartile). The names
-    get `room`, as a share of the width that the points take; `gap` and `near` are those of `name_ends`.
+    `lines` are (name, colour, dash, points), a point is (x, lower quartile, median, upper
+    quartile). The names get `room`, as a share of the width that the points take; `gap` and `near`
+    are those of `name_ends`.
     """
     from matplotlib.ticker import FuncFormatter, NullFormatter
 

@@ -69,9 +69,9 @@ def measure(contenders: list[Contender], positions: list[int], *, repeats: int, 
             limit: float, say=note) -> tuple[list[dict], list[dict]]:
     """Times at each position: rows, and what had to be left out with the reason.
 
-    Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four) where a
-    round would take more than `seconds`; each round starts at the position again. A contender stops
-    for good where a token takes more than `limit` seconds.
+    Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four)
+    where a round would take more than `seconds`; each round starts at the position again. A
+    contender stops for good where a token takes more than `limit` seconds.
     """
     rows, cut = [], []
     for position in sorted(positions):

@@ -1,6 +1,7 @@
 """Who takes part in the benchmark of generation.
 
-Our Mamba in C++ and in PyTorch, transformers' Mamba with the same weights, and a GPT-2 of equal size.
+Our Mamba in C++ and in PyTorch, transformers' Mamba with the same weights, and a GPT-2 of equal
+size.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""Who takes part in the scan's benchmark: our backends, other people's scans, a convolution and attention.
+"""Who takes part in the scan's benchmark: our backends, other people's scans, a convolution and
+attention.
 
 Each is a `lib.lab.bench.timing.Contender`: what is called, and how its arguments lie in memory.
 """

@@ -1,7 +1,7 @@
 """Timing rivals fairly: turns, medians, the memory that they keep and the highest they reach.
 
-Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that whatever
-drifts hits all of them alike.
+Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that
+whatever drifts hits all of them alike.
 """
 
 import ctypes
@@ -30,9 +30,10 @@ MIN_ROUNDS = 3  # so that there are quartiles, however slow a contender is
 class Contender:
     """One way to do the work. `prepare` makes ready what is timed, and is not timed itself.
 
-    Of a length's arguments, a position or a batch it makes: in the scan's benchmark a function and its arguments,
-    all of them asking for a gradient, as it wants them in memory; in that of generation a function token -> logits
-    (1, V) and one that counts its cache's bytes; in that of training a step, which returns its loss.
+    Of a length's arguments, a position or a batch it makes: in the scan's benchmark a function and
+    its arguments, all of them asking for a gradient, as it wants them in memory; in that of
+    generation a function token -> logits (1, V) and one that counts its cache's bytes; in that of
+    training a step, which returns its loss.
     """
 
     name: str
@@ -50,7 +51,8 @@ def note(text: str) -> None:
 def apart(module: str, task: dict, *, what: str, advice: str, environment: dict | None = None) -> dict:
     """`child(task)` of a module in a process of its own, with an environment of its own; what it prints is not shown.
 
-    The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process fails.
+    The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process
+    fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answer.json"
@@ -102,7 +104,8 @@ def rounds_for(took: float, repeats: int, seconds: float) -> int:
 def take_turns(works: dict[str, Callable], rounds: Mapping[str, int]) -> tuple[dict[str, list], dict[str, str]]:
     """What each work gives in its rounds, everybody once in each; and the reasons of those that failed.
 
-    A work that raises a RuntimeError, as where memory runs out, is taken out of `works` and gives nothing.
+    A work that raises a RuntimeError, as where memory runs out, is taken out of `works` and gives
+    nothing.
     """
     found: dict[str, list] = {name: [] for name in works}
     failed: dict[str, str] = {}
@@ -187,7 +190,8 @@ def _warm(one: Contender, given: dict, clock: Callable, before: list[float], lim
           ) -> tuple[Callable[[], tuple[float, float]], float]:
     """(a round: ms of forward, ms of forward and backward), and the ms of the latter, warmed up.
 
-    Raises `UserError` where a call takes longer than the limit, or will by its trend, which is `before`.
+    Raises `UserError` where a call takes longer than the limit, or will by its trend, which is
+    `before`.
     """
     expected = before[-1] ** 2 / before[-2] if len(before) > 1 else 0
     if expected > 1e3 * limit:

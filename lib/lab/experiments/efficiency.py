@@ -1,8 +1,8 @@
 """Part (b): what a training step, a prompt and a generated token cost, against length and position.
 
-Models of one size, attention over all that was read. Times: architectures take turns at each length,
-medians. Memory: each architecture in a process of its own. Then exponents, by least squares on the
-logarithms: what stands as O(N) in the original's table 1, measured, with its standard error.
+Models of one size, attention over all that was read. Times: architectures take turns at each
+length, medians. Memory: each architecture in a process of its own. Then exponents, by least squares
+on the logarithms: what stands as O(N) in the original's table 1, measured, with its standard error.
 """
 
 import gc

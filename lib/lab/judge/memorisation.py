@@ -1,9 +1,10 @@
 """Is it copied? The longest passage that a piece shares with the training pieces.
 
-A piece is read as the sequence of its keys, in the order in which they are struck; the keys of a chord,
-which no two pianists strike in one order, from low to high. A passage copied *exactly* is a run of the
-same keys; one copied *transposed* a run of the same intervals. Unrelated real pieces share passages too,
-by chance and by scales, trills and repeated notes: only what is longer than theirs is suspicious.
+A piece is read as the sequence of its keys, in the order in which they are struck; the keys of a
+chord, which no two pianists strike in one order, from low to high. A passage copied *exactly* is a
+run of the same keys; one copied *transposed* a run of the same intervals. Unrelated real pieces
+share passages too, by chance and by scales, trills and repeated notes: only what is longer than
+theirs is suspicious.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,9 @@
-"""The README's table of results: each number from data/results, with what it is compared with and the command.
+"""The README's table of results: each number from data/results, with what it is compared with and
+the command.
 
-`ROWS` says what the table holds. Every machine that has measured a row fills it from a file of its own, and what
-was measured on none says so. `python -m lib.lab.pages stamp` puts the table into the README.
+`ROWS` says what the table holds. Every machine that has measured a row fills it from a file of its
+own, and what was measured on none says so. `python -m lib.lab.pages stamp` puts the table into the
+README.
 """
 
 from collections.abc import Callable, Collection

@@ -1,8 +1,9 @@
-"""A language model of fixed state space models: Mamba's block with S4D in the place of the selective scan.
+"""A language model of fixed state space models: Mamba's block with S4D in the place of the
+selective scan.
 
-Projections, convolution, gate and residual are Mamba's; the difference is that A, B, C and the step do
-not depend on the input (the ablation of Gu and Dao 2023, table 8 ff.). Whole sequences are convolved by
-FFT, single tokens run through the recurrence.
+Projections, convolution, gate and residual are Mamba's; the difference is that A, B, C and the step
+do not depend on the input (the ablation of Gu and Dao 2023, table 8 ff.). Whole sequences are
+convolved by FFT, single tokens run through the recurrence.
 """
 
 import math
@@ -53,8 +54,8 @@ class Systems(DiagonalSystems):
 
 
 class S4DMixer(nn.Module):
-    """(B, L, d_model) to (B, L, d_model). Its memory: the convolution's last K-1 inputs (B, K-1, D),
-    and the states' real and imaginary parts (B, D, d_state).
+    """(B, L, d_model) to (B, L, d_model). Its memory: the convolution's last K-1 inputs (B, K-1,
+    D), and the states' real and imaginary parts (B, D, d_state).
     """
 
     def __init__(self, config: S4DConfig):

@@ -1,9 +1,10 @@
-"""A Transformer language model as they are built today: rotary positions (Su et al. 2021), RMS norms,
-SwiGLU (Shazeer 2020), torch's `scaled_dot_product_attention`, a key-value cache allocated once.
+"""A Transformer language model as they are built today: rotary positions (Su et al. 2021), RMS
+norms, SwiGLU (Shazeer 2020), torch's `scaled_dot_product_attention`, a key-value cache allocated
+once.
 
-Each position attends to the last `window` positions, itself included. The cache is a ring of `window`
-slots: position p lies in slot p mod window. Keys are kept rotated by their own position, so a product
-with a query depends on their distance alone.
+Each position attends to the last `window` positions, itself included. The cache is a ring of
+`window` slots: position p lies in slot p mod window. Keys are kept rotated by their own position,
+so a product with a query depends on their distance alone.
 """
 
 import math
@@ -58,9 +59,9 @@ class SwiGLU(nn.Module):
 class Attention(nn.Module):
     """Causal attention over a window: (B, L, M) to (B, L, M).
 
-    Its memory: the ring of keys and values, (B, 2 · heads · window, size), each head's slots side by side as
-    attention reads them; and how many positions have been read, (B, 1, 1), a float that is exact up to 16
-    million. Rows may have read different numbers of them.
+    Its memory: the ring of keys and values, (B, 2 · heads · window, size), each head's slots side
+    by side as attention reads them; and how many positions have been read, (B, 1, 1), a float that
+    is exact up to 16 million. Rows may have read different numbers of them.
     """
 
     def __init__(self, width: int, n_head: int, window: int, n_layer: int, rope_base: float = 10_000.0):
@@ -137,8 +138,8 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, both: Tensor, exists: Tensor | None) -> Tensor:
         """Queries (B, heads, L, size) over keys and values (B, 2 · heads, S, size), of which the last L are their own.
 
-        `exists` (B, S) is False where a row has no such position. Queries go in blocks of the window's
-        length, so that no mask is longer than two windows.
+        `exists` (B, S) is False where a row has no such position. Queries go in blocks of the
+        window's length, so that no mask is longer than two windows.
         """
         length = q.shape[2]
         before = both.shape[2] - length  # positions that are only keys and values

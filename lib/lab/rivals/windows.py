@@ -1,8 +1,8 @@
 """What each token of a piece costs a model: its state carried through, or windows read afresh.
 
-A Transformer is judged on windows that overlap by half: but for the first window, only the second half
-of each is counted, so that every token is predicted with at least half a window before it. The same with
-windows of several lengths asks any architecture how far back it looks.
+A Transformer is judged on windows that overlap by half: but for the first window, only the second
+half of each is counted, so that every token is predicted with at least half a window before it. The
+same with windows of several lengths asks any architecture how far back it looks.
 """
 
 import math
@@ -42,8 +42,9 @@ def window_nats(model, streams: Streams, pieces: list[Piece], *, window: int, st
                 progress: bool = False, autocast: torch.dtype | None = None) -> list[np.ndarray]:
     """Nats of every token after the first, float64 (length - 1,) a piece.
 
-    A window reads `window` tokens and predicts those that follow each; from the second window on, the
-    last `stride` predictions count. So a token has from window - stride to window tokens before it.
+    A window reads `window` tokens and predicts those that follow each; from the second window on,
+    the last `stride` predictions count. So a token has from window - stride to window tokens before
+    it.
     """
     from tqdm import tqdm
 
