@@ -206,9 +206,14 @@ def _title(result: dict) -> str:
     """The finding: how much slower the rivals are at the last position, of two GPT-2s the faster one."""
     last = max((row["position"] for row in result["ratios"]), default=0)
     times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
-    found = {"transformers' Mamba": times.get("transformers_mamba"),
-             "GPT-2": min((times[name] for name in ("gpt2", "gpt2_static") if name in times), default=None)}
-    parts = [f"{t:,.{0 if t >= 10 else 1}f} times as fast as {name}" for name, t in found.items() if t]
+    groups = {"transformers' Mamba": ("transformers_mamba",), "GPT-2": ("gpt2", "gpt2_static")}
+    parts = []
+    for label, names in groups.items():
+        of_group = [times[name] for name in names if name in times]
+        if of_group:
+            fastest = min(of_group)
+            digits = 0 if fastest >= 10 else 1
+            parts.append(f"{fastest:,.{digits}f} times as fast as {label}")
     return f"At position {last:,}, ours is {', '.join(parts)}" if parts else "Tokens a second against position"
 
 

@@ -66,8 +66,11 @@ def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
     oracle = partial(scan.selective_scan, delta_softplus=True, backend="loop")
     exact = results(oracle, lay_out({name: t.double() for name, t in given.items()}))
     mine = results(*one.prepare(given))
-    errors = {k: float((mine[k].double() - t).abs().max() / t.abs().max()) for k, t in exact.items()}
-    worst = max(errors, key=lambda k: np.nan_to_num(errors[k], nan=np.inf))
+    errors = {}
+    for name, wanted in exact.items():
+        difference = (mine[name].double() - wanted).abs().max()
+        errors[name] = float(difference / wanted.abs().max())
+    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
     return {"error": errors[worst], "of": worst, "ok": errors[worst] < TOLERANCE[dtype]}
 
 
@@ -128,11 +131,16 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
     """How many times as long as `ours` each other contender takes, by medians, in the same run."""
     def place(row):
         return row["dtype"], row["allocator"], row["length"]
+
     base = {place(row): row for row in rows if row["contender"] == ours}
-    kinds = ("forward", "forward_backward")
-    return [{key: row[key] for key in ("contender", "dtype", "allocator", "length")}
-            | {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"] for kind in kinds}
-            for row in rows if row["contender"] != ours and place(row) in base]
+    found = []
+    for row in rows:
+        if row["contender"] == ours or place(row) not in base:
+            continue
+        times = {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"]
+                 for kind in ("forward", "forward_backward")}
+        found.append({key: row[key] for key in ("contender", "dtype", "allocator", "length")} | times)
+    return found
 
 
 def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -> dict | None:
@@ -144,11 +152,19 @@ def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -
     bandwidth = next((speed for name, speed in BANDWIDTH.items() if name in device), None)
     if bandwidth is None:
         return None
-    size, narrow, wide = (batch * length * n for n in (d_inner, d_state, d_inner * d_state))
-    e, clock = torch.empty(0, dtype=getattr(torch, dtype)).element_size(), 132 * 1.98e9
-    states = 4 * wide / chunk
-    forward = max((4 * e * size + 2 * e * narrow + states) / bandwidth, size * (d_state + 4) / (16 * clock))
-    backward = max((7 * e * size + (2 * e + 8) * narrow + states) / bandwidth, 16 * wide / (128 * clock))
+    positions = batch * length
+    inputs = positions * d_inner  # numbers in x, delta, z and y each
+    selection = positions * d_state  # numbers in B and C each
+    states = positions * d_inner * d_state
+    width = getattr(torch, dtype).itemsize
+    kept = 4 * states / chunk  # bytes
+    clock = 132 * 1.98e9  # of all processors, a second
+    memory_forward = (4 * width * inputs + 2 * width * selection + kept) / bandwidth
+    memory_backward = (7 * width * inputs + (2 * width + 8) * selection + kept) / bandwidth
+    exponentials = inputs * (d_state + 4) / (16 * clock)
+    instructions = 16 * states / (128 * clock)
+    forward = max(memory_forward, exponentials)
+    backward = max(memory_backward, instructions)
     return {"forward": 1e3 * forward, "forward_backward": 1e3 * (forward + backward)}
 
 
@@ -260,44 +276,64 @@ def _measure_all(args: argparse.Namespace) -> dict:
         allocators = ["GPU"]
     options = {name: getattr(args, name) for name in ("device", "lengths", "repeats", "seconds", "limit")}
     task = shape | options | {"task": "time", "names": wanted}
-    rows, cut, memory_rows, about = [], [], [], {"contenders": {}, "absent": {}, "checks": {}}
+    result = {"shape": shape, "dtypes": args.dtype, "allocators": allocators, "key_length": key, "ours": "",
+              "contenders": {}, "absent": {}, "checks": {}, "rows": [], "cut": [], "memory": []}
     for dtype in args.dtype:
         for allocator in allocators:
-            place = {"dtype": dtype, "allocator": allocator}
-            note(f"time, {dtype}, {allocator} allocator")
-            here = {} if allocator == allocators[0] else {  # page faults make a call up to five times as long
-                "lengths": [key], "names": list(about["contenders"]), "limit": 5 * args.limit}
-            found = _run(task | place | here)
-            rows += [row | place for row in found["rows"]]
-            cut += [row | place for row in found["cut"]]
-            about["contenders"] |= found["contenders"]
-            about["absent"] |= found["absent"]
-            about["checks"] |= {f"{name}, {dtype}": error for name, error in found["checks"].items()}
-        for name in found["contenders"]:
-            lengths = sorted({row["length"] for row in rows if (row["contender"], row["dtype"]) == (name, dtype)
-                              and row["length"] <= max(key, FIGURE3)})  # bytes a step are the same from there on
-            note(f"memory, {dtype}, {name}")
-            if lengths:
-                place = {"task": "memory", "dtype": dtype, "allocator": "default", "names": [name], "lengths": lengths}
-                memory_rows += [row | {"dtype": dtype} for row in _run(task | place)["rows"]]
-    if not rows:
-        reasons = [*about["absent"].values(), *(stop["why"] for stop in cut)]
+            here = task | {"dtype": dtype, "allocator": allocator}
+            if allocator != allocators[0]:  # page faults make a call up to five times as long
+                here |= {"lengths": [key], "names": list(result["contenders"]), "limit": 5 * args.limit}
+            machine = _add_times(result, here)
+        _add_memory(result, task, dtype)
+    if not result["rows"]:
+        reasons = [*result["absent"].values(), *(stop["why"] for stop in result["cut"])]
         raise UserError(f"nothing could be measured: {'; '.join(reasons)}")
-    result = found["machine"] | {
-        "shape": shape, "dtypes": args.dtype, "allocators": allocators, "key_length": key,
-        "ours": next(name for name in wanted if name in about["contenders"]), **about,
-        "rows": rows, "cut": cut, "memory": memory_rows}
+    contenders = result["contenders"]
+    result["ours"] = next(name for name in wanted if name in contenders)
+    result = machine | result
     result["versions"] |= {peers.PEERS[name].package: peers.version_of(name)
-                           for name in about["contenders"] if name in peers.PEERS}
+                           for name in contenders if name in peers.PEERS}
     if result["ours"] == "cpu":
         result["compile_seconds"] = _run({"task": "compile"})["seconds"]
     if args.figure3:
-        note("figure 3")
-        plain = [name for name in ("loop", "parallel") if name in about["contenders"] and name != result["ours"]]
-        found = _run(task | {"names": [result["ours"], *plain, "convolution", "attention"], "dtype": args.dtype[0],
-                             "allocator": allocators[0], "lengths": [n for n in args.lengths if n <= FIGURE3] or [key]})
-        result["figure3"] = {part: found[part] for part in ("contenders", "rows", "cut")}
+        result["figure3"] = _figure3(result, task)
     return result
+
+
+def _add_times(result: dict, task: dict) -> dict:
+    """Time one type of number with one allocator; returns what is known of the machine."""
+    note(f"time, {task['dtype']}, {task['allocator']} allocator")
+    found = _run(task)
+    place = {"dtype": task["dtype"], "allocator": task["allocator"]}
+    for part in ("rows", "cut"):
+        result[part] += [row | place for row in found[part]]
+    for part in ("contenders", "absent"):
+        result[part] |= found[part]
+    result["checks"] |= {f"{name}, {task['dtype']}": error for name, error in found["checks"].items()}
+    return found["machine"]
+
+
+def _add_memory(result: dict, task: dict, dtype: str) -> None:
+    """The memory of each contender at the lengths that it was timed at."""
+    longest = max(result["key_length"], FIGURE3)  # bytes a step are the same from there on
+    for name in result["contenders"]:
+        lengths = sorted({row["length"] for row in result["rows"] if row["length"] <= longest
+                          and (row["contender"], row["dtype"]) == (name, dtype)})
+        note(f"memory, {dtype}, {name}")
+        if lengths:
+            place = {"task": "memory", "dtype": dtype, "allocator": "default", "names": [name], "lengths": lengths}
+            result["memory"] += [row | {"dtype": dtype} for row in _run(task | place)["rows"]]
+
+
+def _figure3(result: dict, task: dict) -> dict:
+    """Our scan beside plain PyTorch, a long convolution and attention, against length."""
+    note("figure 3")
+    ours = result["ours"]
+    plain = [name for name in ("loop", "parallel") if name in result["contenders"] and name != ours]
+    lengths = [length for length in task["lengths"] if length <= FIGURE3] or [result["key_length"]]
+    found = _run(task | {"names": [ours, *plain, "convolution", "attention"], "lengths": lengths,
+                         "dtype": result["dtypes"][0], "allocator": result["allocators"][0]})
+    return {part: found[part] for part in ("contenders", "rows", "cut")}
 
 
 def main(argv: list[str] | None = None) -> None:
