@@ -95,29 +95,29 @@ class Bench:
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
         size = baselines.state_bytes(model, state, position)
-        state = [tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state]
-        if arch == STEPPER:
-            fast = mamba_cpu.Stepper(model, batch)
-            fast.load(state)
-            size = fast.state_bytes() // batch
-
-            def read(token):
-                return fast.step(token)
-        else:
-            def read(token):
-                nonlocal state
-                logits, state = model.step(token, state)
-                return logits
+        first = [tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state]
         token = torch.zeros(batch, dtype=torch.long, device=self.device)
-        first = state if arch != STEPPER else None
 
         @torch.inference_mode()
         def work():
-            nonlocal state, token
+            nonlocal token
             state = first  # each round at the position again
             for _ in range(tokens):
-                token = read(token).argmax(-1)
-        return work, size
+                logits, state = model.step(token, state)
+                token = logits.argmax(-1)
+
+        if arch != STEPPER:
+            return work, size
+        fast = mamba_cpu.Stepper(model, batch)
+        fast.load(first)
+
+        @torch.inference_mode()
+        def work_in_cpp():
+            nonlocal token
+            for _ in range(tokens):
+                token = fast.step(token).argmax(-1)
+
+        return work_in_cpp, fast.state_bytes() // batch
 
     def state(self, model: LanguageModel, position: int) -> State:
         """The state at a position: random tokens are read up to there, or, where it grows, noise fills the cache."""
@@ -162,12 +162,15 @@ def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, 
         else:
             works[arch] = getattr(bench, kind)(arch, length)
     rows = []
+    count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
     for arch, times in turns(bench, works, chosen, limit).items():
-        count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
+        a_token = [t / chosen.tokens for t in times]
         row = {"kind": kind, "arch": arch, AXIS.get(kind, "length"): length,
-               **spread([t / chosen.tokens for t in times] if kind in GENERATED else times)}
-        row["tokens_per_second"] = 1e3 * count / float(np.median(times))
-        rows.append(row | ({"state_bytes": sizes[arch]} if kind in GENERATED else {}))
+               **spread(a_token if kind in GENERATED else times),
+               "tokens_per_second": 1e3 * count / float(np.median(times))}
+        if kind in GENERATED:
+            row["state_bytes"] = sizes[arch]
+        rows.append(row)
     works.clear()
     trim()
     return rows
@@ -211,29 +214,37 @@ def run(lab) -> dict:
     grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions,
              "throughput": chosen.batches}
     for kind, lengths in grids.items():
-        archs, limit = chosen.archs, set()
-        if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
-            archs = (*archs, STEPPER)
-        for length in lengths:
-            mine = [row for row in result["rows"] if row["kind"] == kind and row[AXIS.get(kind, "length")] == length]
-            if not mine:
-                lab.left()
-                lab.say(f"efficiency: {kind} at {length:,}")
-                mine = timed(bench, kind, length, archs, chosen, limit)
-                result["rows"] += mine
-                _keep(lab, result)
-            per_round = chosen.tokens if kind in GENERATED else 1
-            limit |= {row["arch"] for row in mine if row["median_ms"] * per_round >= 1e3 * chosen.limit}
-            limit |= {arch for arch in archs if arch not in {row["arch"] for row in mine}}
+        _add_times(lab, bench, kind, lengths, result)
     for arch in chosen.archs:
-        if not any((row["kind"], row["arch"]) == ("memory", arch) for row in result["rows"]):
-            lab.left()
-            lab.say(f"efficiency: memory of {arch}")
-            lengths = [row["length"] for row in result["rows"] if (row["kind"], row["arch"]) == ("training", arch)]
-            result["rows"] += memory({"arch": arch, "size": vars(protocol.size), "vocabulary": chosen.vocabulary,
-                                      "device": lab.device, "lengths": sorted(lengths)})
-            _keep(lab, result)
+        if any((row["kind"], row["arch"]) == ("memory", arch) for row in result["rows"]):
+            continue
+        lab.left()
+        lab.say(f"efficiency: memory of {arch}")
+        lengths = [row["length"] for row in result["rows"] if (row["kind"], row["arch"]) == ("training", arch)]
+        result["rows"] += memory({"arch": arch, "size": vars(protocol.size), "vocabulary": chosen.vocabulary,
+                                  "device": lab.device, "lengths": sorted(lengths)})
+        _keep(lab, result)
     return result
+
+
+def _add_times(lab, bench: Bench, kind: str, lengths: tuple[int, ...], result: dict) -> None:
+    """One kind of measurement at each length that the result does not have yet."""
+    chosen = lab.protocol.efficiency
+    archs = chosen.archs
+    if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
+        archs = (*archs, STEPPER)
+    a_round = chosen.tokens if kind in GENERATED else 1
+    limit: set[str] = set()  # who has taken too long
+    for length in lengths:
+        mine = [row for row in result["rows"] if row["kind"] == kind and row[AXIS.get(kind, "length")] == length]
+        if not mine:
+            lab.left()
+            lab.say(f"efficiency: {kind} at {length:,}")
+            mine = timed(bench, kind, length, archs, chosen, limit)
+            result["rows"] += mine
+            _keep(lab, result)
+        limit |= {row["arch"] for row in mine if row["median_ms"] * a_round >= 1e3 * chosen.limit}
+        limit |= {*archs} - {row["arch"] for row in mine}
 
 
 def _keep(lab, result: dict) -> None:
@@ -243,14 +254,18 @@ def _keep(lab, result: dict) -> None:
 
 def slope(x, y) -> dict:
     """k of y = c · x^k by least squares on the logarithms, and its standard error (None below three points)."""
-    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
-    if len(x) < 2:
-        return {"exponent": None, "standard_error": None, "points": len(x)}
-    centred = x - x.mean()
-    k = float(centred @ y / (centred @ centred))
-    rest = y - y.mean() - k * centred
-    error = float(np.sqrt(rest @ rest / (len(x) - 2) / (centred @ centred))) if len(x) > 2 else None
-    return {"exponent": k, "standard_error": error, "points": len(x)}
+    x = np.log(np.asarray(x, float))
+    y = np.log(np.asarray(y, float))
+    points = len(x)
+    if points < 2:
+        return {"exponent": None, "standard_error": None, "points": points}
+    x = x - x.mean()
+    y = y - y.mean()
+    squares = x @ x
+    k = float(x @ y / squares)
+    rest = y - k * x
+    error = float(np.sqrt(rest @ rest / (points - 2) / squares)) if points > 2 else None
+    return {"exponent": k, "standard_error": error, "points": points}
 
 
 QUANTITIES = (("training", "median_ms"), ("memory", "peak_bytes"), ("prefill", "median_ms"), ("generation", "median_ms"),
@@ -264,10 +279,12 @@ def exponents(rows: list[dict]) -> list[dict]:
         for arch in dict.fromkeys(row["arch"] for row in rows if row["kind"] == kind):
             mine = sorted((row["length"], row[quantity]) for row in rows
                           if (row["kind"], row["arch"]) == (kind, arch) and row.get(quantity))
-            if mine:
-                upper = mine[-max(3, (len(mine) + 1) // 2):]
-                found.append({"kind": kind, "quantity": quantity, "arch": arch, **slope(*zip(*mine, strict=True)),
-                              "upper_half": {"from": upper[0][0], **slope(*zip(*upper, strict=True))}})
+            if not mine:
+                continue
+            upper = mine[-max(3, (len(mine) + 1) // 2):]
+            upper_half = {"from": upper[0][0], **slope(*zip(*upper, strict=True))}
+            found.append({"kind": kind, "quantity": quantity, "arch": arch,
+                          **slope(*zip(*mine, strict=True)), "upper_half": upper_half})
     return found
 
 
