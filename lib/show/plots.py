@@ -88,8 +88,16 @@ def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | No
             if near is None or max(x, other) <= near * min(x, other):
                 height = max(height, beside + gap)
         placed.append((x, height))
-        ax.annotate(name, to_data.transform((across, height)), xytext=(7, 0), textcoords="offset points",
-                    va="center", color=colour, fontsize=size, annotation_clip=False)
+        ax.annotate(
+            name,
+            to_data.transform((across, height)),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=size,
+            annotation_clip=False,
+        )
     top = max((height for _, height in placed), default=0) + gap / 2
     if top > 1:
         ax.set_ylim(top=to_data.transform((0, top))[1])
@@ -208,7 +216,8 @@ def _prompt(ax, start: float, split: float, end: float) -> None:
     """Shade [start, split), draw the dividing line and name both sides above the notes."""
     ax.axvspan(start, split, color=INPUT, alpha=0.10, linewidth=0, zorder=0, gid="prompt")
     low, high = ax.get_ylim()
-    height, line = 72 * ax.figure.get_figheight() * ax.get_position().height, 14  # of the axes, of words; in points
+    # of the axes, of words; in points
+    height, line = 72 * ax.figure.get_figheight() * ax.get_position().height, 14
     ax.set_ylim(low, high + max(0.09, line / max(height - line, line)) * (high - low))
     label = dict(transform=ax.get_xaxis_transform(), va="top", fontsize=10, fontweight="bold",
                  zorder=4)

@@ -43,11 +43,24 @@ __all__ = ["draw", "draw_figure3", "load", "main"]
 
 KEY = {"cpu": 1024, "cuda": 2048}  # the length that the comparison is summed up at
 FIGURE3 = 16_384  # the longest there, and where memory is measured
-BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}  # bytes a second: nine tenths of what the box says
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of the largest entry: some hundred roundings each
+# bytes a second: nine tenths of what the box says
+BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}
+# of the largest entry: some hundred roundings each
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
 DEFAULTS = {  # a GPU's shape is that of a 1.4 B model; a CPU's fits a laptop's memory
-    "cpu": {"lengths": [2**k for k in range(8, 17)], "batch": 4, "d_inner": 256, "dtype": ["float32"]},
-    "cuda": {"lengths": [2**k for k in range(9, 16)], "batch": 8, "d_inner": 1536, "dtype": ["bfloat16", "float32"]}}
+    "cpu": {
+        "lengths": [2**k for k in range(8, 17)],
+        "batch": 4,
+        "d_inner": 256,
+        "dtype": ["float32"],
+    },
+    "cuda": {
+        "lengths": [2**k for k in range(9, 16)],
+        "batch": 8,
+        "d_inner": 1536,
+        "dtype": ["bfloat16", "float32"],
+    },
+}
 
 
 # ---- what is measured ---------------------------------------------------------------------
@@ -92,7 +105,9 @@ def child(task: dict) -> dict:
             scan_cpu.keep_memory()
 
     def given_at(length):
-        return arguments(task["batch"], length, task["d_inner"], task["d_state"], getattr(torch, dtype), device)
+        return arguments(
+            task["batch"], length, task["d_inner"], task["d_state"], getattr(torch, dtype), device
+        )
 
     if task["task"] == "memory":
         return {"rows": memory(contender(task["names"][0]), task["lengths"], given_at, device)}
@@ -103,25 +118,39 @@ def child(task: dict) -> dict:
             if name in names(device):
                 checks[name] = found = check(one, task["d_state"], dtype, device)
                 if not found["error"] < TOLERANCE[dtype]:
-                    raise UserError(f"{found['of']} differs from the float64 loop by {found['error']:.1e}")
+                    raise UserError(
+                        f"{found['of']} differs from the float64 loop by {found['error']:.1e}"
+                    )
             ready.append(one)
         except (RuntimeError, UserError) as error:
             absent[name] = why(error)
             note(f"without {name}: {absent[name]}")
     options = {key: task[key] for key in ("repeats", "seconds", "limit", "device")}
     rows, cut = measure(ready, task["lengths"], given_at, **options)
-    return {"rows": rows, "cut": cut, "absent": absent, "checks": checks,
-            "contenders": {one.name: {"label": one.label, "timed": one.timed} for one in ready},
-            "machine": env.provenance("") | {"threads": torch.get_num_threads(),
-                                             "instructions": torch.backends.cpu.get_cpu_capability()}}
+    return {
+        "rows": rows,
+        "cut": cut,
+        "absent": absent,
+        "checks": checks,
+        "contenders": {one.name: {"label": one.label, "timed": one.timed} for one in ready},
+        "machine": env.provenance("")
+        | {
+            "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
 
 
 def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU unless it is to use one."""
     with tempfile.TemporaryDirectory() as folder:
-        return apart("lib.lab.bench.scan", task | {"cache": folder}, what=", ".join(task.get("names", [task["task"]])),
-                     advice="try fewer contenders with --only or shorter --lengths",
-                     environment=without_gpu() if task.get("device", "cpu") == "cpu" else None)
+        return apart(
+            "lib.lab.bench.scan",
+            task | {"cache": folder},
+            what=", ".join(task.get("names", [task["task"]])),
+            advice="try fewer contenders with --only or shorter --lengths",
+            environment=without_gpu() if task.get("device", "cpu") == "cpu" else None,
+        )
 
 
 # ---- what the times say -------------------------------------------------------------------
@@ -139,7 +168,9 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
             continue
         times = {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"]
                  for kind in ("forward", "forward_backward")}
-        found.append({key: row[key] for key in ("contender", "dtype", "allocator", "length")} | times)
+        found.append(
+            {key: row[key] for key in ("contender", "dtype", "allocator", "length")} | times
+        )
     return found
 
 
@@ -172,7 +203,9 @@ def floor_rows(rows: list[dict], ours: str, device: str, shape: dict) -> list[di
     """The floors at each length and type of number, and how many times them `ours` takes."""
     found = []
     for row in rows:
-        if row["contender"] == ours and (low := floors(device, length=row["length"], dtype=row["dtype"], **shape)):
+        if row["contender"] == ours and (
+            low := floors(device, length=row["length"], dtype=row["dtype"], **shape)
+        ):
             times = {f"{kind}_ratio": row[kind]["median_ms"] / low[kind] for kind in low}
             found.append({"length": row["length"], "dtype": row["dtype"], "floor_ms": low, **times})
     return found
@@ -185,7 +218,9 @@ def key_row(result: dict) -> dict:
     for row in result["ratios"]:
         if row["length"] == length:
             place = found.setdefault(f"{row['dtype']}, {row['allocator']} allocator", {})
-            place[row["contender"]] = {kind: round(row[kind], 2) for kind in ("forward", "forward_backward")}
+            place[row["contender"]] = {
+                kind: round(row[kind], 2) for kind in ("forward", "forward_backward")
+            }
     kept = [row for row in result["memory"] if (row["contender"], row["length"]) == (ours, length)]
     found["kept_bytes_per_element"] = kept[0]["kept_bytes_per_element"] if kept else None
     found["exponent"] = result["exponents"].get(ours)
@@ -216,8 +251,16 @@ def table(result: dict) -> str:
                  for kind in ("forward", "forward_backward"))
         found = memory_of.get((row["contender"], row["length"], row["dtype"]), {})
         kept, peak = found.get("kept_bytes_per_element"), found.get("peak_bytes")
-        lines.append([row["contender"], str(row["length"]), f"{row['dtype']}, {row['allocator']}", *times,
-                      "" if kept is None else f"{kept:.2f}", "" if peak is None else f"{peak / 2**20:.0f}"])
+        lines.append(
+            [
+                row["contender"],
+                str(row["length"]),
+                f"{row['dtype']}, {row['allocator']}",
+                *times,
+                "" if kept is None else f"{kept:.2f}",
+                "" if peak is None else f"{peak / 2**20:.0f}",
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -234,15 +277,34 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", type=int, help="sequences at once (CPU 4, GPU 8)")
     add("--d-inner", type=int, help="channels (CPU 256, GPU 1536)")
     add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
-    add("--dtype", type=_listed, help="types of number, with commas between (CPU float32, GPU bfloat16,float32)")
+    add(
+        "--dtype",
+        type=_listed,
+        help="types of number, with commas between (CPU float32, GPU bfloat16,float32)",
+    )
     add("--repeats", type=int, default=15, help="rounds (%(default)s)")
-    add("--seconds", type=float, default=10, help="a slow contender gets fewer rounds, though three, where they would "
-        "take longer than this (%(default)s)")
-    add("--limit", type=float, default=20, help="a contender stops where a call takes longer than so many seconds, "
-        "with a second allocator five times as many (%(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=10,
+        help="a slow contender gets fewer rounds, though three, where they would "
+        "take longer than this (%(default)s)",
+    )
+    add(
+        "--limit",
+        type=float,
+        default=20,
+        help="a contender stops where a call takes longer than so many seconds, "
+        "with a second allocator five times as many (%(default)s)",
+    )
     add("--only", type=_listed, help="names of contenders, with commas between")
-    add("--allocator", choices=("both", "default", "tuned"), default="both", help="on a CPU: glibc as it is; told to "
-        "keep freed memory, as training does; or tuned, and both at one length (%(default)s)")
+    add(
+        "--allocator",
+        choices=("both", "default", "tuned"),
+        default="both",
+        help="on a CPU: glibc as it is; told to "
+        "keep freed memory, as training does; or tuned, and both at one length (%(default)s)",
+    )
     add("--figure3", action=argparse.BooleanOptionalAction, default=True,
         help="also attention and a long convolution against length")
     add("--output", type=Path, help="the JSON file (default data/results/scan_DEVICE.json)")
@@ -256,13 +318,25 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     try:
         args.lengths = sorted({int(length) for length in args.lengths})
     except ValueError as error:
-        raise UserError("--lengths takes whole numbers with commas between, such as 256,512,1024") from error
-    if not args.lengths or min(*args.lengths, args.batch, args.d_inner, args.d_state, args.repeats) < 1:
-        raise UserError("--lengths, --batch, --d-inner, --d-state and --repeats are sizes: give at least 1 of each")
-    for option, given, known in (("--only", args.only, names(args.device)), ("--dtype", args.dtype, list(TOLERANCE))):
+        raise UserError(
+            "--lengths takes whole numbers with commas between, such as 256,512,1024"
+        ) from error
+    if (
+        not args.lengths
+        or min(*args.lengths, args.batch, args.d_inner, args.d_state, args.repeats) < 1
+    ):
+        raise UserError(
+            "--lengths, --batch, --d-inner, --d-state and --repeats are sizes: give at least 1 of each"
+        )
+    for option, given, known in (
+        ("--only", args.only, names(args.device)),
+        ("--dtype", args.dtype, list(TOLERANCE)),
+    ):
         if unknown := [name for name in given or [] if name not in known]:
-            raise UserError(f"{option} does not know {unknown[0]!r} on a {args.device} device: choose from "
-                            f"{', '.join(known)}")
+            raise UserError(
+                f"{option} does not know {unknown[0]!r} on a {args.device} device: choose from "
+                f"{', '.join(known)}"
+            )
     return args
 
 
@@ -274,15 +348,32 @@ def _measure_all(args: argparse.Namespace) -> dict:
     allocators = ["tuned", "default"] if args.allocator == "both" else [args.allocator]
     if args.device == "cuda":
         allocators = ["GPU"]
-    options = {name: getattr(args, name) for name in ("device", "lengths", "repeats", "seconds", "limit")}
+    options = {
+        name: getattr(args, name) for name in ("device", "lengths", "repeats", "seconds", "limit")
+    }
     task = shape | options | {"task": "time", "names": wanted}
-    result = {"shape": shape, "dtypes": args.dtype, "allocators": allocators, "key_length": key, "ours": "",
-              "contenders": {}, "absent": {}, "checks": {}, "rows": [], "cut": [], "memory": []}
+    result = {
+        "shape": shape,
+        "dtypes": args.dtype,
+        "allocators": allocators,
+        "key_length": key,
+        "ours": "",
+        "contenders": {},
+        "absent": {},
+        "checks": {},
+        "rows": [],
+        "cut": [],
+        "memory": [],
+    }
     for dtype in args.dtype:
         for allocator in allocators:
             here = task | {"dtype": dtype, "allocator": allocator}
             if allocator != allocators[0]:  # page faults make a call up to five times as long
-                here |= {"lengths": [key], "names": list(result["contenders"]), "limit": 5 * args.limit}
+                here |= {
+                    "lengths": [key],
+                    "names": list(result["contenders"]),
+                    "limit": 5 * args.limit,
+                }
             machine = _add_times(result, here)
         _add_memory(result, task, dtype)
     if not result["rows"]:
@@ -309,7 +400,9 @@ def _add_times(result: dict, task: dict) -> dict:
         result[part] += [row | place for row in found[part]]
     for part in ("contenders", "absent"):
         result[part] |= found[part]
-    result["checks"] |= {f"{name}, {task['dtype']}": error for name, error in found["checks"].items()}
+    result["checks"] |= {
+        f"{name}, {task['dtype']}": error for name, error in found["checks"].items()
+    }
     return found["machine"]
 
 
@@ -321,7 +414,13 @@ def _add_memory(result: dict, task: dict, dtype: str) -> None:
                           and (row["contender"], row["dtype"]) == (name, dtype)})
         note(f"memory, {dtype}, {name}")
         if lengths:
-            place = {"task": "memory", "dtype": dtype, "allocator": "default", "names": [name], "lengths": lengths}
+            place = {
+                "task": "memory",
+                "dtype": dtype,
+                "allocator": "default",
+                "names": [name],
+                "lengths": lengths,
+            }
             result["memory"] += [row | {"dtype": dtype} for row in _run(task | place)["rows"]]
 
 
@@ -339,9 +438,12 @@ def _figure3(result: dict, task: dict) -> dict:
 def main(argv: list[str] | None = None) -> None:
     """Time our scan and its peers over a range of lengths, with the memory they take."""
     args = _options(argv)
-    command = shlex.join(["python", "-m", "lib.lab.bench", "scan", *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join(
+        ["python", "-m", "lib.lab.bench", "scan", *(sys.argv[1:] if argv is None else argv)]
+    )
     result = _measure_all(args) | {"command": command}
-    rows, ours, first = result["rows"], result["ours"], (result["dtypes"][0], result["allocators"][0])
+    rows, ours = result["rows"], result["ours"]
+    first = (result["dtypes"][0], result["allocators"][0])
     result["ratios"] = ratios(rows, ours)
     result["exponents"] = {}
     for name in result["contenders"]:

@@ -6,11 +6,19 @@ from lib.lab.peers import scans as peers
 from lib.show import plots
 
 LOOKS = {  # ours in ink, others in colours that have no other meaning in this course
-    "cpu": (plots.INK, "-"), "triton": (plots.INK, "-"), "parallel": (plots.INK, "--"), "loop": (plots.INK, ":"),
-    "mambapy": (plots.OTHER[0], "-"), "transformers": (plots.OTHER[1], "-"), "mamba_ssm_cuda": (plots.OTHER[2], "-"),
-    "mamba_ssm_reference": (plots.OTHER[2], "--"), "accelerated_scan_triton": (plots.GREY, "-"),
-    "accelerated_scan_warp": (plots.GREY, "--"), "convolution": (plots.OTHER[2], "-"),
-    "attention": (plots.OTHER[0], "-")}
+    "cpu": (plots.INK, "-"),
+    "triton": (plots.INK, "-"),
+    "parallel": (plots.INK, "--"),
+    "loop": (plots.INK, ":"),
+    "mambapy": (plots.OTHER[0], "-"),
+    "transformers": (plots.OTHER[1], "-"),
+    "mamba_ssm_cuda": (plots.OTHER[2], "-"),
+    "mamba_ssm_reference": (plots.OTHER[2], "--"),
+    "accelerated_scan_triton": (plots.GREY, "-"),
+    "accelerated_scan_warp": (plots.GREY, "--"),
+    "convolution": (plots.OTHER[2], "-"),
+    "attention": (plots.OTHER[0], "-"),
+}
 
 
 def _lines(ax, rows: list[dict], contenders: dict, kind: str) -> None:
@@ -35,8 +43,12 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
     if ax is None:
         _, ax = plots.figure(height=4.8)
     dtype, allocator = result["dtypes"][0], result["allocators"][0]
-    _lines(ax, [row for row in result["rows"] if (row["dtype"], row["allocator"]) == (dtype, allocator)],
-           result["contenders"], kind)
+    _lines(
+        ax,
+        [row for row in result["rows"] if (row["dtype"], row["allocator"]) == (dtype, allocator)],
+        result["contenders"],
+        kind,
+    )
     ax.set_ylabel(f"{kind.replace('_', ' + ')}, ms")
     found = result["key"].get(f"{dtype}, {allocator} allocator", {})
     others = {name: row[kind] for name, row in found.items() if name in peers.PEERS}
@@ -44,8 +56,10 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
     if others:
         name = min(others, key=others.get)
         many = f"{others[name]:.{int(others[name] < 10)}f}"
-        title = (f"The fastest peer, {result['contenders'][name]['label']}, takes {many} times as long as ours "
-                 f"at length {result['key_length']:,}")
+        title = (
+            f"The fastest peer, {result['contenders'][name]['label']}, takes {many} times as long as ours "
+            f"at length {result['key_length']:,}"
+        )
     _title(ax, title)
     return ax.figure
 
@@ -62,7 +76,11 @@ def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
     times = {(row["contender"], row["length"]): row[kind]["median_ms"] for row in found["rows"]}
     lengths = sorted(length for name, length in times if name == ours)
     faster = [n for n in lengths if times.get(("attention", n), 0) > times[ours, n]]
-    always = [n for n in faster if all(m in faster for m in lengths if m >= n and ("attention", m) in times)]
+    always = [
+        n
+        for n in faster
+        if all(m in faster for m in lengths if m >= n and ("attention", m) in times)
+    ]
     _title(ax, f"The scan is faster than attention from length {always[0]:,} on" if always else
            f"Attention is faster than the scan up to length {lengths[-1]:,}")
     return ax.figure
@@ -70,7 +88,9 @@ def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
 
 def picture(result: dict) -> bytes:
     """The figures of a result as one PNG."""
-    fig, axes = plots.figure(1 + ("figure3" in result), height=4.8 * (1 + ("figure3" in result)), squeeze=False)
+    fig, axes = plots.figure(
+        1 + ("figure3" in result), height=4.8 * (1 + ("figure3" in result)), squeeze=False
+    )
     draw(result, ax=axes[0, 0])
     if "figure3" in result:
         draw_figure3(result, ax=axes[1, 0])

@@ -31,7 +31,8 @@ from lib.mamba.model import LanguageModel, State
 from lib.train.optim import choose_precision, parameter_groups
 
 SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
-STEPPER = "mamba_cpp"  # the same Mamba by its whole-model step in C++: another implementation, so a row of its own
+# the same Mamba by its whole-model step in C++: another implementation, so a row of its own
+STEPPER = "mamba_cpp"
 KINDS = ("training", "prefill", "generation", "throughput", "memory")
 GENERATED = ("generation", "throughput")  # a token a row at a time
 AXIS = {"throughput": "batch"}  # what a kind is measured against, if not the length
@@ -46,7 +47,9 @@ class Bench:
 
     def model(self, arch: str, window: int) -> LanguageModel:
         torch.manual_seed(0)
-        return build(arch, self.vocabulary, replace(self.size, window=window, dropout=0.0)).to(self.device)
+        return build(arch, self.vocabulary, replace(self.size, window=window, dropout=0.0)).to(
+            self.device
+        )
 
     def tokens(self, length: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(length)
@@ -78,7 +81,9 @@ class Bench:
             nonlocal state
             if model.grows:  # the length is all that attention sees
                 state = model.new_state(1)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision is not None
+            ):
                 logits, after = model(tokens[:, :-1], state, return_state=True)
             F.cross_entropy(logits.float()[0], tokens[0, 1:]).backward()
             optimizer.step()
@@ -90,12 +95,16 @@ class Bench:
         model, tokens = self.model(arch, length).eval(), self.tokens(length)
         return lambda: model.prefill(tokens)
 
-    def generation(self, arch: str, position: int, tokens: int, batch: int = 1) -> tuple[Callable, int]:
+    def generation(
+        self, arch: str, position: int, tokens: int, batch: int = 1
+    ) -> tuple[Callable, int]:
         """(a call that generates so many tokens a row from a position, bytes of a row's state there)."""
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
         size = baselines.state_bytes(model, state, position)
-        first = [tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state]
+        first = [
+            tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state
+        ]
         token = torch.zeros(batch, dtype=torch.long, device=self.device)
 
         @torch.inference_mode()
@@ -130,7 +139,9 @@ class Bench:
                 for layer, memory in zip(model.backbone.layers, state)]
 
 
-def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> dict[str, list[float]]:
+def turns(
+    bench: Bench, works: dict[str, Callable], chosen, limit: set[str]
+) -> dict[str, list[float]]:
     """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good.
 
     So does one for which memory runs out, without a time.
@@ -144,12 +155,16 @@ def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> 
             limit.add(arch)
         first[arch] = took
         rounds[arch] = 0 if arch in limit else rounds_for(took, chosen.repeats, chosen.seconds) - 1
-    more, failed = take_turns({arch: partial(bench.clock, work) for arch, work in works.items()}, rounds)
+    more, failed = take_turns(
+        {arch: partial(bench.clock, work) for arch, work in works.items()}, rounds
+    )
     limit |= failed.keys()
     return {arch: [first[arch], *times] for arch, times in more.items()}
 
 
-def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]) -> list[dict]:
+def timed(
+    bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]
+) -> list[dict]:
     """Rows of one kind at one length; of throughput, at one number of pieces side by side."""
     works, sizes = {}, {}
     for arch in archs:
@@ -158,7 +173,9 @@ def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, 
         if kind == "generation":
             works[arch], sizes[arch] = bench.generation(arch, length, chosen.tokens)
         elif kind == "throughput":
-            works[arch], sizes[arch] = bench.generation(arch, chosen.prompt, chosen.tokens, batch=length)
+            works[arch], sizes[arch] = bench.generation(
+                arch, chosen.prompt, chosen.tokens, batch=length
+            )
         else:
             works[arch] = getattr(bench, kind)(arch, length)
     rows = []
@@ -180,7 +197,8 @@ def child(task: dict) -> list[dict]:
     """How far memory rises during a training step of one architecture, at each length, until it does not fit."""
     limit_memory()
     bench, rows = Bench(Size(**task["size"]), task["vocabulary"], task["device"]), []
-    bench.training(task["arch"], min(task["lengths"]))()  # what the first call ever sets up is not counted
+    # what the first call ever sets up is not counted
+    bench.training(task["arch"], min(task["lengths"]))()
     for length in task["lengths"]:
         try:
             work = bench.training(task["arch"], length)
@@ -197,10 +215,16 @@ def memory(task: dict) -> list[dict]:
     """`child(task)` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.lab.experiments.efficiency", json.dumps(task), str(answer)],
-                              check=False, cwd=env.ROOT, env=dict(os.environ))
+        done = subprocess.run(
+            [sys.executable, "-m", "lib.lab.experiments.efficiency", json.dumps(task), str(answer)],
+            check=False,
+            cwd=env.ROOT,
+            env=dict(os.environ),
+        )
         if done.returncode:
-            raise UserError(f"measuring the memory of {task['arch']} ended with code {done.returncode}: shorten the lengths")
+            raise UserError(
+                f"measuring the memory of {task['arch']} ended with code {done.returncode}: shorten the lengths"
+            )
         return json.loads(answer.read_text())
 
 
@@ -210,7 +234,9 @@ def run(lab) -> dict:
     bench = Bench(protocol.size, chosen.vocabulary, lab.device)
     result = lab.read("efficiency") or {"rows": [], "exponents": []}
     result["threads"] = torch.get_num_threads()
-    result["body_parameters"] = {arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs}
+    result["body_parameters"] = {
+        arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs
+    }
     grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions,
              "throughput": chosen.batches}
     for kind, lengths in grids.items():
@@ -220,9 +246,20 @@ def run(lab) -> dict:
             continue
         lab.left()
         lab.say(f"efficiency: memory of {arch}")
-        lengths = [row["length"] for row in result["rows"] if (row["kind"], row["arch"]) == ("training", arch)]
-        result["rows"] += memory({"arch": arch, "size": vars(protocol.size), "vocabulary": chosen.vocabulary,
-                                  "device": lab.device, "lengths": sorted(lengths)})
+        lengths = [
+            row["length"]
+            for row in result["rows"]
+            if (row["kind"], row["arch"]) == ("training", arch)
+        ]
+        result["rows"] += memory(
+            {
+                "arch": arch,
+                "size": vars(protocol.size),
+                "vocabulary": chosen.vocabulary,
+                "device": lab.device,
+                "lengths": sorted(lengths),
+            }
+        )
         _keep(lab, result)
     return result
 
@@ -236,7 +273,11 @@ def _add_times(lab, bench: Bench, kind: str, lengths: tuple[int, ...], result: d
     a_round = chosen.tokens if kind in GENERATED else 1
     limit: set[str] = set()  # who has taken too long
     for length in lengths:
-        mine = [row for row in result["rows"] if row["kind"] == kind and row[AXIS.get(kind, "length")] == length]
+        mine = [
+            row
+            for row in result["rows"]
+            if row["kind"] == kind and row[AXIS.get(kind, "length")] == length
+        ]
         if not mine:
             lab.left()
             lab.say(f"efficiency: {kind} at {length:,}")
@@ -268,8 +309,13 @@ def slope(x, y) -> dict:
     return {"exponent": k, "standard_error": error, "points": points}
 
 
-QUANTITIES = (("training", "median_ms"), ("memory", "peak_bytes"), ("prefill", "median_ms"), ("generation", "median_ms"),
-              ("generation", "state_bytes"))
+QUANTITIES = (
+    ("training", "median_ms"),
+    ("memory", "peak_bytes"),
+    ("prefill", "median_ms"),
+    ("generation", "median_ms"),
+    ("generation", "state_bytes"),
+)
 
 
 def exponents(rows: list[dict]) -> list[dict]:
@@ -295,8 +341,10 @@ def label(arch: str) -> str:
 
 def table(result: dict) -> str:
     """The exponents in Markdown."""
-    lines = ["| architecture | training time | training memory | prefill time | time a token | bytes of state |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| architecture | training time | training memory | prefill time | time a token | bytes of state |",
+        "|---|---|---|---|---|---|",
+    ]
     for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
         cells = [show(result, arch, kind, quantity) for kind, quantity in QUANTITIES]
         lines.append(f"| {label(arch)} | {' | '.join(cells)} |")
@@ -306,7 +354,9 @@ def table(result: dict) -> str:
 def show(result: dict, arch: str, kind: str, quantity: str) -> str:
     """One exponent in words."""
     for row in result.get("exponents", []):
-        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity) and row["exponent"] is not None:
+        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity) and row[
+            "exponent"
+        ] is not None:
             error = f" ± {row['standard_error']:.2f}" if row["standard_error"] is not None else ""
             return f"{row['exponent']:.2f}{error}"
     return env.UNKNOWN

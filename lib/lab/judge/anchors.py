@@ -43,10 +43,17 @@ def anchors(performances: list[Performance], tokenizer: Tokenizer, seconds: floa
     test = [(p, a) for p, a in zip(performances, arrays) if p.split == "test"]
     few = len(test) < 8
     for performance, notes in test:
-        starts = np.arange(notes["start"][0], notes["end"].max() - seconds, seconds) if few else [notes["start"][0]]
+        starts = (
+            np.arange(notes["start"][0], notes["end"].max() - seconds, seconds)
+            if few
+            else [notes["start"][0]]
+        )
         for start in starts:
             ids = tokenizer.encode(Music(excerpt(notes, start, seconds)))
-            pieces = [_cut(tokenizer.decode(tokens).notes, seconds) for tokens in (ids, rng.permutation(ids))]
+            pieces = [
+                _cut(tokenizer.decode(tokens).notes, seconds)
+                for tokens in (ids, rng.permutation(ids))
+            ]
             if min(map(len, pieces)) >= FEW:
                 real.append(pieces[0])
                 noise.append(pieces[1])
@@ -103,7 +110,9 @@ def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]
              if len(clip := excerpt(notes, at, CLIP)) >= FEW] for notes in pieces]
 
 
-def frechets(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict[str, float]:
+def frechets(
+    anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0
+) -> dict[str, float]:
     """Fréchet distance of each group to real pieces, sets of equal size, mean over random draws; NaN for too few."""
     rng = np.random.default_rng(seed)
     size = min([len(anchor.real) // 2, *(len(pieces) for pieces in groups.values())])
@@ -161,7 +170,9 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
         found: dict[str, list[Passage]] = {}
         for name, pieces in {"real": anchor.real, **groups}.items():
             apart = other if name == "real" else None
-            found[name] = longest_shared([keys(n) for n in pieces], train, transposed=transposed, groups=apart)
+            found[name] = longest_shared(
+                [keys(n) for n in pieces], train, transposed=transposed, groups=apart
+            )
         if again:
             found["same title"] = longest_shared(openings, repeated, transposed=transposed)
         kinds[kind] = {name: _summary(passages, anchor, named=name in groups)
@@ -176,15 +187,22 @@ def _summary(passages: list[Passage], anchor: Anchors, named: bool) -> dict:
            "p95": float(np.percentile(lengths, 95)), "longest": int(lengths[top])}
     if named and passages[top].notes:
         source = anchor.train_facts[passages[top].piece]
-        row |= {"query": top, "at_note": passages[top].at, "of": f"{source.composer}, {source.title}",
-                "piece": passages[top].piece, "its_note": passages[top].there}
+        row |= {
+            "query": top,
+            "at_note": passages[top].at,
+            "of": f"{source.composer}, {source.title}",
+            "piece": passages[top].piece,
+            "its_note": passages[top].there,
+        }
     return row
 
 
 def compare(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     """Everything above for groups of note arrays, beside the anchors, as one JSON-ready dict."""
     empty = {name: sum(len(notes) < FEW for notes in pieces) for name, pieces in groups.items()}
-    groups = {name: [notes for notes in pieces if len(notes) >= FEW] for name, pieces in groups.items()}
+    groups = {
+        name: [notes for notes in pieces if len(notes) >= FEW] for name, pieces in groups.items()
+    }
     if any(len(pieces) < 2 for pieces in groups.values()):
         raise UserError(f"two pieces with {FEW} notes or more are needed: play some more")
     others = {**groups, "noise": anchor.noise}
@@ -212,8 +230,14 @@ def table(result: dict) -> str:
             cells = ["{1:.3g} ({0:.3g} to {2:.3g})".format(*facts_of[n][fact]) for n in names]
             lines.append(_row(fact, cells))
     lines += [
-        _row("mean overlap area with real, 1 is best", [f"{overlap[n]['mean_overlap_area']:.3f}" for n in names]),
-        _row("mean KL from real in nats, 0 is best", [f"{overlap[n]['mean_kl_nats']:.3f}" for n in names]),
+        _row(
+            "mean overlap area with real, 1 is best",
+            [f"{overlap[n]['mean_overlap_area']:.3f}" for n in names],
+        ),
+        _row(
+            "mean KL from real in nats, 0 is best",
+            [f"{overlap[n]['mean_kl_nats']:.3f}" for n in names],
+        ),
         _row("Fréchet distance to real", [f"{result['frechet'][n]:.4f}" for n in names]),
     ]
     for kind, rows in result["copied"].items():
@@ -238,11 +262,21 @@ def plot(result: dict):
     said = ", ".join(f"{n} {mean[n]:.2f}" for n in reversed(names))
     fig, ax = plots.figure(height=4.2)
     for name in names:
-        ax.plot([result["overlap"][name]["overlap_area"][k] for k in kinds], range(len(kinds)), "o", markersize=9,
-                color=colours.get(name) or next(rest), label=f"{name}" + (" halves" if name == "real" else ""))
+        ax.plot(
+            [result["overlap"][name]["overlap_area"][k] for k in kinds],
+            range(len(kinds)),
+            "o",
+            markersize=9,
+            color=colours.get(name) or next(rest),
+            label=f"{name}" + (" halves" if name == "real" else ""),
+        )
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=True)
-    ax.set(xlim=(0, 1.02), xlabel="overlap area with the test pieces", title=f"Overlap area, on average: {said}")
+    ax.set(
+        xlim=(0, 1.02),
+        xlabel="overlap area with the test pieces",
+        title=f"Overlap area, on average: {said}",
+    )
     ax.legend(loc="lower left", reverse=True)
     return fig

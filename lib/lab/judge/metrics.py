@@ -27,10 +27,14 @@ def muspy_metrics(notes: np.ndarray) -> dict[str, float]:
         muspy.Note(int(a), int(p), max(1, int(b - a)), int(v))
         for a, b, p, v in zip(*ticks, notes["pitch"], notes["velocity"])])
     music = muspy.Music(resolution=50, tempos=[muspy.Tempo(0, 120)], tracks=[track])
-    return {"range in semitones": float(muspy.pitch_range(music)), "keys used": float(muspy.n_pitches_used(music)),
-            "pitch entropy in bits": muspy.pitch_entropy(music),
-            "pitch-class entropy in bits": muspy.pitch_class_entropy(music),
-            "scale consistency": muspy.scale_consistency(music), "keys sounding at once": muspy.polyphony(music)}
+    return {
+        "range in semitones": float(muspy.pitch_range(music)),
+        "keys used": float(muspy.n_pitches_used(music)),
+        "pitch entropy in bits": muspy.pitch_entropy(music),
+        "pitch-class entropy in bits": muspy.pitch_class_entropy(music),
+        "scale consistency": muspy.scale_consistency(music),
+        "keys sounding at once": muspy.polyphony(music),
+    }
 
 
 def facts(notes: np.ndarray, seconds: float) -> dict[str, float]:
@@ -39,16 +43,21 @@ def facts(notes: np.ndarray, seconds: float) -> dict[str, float]:
         raise UserError("a piece needs two notes to be measured")
     gaps = np.diff(notes["start"])
     apart = gaps[gaps > 0.03]  # a chord counts once
-    return {"notes a second": len(notes) / seconds,
-            "median gap between onsets in s": float(np.median(apart)) if len(apart) else float("nan"),
-            "median note length in s": float(np.median(notes["end"] - notes["start"])),
-            "mean velocity": float(notes["velocity"].mean()), "spread of velocity": float(notes["velocity"].std()),
-            **muspy_metrics(notes),
-            "longest exact repetition in notes": float(longest_repeat(keys(notes))),
-            **{f"returns after {name}": value for name, value in returns(notes, seconds).items()}}
+    return {
+        "notes a second": len(notes) / seconds,
+        "median gap between onsets in s": float(np.median(apart)) if len(apart) else float("nan"),
+        "median note length in s": float(np.median(notes["end"] - notes["start"])),
+        "mean velocity": float(notes["velocity"].mean()),
+        "spread of velocity": float(notes["velocity"].std()),
+        **muspy_metrics(notes),
+        "longest exact repetition in notes": float(longest_repeat(keys(notes))),
+        **{f"returns after {name}": value for name, value in returns(notes, seconds).items()},
+    }
 
 
-def self_similarity(notes: np.ndarray, seconds: float, *, hop: float = 0.5, width: float = 4.0) -> np.ndarray:
+def self_similarity(
+    notes: np.ndarray, seconds: float, *, hop: float = 0.5, width: float = 4.0
+) -> np.ndarray:
     """Cosine similarity of every `width` seconds of a piece with every other: (frames, frames).
 
     A frame is the share of each of the twelve pitch classes in each half second, for four seconds
@@ -111,8 +120,12 @@ FEATURES: dict[str, Callable[[np.ndarray], float | np.ndarray]] = {
     "mean gap between onsets": lambda n: np.diff(n["start"]).mean(),
     "pitch classes": lambda n: _share(np.bincount(n["pitch"] % 12, minlength=12)),
     "pitch-class transitions": lambda n: _transitions(n["pitch"] % 12, 12),
-    "note lengths": lambda n: _share(np.bincount(_classes(n["end"] - n["start"]), minlength=len(STEPS) - 1)),
-    "note-length transitions": lambda n: _transitions(_classes(n["end"] - n["start"]), len(STEPS) - 1),
+    "note lengths": lambda n: _share(
+        np.bincount(_classes(n["end"] - n["start"]), minlength=len(STEPS) - 1)
+    ),
+    "note-length transitions": lambda n: _transitions(
+        _classes(n["end"] - n["start"]), len(STEPS) - 1
+    ),
 }
 
 
@@ -123,8 +136,13 @@ def features(pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """
     short = [i for i, notes in enumerate(pieces) if len(notes) < 2]
     if short or not len(pieces):
-        raise UserError(f"{len(short)} of {len(pieces)} pieces have fewer than two notes: leave them out")
-    return {name: np.stack([np.atleast_1d(np.asarray(f(n), float)) for n in pieces]) for name, f in FEATURES.items()}
+        raise UserError(
+            f"{len(short)} of {len(pieces)} pieces have fewer than two notes: leave them out"
+        )
+    return {
+        name: np.stack([np.atleast_1d(np.asarray(f(n), float)) for n in pieces])
+        for name, f in FEATURES.items()
+    }
 
 
 def _distances(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
@@ -160,13 +178,17 @@ def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return smooth / smooth.sum()
 
 
-def yang_lerch(real: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+def yang_lerch(
+    real: dict[str, np.ndarray], other: dict[str, np.ndarray]
+) -> dict[str, tuple[float, float]]:
     """(overlap area, KL) of each feature: distances within the real set against those from it to the other.
 
     Yang and Lerch, "On the evaluation of generative models in music", 2020, section 3.3. An
     overlap of 1 means that the other pieces lie among the real ones as those lie among themselves.
     """
-    return {name: overlap(_distances(real[name]), _distances(real[name], other[name])) for name in real}
+    return {
+        name: overlap(_distances(real[name]), _distances(real[name], other[name])) for name in real
+    }
 
 
 # ---- a Fréchet distance ------------------------------------------------------------------------

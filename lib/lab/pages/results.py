@@ -62,17 +62,26 @@ def table() -> str:
 # ---- a result in words --------------------------------------------------------------------
 
 
-PEERS = {"mambapy": "mambapy takes {} as long", "mamba_ssm_reference": "the reference of mamba-ssm {}",
-         "mamba_ssm_cuda": "the CUDA kernel of mamba-ssm {}"}
+PEERS = {
+    "mambapy": "mambapy takes {} as long",
+    "mamba_ssm_reference": "the reference of mamba-ssm {}",
+    "mamba_ssm_cuda": "the CUDA kernel of mamba-ssm {}",
+}
 
 
 def _scan(found: dict) -> str:
     length, dtype = found["key_length"], found["dtypes"][0]
-    ours = next(row for row in found["rows"] if (row["contender"], row["length"], row["dtype"], row["allocator"])
-                == (found["ours"], length, dtype, found["allocators"][0]))
+    ours = next(
+        row
+        for row in found["rows"]
+        if (row["contender"], row["length"], row["dtype"], row["allocator"])
+        == (found["ours"], length, dtype, found["allocators"][0])
+    )
     took = ours["forward_backward"]["median_ms"]
     milliseconds = f"{took:.{int(took < 10)}f} ms"
-    places = [found["key"].get(f"{dtype}, {allocator} allocator", {}) for allocator in found["allocators"]]
+    places = [
+        found["key"].get(f"{dtype}, {allocator} allocator", {}) for allocator in found["allocators"]
+    ]
     beside = []
     for name, sentence in PEERS.items():
         times = [place[name]["forward_backward"] for place in places if name in place]
@@ -83,17 +92,21 @@ def _scan(found: dict) -> str:
 
 def _scan_sizes(found: dict) -> str:
     shape = found["shape"]
-    return (f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, N {shape['d_state']}, "
-            f"{found['dtypes'][0]})")
+    return (
+        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, N {shape['d_state']}, "
+        f"{found['dtypes'][0]})"
+    )
 
 
 def _generation(found: dict) -> str:
     speeds = found["key"]["tokens_per_second"].values()
     times = found["key"]["times_as_long"]
     first, *_, last = sorted(found["positions"])
-    return (f"{min(speeds):,} to {max(speeds):,} tokens/s, as fast after {last:,} tokens as after {first:,}; Mamba in "
-            f"transformers takes {_range(times['transformers_mamba'].values())} as long, GPT-2 "
-            f"{_range(times['gpt2'].values())}")
+    return (
+        f"{min(speeds):,} to {max(speeds):,} tokens/s, as fast after {last:,} tokens as after {first:,}; Mamba in "
+        f"transformers takes {_range(times['transformers_mamba'].values())} as long, GPT-2 "
+        f"{_range(times['gpt2'].values())}"
+    )
 
 
 def _generation_sizes(found: dict) -> str:
@@ -116,13 +129,17 @@ def _training_sizes(found: dict) -> str:
 def _pick(found: dict, part: str, contender: str) -> dict:
     """The row of a contender at the key length, with the allocator as the system gives it."""
     place = (contender, found["key_length"], "default")
-    return next(row for row in found[part] if (row["contender"], row["length"], row["allocator"]) == place)
+    return next(
+        row for row in found[part] if (row["contender"], row["length"], row["allocator"]) == place
+    )
 
 
 def _resume(found: dict) -> str:
     end = "the same weights at the end" if found["same_end"] else "other weights at the end"
-    return (f"{found['kills']} kills, {found['damaged']} damaged files, at most {found['most_lost']} steps lost; "
-            f"{end}")
+    return (
+        f"{found['kills']} kills, {found['damaged']} damaged files, at most {found['most_lost']} steps lost; "
+        f"{end}"
+    )
 
 
 def _model(found: dict) -> str:
@@ -147,8 +164,10 @@ def _repairs(found: dict) -> str:
         return ""
     before, after = arms["original"]["bits_per_note"], arms["all repaired"]
     gains = {name: arms[name]["gain"]["bits_per_note"] for name in ("vocabulary", "schedule")}
-    return (f"{before:.2f}; all repairs gain {show(after['gain'])}; fewer merges alone {gains['vocabulary']:.2f}, "
-            f"the schedule alone {gains['schedule']:.2f}")
+    return (
+        f"{before:.2f}; all repairs gain {show(after['gain'])}; fewer merges alone {gains['vocabulary']:.2f}, "
+        f"the schedule alone {gains['schedule']:.2f}"
+    )
 
 
 def _range(times: Collection[float]) -> str:
@@ -158,16 +177,44 @@ def _range(times: Collection[float]) -> str:
 
 BENCH, EXPERIMENTS = "python -m lib.lab.bench", "python -m lib.lab.experiments"
 ROWS = (
-    Row("scan", "selective scan, forward and backward", f"{BENCH} scan", _scan, _scan_sizes, options=True),
+    Row(
+        "scan",
+        "selective scan, forward and backward",
+        f"{BENCH} scan",
+        _scan,
+        _scan_sizes,
+        options=True,
+    ),
     Row("generate", "generation", f"{BENCH} generate", _generation, _generation_sizes),
     Row("train", "a training step", f"{BENCH} train", _training, _training_sizes),
-    Row("interruptions", "a training run that is killed again and again", f"{BENCH} interruptions", _resume),
-    Row("model", "the shipped model, bits a note on whole test pieces (95 %)", "python -m lib.lab.release", _model),
-    Row("experiments_likelihood", "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 %)",
-        f"{EXPERIMENTS} --only likelihood --jobs 2", _difference("tokens")),
-    Row("experiments_likelihood", "Mamba minus Transformer, equal time, bits a note on test pieces (95 %)",
-        f"{EXPERIMENTS} --only likelihood --jobs 2", _difference("minutes")),
-    Row("experiments_original",
+    Row(
+        "interruptions",
+        "a training run that is killed again and again",
+        f"{BENCH} interruptions",
+        _resume,
+    ),
+    Row(
+        "model",
+        "the shipped model, bits a note on whole test pieces (95 %)",
+        "python -m lib.lab.release",
+        _model,
+    ),
+    Row(
+        "experiments_likelihood",
+        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 %)",
+        f"{EXPERIMENTS} --only likelihood --jobs 2",
+        _difference("tokens"),
+    ),
+    Row(
+        "experiments_likelihood",
+        "Mamba minus Transformer, equal time, bits a note on test pieces (95 %)",
+        f"{EXPERIMENTS} --only likelihood --jobs 2",
+        _difference("minutes"),
+    ),
+    Row(
+        "experiments_original",
         "the original's recipe at our size, bits a note on held-out pieces, and what repairs gain (95 %)",
-        f"{EXPERIMENTS} --only original --jobs 2", _repairs),
+        f"{EXPERIMENTS} --only original --jobs 2",
+        _repairs,
+    ),
 )

@@ -27,7 +27,8 @@ class LSTMMixer(nn.Module):
         super().__init__()
         self.width = width
         self.lstm = nn.LSTM(width, width, batch_first=True)
-        with torch.no_grad():  # remember at first (Jozefowicz et al. 2015); gates come as i, f, g, o
+        # remember at first (Jozefowicz et al. 2015); gates come as i, f, g, o
+        with torch.no_grad():
             self.lstm.bias_ih_l0.zero_()
             self.lstm.bias_hh_l0.zero_()
             self.lstm.bias_ih_l0[width : 2 * width] = 1
@@ -61,4 +62,6 @@ class LSTMLM(LanguageModel):
     """x + LSTM(norm(x)), `n_layer` times."""
 
     def __init__(self, config: LSTMConfig):
-        super().__init__(config, [Block(config, LSTMMixer(config.d_model)) for _ in range(config.n_layer)])
+        super().__init__(
+            config, [Block(config, LSTMMixer(config.d_model)) for _ in range(config.n_layer)]
+        )

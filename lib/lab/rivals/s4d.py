@@ -45,7 +45,8 @@ class Systems(DiagonalSystems):
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """Without gradients computed once for the parameters as they are, not at every token."""
-        if torch.is_grad_enabled() or self.D.is_inference():  # tensors made for inference count no changes
+        # tensors made for inference count no changes
+        if torch.is_grad_enabled() or self.D.is_inference():
             return super().system()
         key = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._known[0] != key:

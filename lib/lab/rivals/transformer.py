@@ -27,8 +27,10 @@ class TransformerConfig:
     n_layer: int = 4
     n_head: int = 3  # heads, each of d_model / n_head numbers, which must be even
     d_feed: int = 512  # width inside the feed-forward part
-    window: int = 512  # positions that one attends to, itself included: also the length of the cache
-    carries: bool = False  # train and judge with the cache carried on (Transformer-XL), or on windows read afresh
+    # positions that one attends to, itself included: also the length of the cache
+    window: int = 512
+    # train and judge with the cache carried on (Transformer-XL), or on windows read afresh
+    carries: bool = False
     rope_base: float = 10_000.0
     dropout: float = 0.0  # on the output of attention and of the feed-forward part, in training
     norm_eps: float = 1e-5
@@ -64,7 +66,9 @@ class Attention(nn.Module):
     is exact up to 16 million. Rows may have read different numbers of them.
     """
 
-    def __init__(self, width: int, n_head: int, window: int, n_layer: int, rope_base: float = 10_000.0):
+    def __init__(
+        self, width: int, n_head: int, window: int, n_layer: int, rope_base: float = 10_000.0
+    ):
         super().__init__()
         if width % (2 * n_head) or window < 1:
             raise UserError(f"attention needs a width that splits into {n_head} heads of even size "
@@ -81,7 +85,9 @@ class Attention(nn.Module):
     def new_memory(self, batch: int = 1) -> Memory:
         """An empty ring, and 0 positions read."""
         zeros = self.out_proj.weight.new_zeros
-        return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(batch, 1, 1)
+        return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(
+            batch, 1, 1
+        )
 
     def unused_bytes(self, memory: Memory, read: int) -> int:
         """Bytes of the slots that are still empty after `read` positions, at batch 1."""
@@ -96,7 +102,8 @@ class Attention(nn.Module):
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """x (B, heads, L, size) with its pairs of numbers turned by the positions `at` (B, L)."""
-        angle = at.double()[:, None, :, None] * self.frequencies  # in float64: far positions stay exact
+        # in float64: far positions stay exact
+        angle = at.double()[:, None, :, None] * self.frequencies
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -109,7 +116,9 @@ class Attention(nn.Module):
     def slots(self, ring: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """The ring as (B, 2 · heads, window, size), and the index of positions `at` (B, L) in it."""
         ring = ring.unflatten(1, (2 * self.n_head, self.window))
-        return ring, (at % self.window)[:, None, :, None].expand(-1, ring.shape[1], -1, ring.shape[3])
+        return ring, (at % self.window)[:, None, :, None].expand(
+            -1, ring.shape[1], -1, ring.shape[3]
+        )
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """u (B, L, M) to (B, L, M), and the ring with the last `window` positions."""
@@ -187,8 +196,12 @@ class TransformerBlock(Block):
     grows = True
 
     def __init__(self, config):
-        super().__init__(config, Attention(config.d_model, config.n_head, config.window, config.n_layer,
-                                           config.rope_base))
+        super().__init__(
+            config,
+            Attention(
+                config.d_model, config.n_head, config.window, config.n_layer, config.rope_base
+            ),
+        )
         self.norm_feed = RMSNorm(config.d_model, config.norm_eps)
         self.feed = SwiGLU(config.d_model, config.d_feed, config.n_layer)
 
