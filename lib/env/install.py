@@ -19,7 +19,16 @@ INSTALL = "pip install -r requirements.txt"
 # widgets fit the page that shows the notebook.
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "ipywidgets")
 # Never installed: a lone notebook is open already, and runs no tests.
-NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "pytest", "nbmake", "beartype", "ruff", "codespell")
+NOT_NEEDED = (
+    "jupyterlab",
+    "nbformat",
+    "nbclient",
+    "pytest",
+    "nbmake",
+    "beartype",
+    "ruff",
+    "codespell",
+)
 
 
 @dataclass(frozen=True)
@@ -133,9 +142,24 @@ def install_missing(say=print) -> None:
         pins = [f"{name}=={_installed(name)}\n" for name in KEPT if _installed(name)]
         keep.write_text("".join(pins), encoding="utf-8")
         # without compiling every module to bytecode: the few that are imported are compiled then
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile", "--retries", "2",
-                   "--disable-pip-version-check", "--constraint", str(keep), *lacking]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--no-compile",
+            "--retries",
+            "2",
+            "--disable-pip-version-check",
+            "--constraint",
+            str(keep),
+            *lacking,
+        ]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace"
+        )
     if done.returncode:
         raise UserError(
             f"pip could not install what the course needs ({pip_reason(done.stderr)}): "
@@ -155,7 +179,8 @@ def pip_download(requirement: str, folder: Path, what: str, *, options: Sequence
                  environment: Mapping[str, str] | None = None) -> None:
     """Put the source distribution of `requirement`, "name==version", into `folder`, as pip finds it.
 
-    `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError` for a full disk.
+    `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError`
+    for a full disk.
     """
     name = requirement.partition("==")[0]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
@@ -163,8 +188,16 @@ def pip_download(requirement: str, folder: Path, what: str, *, options: Sequence
                "--no-binary", name, "--dest", str(folder), requirement]
     here = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # so that pip leaves nothing
     try:
-        done = subprocess.run(command, check=False, cwd=folder, env={**os.environ, **here, **(environment or {})},
-                              capture_output=True, text=True, errors="replace", timeout=180)
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=folder,
+            env={**os.environ, **here, **(environment or {})},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=180,
+        )
     except subprocess.TimeoutExpired as error:
         raise Unreachable(f"pip did not bring {what} within three minutes") from error
     if done.returncode == 0:
@@ -182,5 +215,9 @@ def pip_download(requirement: str, folder: Path, what: str, *, options: Sequence
 def pip_reason(stderr: str) -> str:
     """Pip's last complaint as the inside of a sentence."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:] or ["it gave no reason"]
+    errors = (
+        [line for line in lines if line.lower().startswith("error")]
+        or lines[-1:]
+        or ["it gave no reason"]
+    )
     return re.sub(r"^error:\s*", "", errors[-1], flags=re.IGNORECASE).rstrip(".")[:200]

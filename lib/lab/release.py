@@ -91,62 +91,116 @@ def whole_log(run: list[dict], log: Path, init: dict | None) -> list[dict]:
         before = list(csv.DictReader(file))
     if not before or int(before[-1]["step"]) != init["steps"]:
         return run
-    return before + [row | {"step": row["step"] + init["steps"], "tokens": row["tokens"] + init["tokens"],
-                            "minutes": round(row["minutes"] + 60 * init["hours"], 3)} for row in run]
+    later = []
+    for row in run:
+        minutes = row["minutes"] + 60 * init["hours"]
+        later.append(row | {"step": row["step"] + init["steps"], "tokens": row["tokens"] + init["tokens"],
+                            "minutes": round(minutes, 3)})
+    return before + later
+
+
+def open_run(folder: Path) -> tuple[dict, dict | None]:
+    """A run, and what is known of the weights that it started from. `UserError` where there is none."""
+    if not (folder / LAST).is_file():
+        raise UserError(f"{folder} is no folder of a run: it needs {LAST}")
+    run = checkpoints.read(folder)[1]
+    init = run.get("init")
+    if init is None and run["config"].get("init"):  # some earlier runs name a folder in their configuration
+        # asked now: it may be the folder that is replaced
+        init = checkpoints.history(Path(run["config"]["init"]))
+    return run, init
+
+
+def measure(model: mamba.MambaLM, streams: Streams) -> dict:
+    """Bits per note of the validation and of the test split, whole pieces, and of models that count."""
+    leaks = leaking_titles(streams.pieces)
+    test = streams.select("test")
+    validation = streams.select("validation")
+    bits = piece_bits(model, streams, test, progress=True)
+    validation_bits = piece_bits(model, streams, validation, progress=True)
+    notes = np.array([p.notes for p in test])
+    clean = np.array([(p.composer, p.title) not in leaks for p in test])
+    return {
+        "validation_bits_per_note": float(validation_bits.sum() / sum(p.notes for p in validation)),
+        "validation_pieces": len(validation),
+        "test_bits_per_note": float(bits.sum() / notes.sum()),
+        "test_pieces": len(test),
+        "test_interval_95": list(interval(bits, notes)),
+        "test_bits_per_note_without_leaks": float(bits[clean].sum() / notes[clean].sum()),
+        "test_pieces_without_leaks": int(clean.sum()),
+        "leaking_titles": sorted(map(list, leaks)),
+        "test_baselines": counting_baselines(streams, test),
+        "bits_per_token": float(bits.sum() / sum(p.length - 1 for p in test)),
+    }
+
+
+def training(run: dict, init: dict | None, streams: Streams) -> dict:
+    """What stands behind the weights: steps, hours, tokens and notes, those before the run counted too."""
+    best = min(run["log"], key=lambda row: row["validation_bits_per_note"])
+    # the card says what is not known, so it is not counted
+    before = {"steps": 0, "hours": 0, "tokens": 0} | (init or {})
+    tokens_seen = best["tokens"] + before["tokens"]
+    train = streams.select("train")
+    notes_a_token = sum(p.notes for p in train) / sum(p.length for p in train)
+    return {
+        "steps": best["step"] + before["steps"],
+        "hours": best["minutes"] / 60 + before["hours"],
+        "tokens_seen": tokens_seen,
+        "train_notes_seen": round(tokens_seen * notes_a_token),
+        "precision": run["config"]["precision"],
+        "training": run["config"],
+        "init": init,
+        "pieces": len(train),
+    }
+
+
+def sizes(model: mamba.MambaLM, tokenizer: Tokenizer) -> dict:
+    """How large the model is, and what it reads."""
+    config = model.config
+    return {
+        "params": model.parameter_count(),
+        "d_model": config.d_model,
+        "n_layer": config.n_layer,
+        "d_state": config.d_state,
+        "vocab": config.vocab_size,
+        "grid": tokenizer.config.grid_ms,
+    }
+
+
+def card(result: dict) -> str:
+    """The model card of a measured model."""
+    low, high = result["test_interval_95"]
+    before = earlier(result["init"], result["n_layer"])
+    leaks = len(result["leaking_titles"])
+    return CARD.format(low=low, high=high, leaks=leaks, before=before, **result["test_baselines"], **result)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Store a run's best checkpoint as the shipped model, and measure it."""
     parser = argparse.ArgumentParser(prog="python -m lib.lab.release", description=main.__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run of lib.train")
-    parser.add_argument("--streams", type=Path, required=True, help="folder of the token streams it was trained on")
-    parser.add_argument("--out", type=Path, default=DATA / "model", help="folder of the model (default: data/model)")
-    parser.add_argument("--data", required=True, help="one honest sentence on where the MIDI files come from")
+    add = parser.add_argument
+    add("run", type=Path, help="folder of a finished run of lib.train")
+    add("--streams", type=Path, required=True, help="folder of the token streams it was trained on")
+    add("--out", type=Path, default=DATA / "model", help="folder of the model (default: data/model)")
+    add("--data", required=True, help="one honest sentence on where the MIDI files come from")
     args = parser.parse_args(argv)
     streams = Streams.load(args.streams)
-    if not (args.run / LAST).is_file():
-        raise UserError(f"{args.run} is no folder of a run: it needs {LAST}")
-    run = checkpoints.read(args.run)[1]
-    init = run.get("init")
-    if init is None and run["config"].get("init"):  # some earlier runs name a folder in their configuration
-        init = checkpoints.history(Path(run["config"]["init"]))  # asked now: it may be the folder that is replaced
+    run, init = open_run(args.run)
     if run["settings"] != streams.settings:
         raise UserError(f"{args.streams} are not the token streams that {args.run} was trained on")
     mamba.save(mamba.load(args.run / "best"), args.out, dtype=torch.float16)
     tokenizer = Tokenizer.load(args.streams)
     tokenizer.save(args.out)
 
-    model = mamba.load(args.out)
-    leaks = leaking_titles(streams.pieces)
-    test = streams.select("test")
-    bits = piece_bits(model, streams, test, progress=True)
-    notes = np.array([p.notes for p in test])
-    clean = np.array([(p.composer, p.title) not in leaks for p in test])
-    validation = streams.select("validation")
-    validation_bits = piece_bits(model, streams, validation, progress=True)
-    baselines = counting_baselines(streams, test)
-    low, high = interval(bits, notes)
-    best = min(run["log"], key=lambda row: row["validation_bits_per_note"])
-    before = {"steps": 0, "hours": 0, "tokens": 0} | (init or {})  # the card says what is not known, so not counted
-    tokens_seen = best["tokens"] + before["tokens"]
-    config, settings = model.config, streams.settings
+    model = mamba.load(args.out)  # what was stored is what is measured
+    command = f"python -m lib.lab.release {args.run} --streams {args.streams}"
     result = {
-        "params": model.parameter_count(), "d_model": config.d_model, "n_layer": config.n_layer,
-        "d_state": config.d_state, "vocab": config.vocab_size, "grid": tokenizer.config.grid_ms,
-        "steps": best["step"] + before["steps"], "hours": best["minutes"] / 60 + before["hours"],
-        "tokens_seen": tokens_seen,
-        "train_notes_seen": round(tokens_seen * sum(p.notes for p in streams.select("train"))
-                                  / sum(p.length for p in streams.select("train"))),
-        "precision": run["config"]["precision"], "training": run["config"], "init": init,
-        "validation_bits_per_note": float(validation_bits.sum() / sum(p.notes for p in validation)),
-        "validation_pieces": len(validation),
-        "test_bits_per_note": float(bits.sum() / notes.sum()), "test_pieces": len(test),
-        "test_interval_95": [low, high],
-        "test_bits_per_note_without_leaks": float(bits[clean].sum() / notes[clean].sum()),
-        "test_pieces_without_leaks": int(clean.sum()), "leaking_titles": sorted(map(list, leaks)),
-        "test_baselines": baselines, "bits_per_token": float(bits.sum() / sum(p.length - 1 for p in test)),
-        "data": args.data, "pieces": len(streams.select("train")), **settings["augmentation"],
-        **provenance(f"python -m lib.lab.release {args.run} --streams {args.streams}", seed=run["config"]["seed"]),
+        **sizes(model, tokenizer),
+        **training(run, init, streams),
+        **measure(model, streams),
+        "data": args.data,
+        **streams.settings["augmentation"],
+        **provenance(command, seed=run["config"]["seed"]),
     }
     log = DATA / "results" / "training_log.csv"
     rows = whole_log(run["log"], log, init)
@@ -156,11 +210,11 @@ def main(argv: list[str] | None = None) -> None:
         writer.writeheader()
         writer.writerows(rows)
     with whole(args.out / "README.md") as part:
-        part.write_text(CARD.format(low=low, high=high, leaks=len(leaks), before=earlier(init, config.n_layer), **baselines,
-                                    **result))
-    music = generate(model, tokenizer, seconds=30, seed=1)  # what `python -m lib.generate --seconds 30` plays
+        part.write_text(card(result))
+    music = generate(model, tokenizer, seconds=30, seed=1)  # as `python -m lib.generate --seconds 30` plays
     save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
     save_mp3(music, DATA / "results" / "tour.mp3")
+    low, high = result["test_interval_95"]
     print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "
           f"{result['test_bits_per_note']:.2f} bits a note ({low:.2f} to {high:.2f})")
 

@@ -7,8 +7,8 @@ sequence (training, prompts), and `step`, one token at a time from a state of co
 `Block` and `LanguageModel` know nothing of Mamba but that a layer reads, answers and remembers; the
 rivals of `lib.lab.rivals` are built of them too.
 
-Shapes are part of the signatures: B batch, L length, M = d_model, D = d_inner, N = d_state, W = K - 1
-the inputs that the convolution remembers, V the vocabulary. The tests check them at every call
+Shapes are part of the signatures: B batch, L length, M = d_model, D = d_inner, N = d_state, V the
+vocabulary, W = K - 1 the inputs that the convolution remembers. The tests check them at every call
 (jaxtyping).
 """
 
@@ -27,8 +27,8 @@ from lib.env.errors import UserError
 from lib.mamba import block_cpu
 from lib.scan.selective import selective_scan, selective_step
 
-# One layer's memory: two tensors of three axes, the batch first. Zeros are the memory of nothing, so
-# that a row is emptied by filling it with zeros and dropped by slicing, whatever the architecture.
+# One layer's memory: two tensors of three axes, the batch first. Zeros are the memory of nothing:
+# whatever the architecture, a row is emptied by filling it with zeros and dropped by slicing.
 Memory = tuple[Float[Tensor, "B _ _"], Float[Tensor, "B _ _"]]
 State = list[Memory]  # one a layer
 # Mamba's: the last K-1 inputs of the convolution, and the state h
@@ -81,9 +81,12 @@ class MambaMixer(nn.Module):
     def __init__(self, config: MambaConfig):
         super().__init__()
         self.config = config
-        d_inner, d_state, rank = config.d_inner, config.d_state, config.rank
+        d_inner = config.d_inner
+        d_state = config.d_state
+        rank = config.rank
         self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=config.bias)
-        self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner, bias=config.conv_bias)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner,
+                                bias=config.conv_bias)
         self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
@@ -96,8 +99,9 @@ class MambaMixer(nn.Module):
         """Initialise as published: delta log-uniform in [dt_min, dt_max], outputs scaled down."""
         config = self.config
         nn.init.uniform_(self.dt_proj.weight, -config.rank**-0.5, config.rank**-0.5)
-        spread = math.log(config.dt_max) - math.log(config.dt_min)
-        delta = torch.exp(torch.rand(config.d_inner) * spread + math.log(config.dt_min)).clamp(min=1e-4)
+        low = math.log(config.dt_min)
+        high = math.log(config.dt_max)
+        delta = torch.exp(torch.rand(config.d_inner) * (high - low) + low).clamp(min=1e-4)
         self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus backwards
         self.out_proj.weight /= math.sqrt(config.n_layer)
         for linear in (self.in_proj, self.out_proj):
@@ -117,18 +121,18 @@ class MambaMixer(nn.Module):
 
         Returns the result and the last K-1 inputs, for whoever goes on from here.
         """
-        before, length = before.to(x.dtype), x.shape[1]
+        length = x.shape[1]
+        window = self.config.d_conv - 1
+        before = before.to(x.dtype)
+        newest = x[:, max(0, length - window) :]
+        after = torch.cat([before, newest], 1)[:, -window:]  # a copy: x need not live on
         taps = self.conv1d.weight[:, 0].to(x.dtype)  # (D, K)
         bias = self.conv1d.bias.to(x.dtype) if self.config.conv_bias else None
-        window = self.config.d_conv - 1
-        after = torch.cat([before, x[:, max(0, length - window) :]], 1)[:, -window:]  # a copy: x need not live on
-        # their kernel wants 2 to 4 taps, and channels side by side, in eights: (B, D, L) by views
-        suits = x.is_cuda and length and 1 <= window <= 3 and x.shape[2] % 8 == 0
-        if suits and (fast := fast_convolution()) is not None:
-            y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2), activation="silu")
+        if length and _suits_cuda(x, window) and (fast := fast_convolution()) is not None:
+            y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2),
+                     activation="silu")
             return y.transpose(1, 2), after
-        suits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and window < block_cpu.MOST_TAPS
-        if length and suits and block_cpu.available():
+        if length and _suits_cpu(x, window) and block_cpu.available():
             return block_cpu.convolve_silu(x, taps, bias, before), after
         padded = torch.cat([before, x], 1)
         y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias
@@ -162,8 +166,19 @@ class MambaMixer(nn.Module):
         x, after = self.convolve(x[:, None], before)
         x = x[:, 0]
         delta, B, C = self.split(x)
-        y, h = selective_step(h, x, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, True)
+        y, h = selective_step(h, x, delta, -torch.exp(self.A_log), B, C, self.D, z,
+                              self.dt_proj.bias, True)
         return self.out_proj(y), (after, h)
+
+
+def _suits_cuda(x: Tensor, window: int) -> bool:
+    """Their kernel wants 2 to 4 taps, and channels side by side, in eights: (B, D, L) by views."""
+    return x.is_cuda and 1 <= window <= 3 and x.shape[2] % 8 == 0
+
+
+def _suits_cpu(x: Tensor, window: int) -> bool:
+    known = x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and known and window < block_cpu.MOST_TAPS
 
 
 @functools.cache
@@ -179,9 +194,9 @@ def fast_convolution():
 class Block(nn.Module):
     """x + mixer(norm(x)), the residual kept in float32.
 
-    `config` has d_model, norm_eps and dropout. A mixer has `forward(u, memory)` with u (B, L, M) and
-    `step(u, memory)` with u (B, M), both giving a result of u's shape and the memory after it, and
-    `new_memory(batch)`.
+    `config` has d_model, norm_eps and dropout. A mixer has `forward(u, memory)` with u (B, L, M)
+    and `step(u, memory)` with u (B, M), both giving a result of u's shape and the memory after it,
+    and `new_memory(batch)`.
     """
 
     grows = False  # whether its memory grows with what was read, as that of attention does
@@ -221,8 +236,8 @@ class MambaBlock(Block):
 class LanguageModel(nn.Module):
     """Tokens to logits: embedding, blocks, norm, and the embedding again as the output layer.
 
-    `config` has vocab_size, d_model and norm_eps. Blocks that come from a generator draw their first
-    weights after the embedding has drawn its own.
+    `config` has vocab_size, d_model and norm_eps. Blocks that come from a generator draw their
+    first weights after the embedding has drawn its own.
     """
 
     carries = True  # whether it trains and is judged with its state carried from segment to segment
@@ -271,7 +286,8 @@ class LanguageModel(nn.Module):
         dtype = block_cpu.precision(x)
         if dtype is not None and self.head.dtype == torch.float32:
             norm = self.backbone.norm_f
-            return block_cpu.cross_entropy(x, norm.weight, self.head, targets, norm.eps, dtype, total)
+            return block_cpu.cross_entropy(x, norm.weight, self.head, targets, norm.eps, dtype,
+                                           total)
         logits = self.logits(x).float().flatten(0, 1)
         reduction = "sum" if total else "none"
         nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
@@ -301,12 +317,13 @@ class LanguageModel(nn.Module):
                 return_state: bool = False, last_only: bool = False,
                 targets: Int[Tensor, "..."] | None = None, **options,
                 ) -> Tensor | tuple[Tensor, State]:
-        """tokens (B, L) to logits at every position (B, L, V), or at the last (B, 1, V) with `last_only`.
+        """tokens (B, L) to logits at every position (B, L, V), with `last_only` at the last (B, 1, V).
 
-        With `state` the sequence goes on from there; `return_state` also gives the state after
-        the last token, so that a long piece can be read in segments. The state that is given is not
-        changed. With `targets` (B, L) the result is the sum of their cross entropies in nats instead;
-        a target of -1 counts nothing. The options go to the blocks: Mamba's know `backend`.
+        With `state` the sequence goes on from there; `return_state` also gives the state after the
+        last token, so that a long piece can be read in segments. The state that is given is not
+        changed. With `targets` (B, L) the result is the sum of their cross entropies in nats
+        instead; a target of -1 counts nothing. The options go to the blocks: Mamba's know
+        `backend`.
         """
         x, after = self.residual(tokens, state, **options)
         if targets is None:
@@ -338,7 +355,7 @@ class LanguageModel(nn.Module):
 
 
 class MambaLM(LanguageModel):
-    """Mamba blocks; the output layer is the embedding, or `lm_head` where `config.tied` is False."""
+    """Mamba blocks; the output layer is the embedding, or `lm_head` where `tied` is False."""
 
     def __init__(self, config: MambaConfig):
         super().__init__(config, (MambaBlock(config) for _ in range(config.n_layer)))

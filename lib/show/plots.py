@@ -74,9 +74,9 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 11, height: float 
 def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | None = None) -> None:
     """Write names at the right ends of lines; a name that would lie on another one is lifted above it.
 
-    `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with `near`, only those
-    whose x differ by less than this factor. The axes' scales and limits must be final: only the upper limit
-    rises where a name would stand above it.
+    `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with
+    `near`, only those whose x differ by less than this factor. The axes' scales and limits must be
+    final: only the upper limit rises where a name would stand above it.
     """
     ax.get_ylim()  # matplotlib finds the limits when they are asked for
     to_axes = ax.transData - ax.transAxes  # from data to shares of the axes
@@ -88,11 +88,46 @@ def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | No
             if near is None or max(x, other) <= near * min(x, other):
                 height = max(height, beside + gap)
         placed.append((x, height))
-        ax.annotate(name, to_data.transform((across, height)), xytext=(7, 0), textcoords="offset points",
-                    va="center", color=colour, fontsize=size, annotation_clip=False)
+        ax.annotate(
+            name,
+            to_data.transform((across, height)),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=size,
+            annotation_clip=False,
+        )
     top = max((height for _, height in placed), default=0) + gap / 2
     if top > 1:
         ax.set_ylim(top=to_data.transform((0, top))[1])
+
+
+def quartile_lines(ax, lines, *, room: float, gap: float = 0.06, near: float | None = None) -> None:
+    """Medians between their quartiles over x, both axes logarithmic, a line's name at its right end.
+
+    `lines` are (name, colour, dash, points), a point is (x, lower quartile, median, upper
+    quartile). The names get `room`, as a share of the width that the points take; `gap` and `near`
+    are those of `name_ends`.
+    """
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    ends, ticks = [], set()
+    for name, colour, dash, points in lines:
+        x, low, middle, high = zip(*sorted(points), strict=True)
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(x, middle, dash, color=colour, marker="o", markersize=3.5)
+        ends.append((x[-1], middle[-1], name, colour))
+        ticks |= set(x)
+    ticks = sorted(ticks)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * max(4, ticks[-1] / ticks[0]) ** room)
+    ax.grid(axis="y", visible=True)
+    name_ends(ax, ends, gap=gap, near=near)
 
 
 def velocity_colours():
@@ -181,7 +216,8 @@ def _prompt(ax, start: float, split: float, end: float) -> None:
     """Shade [start, split), draw the dividing line and name both sides above the notes."""
     ax.axvspan(start, split, color=INPUT, alpha=0.10, linewidth=0, zorder=0, gid="prompt")
     low, high = ax.get_ylim()
-    height, line = 72 * ax.figure.get_figheight() * ax.get_position().height, 14  # of the axes, of words; in points
+    # of the axes, of words; in points
+    height, line = 72 * ax.figure.get_figheight() * ax.get_position().height, 14
     ax.set_ylim(low, high + max(0.09, line / max(height - line, line)) * (high - low))
     label = dict(transform=ax.get_xaxis_transform(), va="top", fontsize=10, fontweight="bold",
                  zorder=4)

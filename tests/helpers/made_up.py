@@ -1,4 +1,7 @@
-"""Made-up token streams and tiny runs for the tests of training."""
+"""Made-up token streams, tiny runs and archives for the tests."""
+
+import io
+import tarfile
 
 import numpy as np
 
@@ -6,7 +9,7 @@ from lib.lab.bench.interruptions import store
 from lib.music.streams import Piece, Streams
 from lib.train.trainer import TrainConfig
 
-__all__ = ["TINY", "make_streams", "quiet", "store"]
+__all__ = ["TINY", "make_streams", "quiet", "sdist", "store"]
 
 TINY = TrainConfig(d_model=16, n_layer=1, d_state=4, batch=3, length=20, steps=12, minutes=100, lr=1e-2,
                    eval_every=6, eval_tokens=200, save_every=4, precision="fp32")
@@ -25,3 +28,13 @@ def make_streams(vocab=11, lengths=(70, 41, 20, 90), splits=("train", "train", "
 
 def quiet(*args, **kwargs):
     pass
+
+
+def sdist(content: bytes, file: str):
+    """A stand-in for `pip_download` that brings an archive of mamba-ssm with this one file."""
+    def bring(requirement, work, what, **options):
+        with tarfile.open(work / "mamba_ssm-2.3.2.post1.tar.gz", "w:gz") as tar:
+            info = tarfile.TarInfo(f"mamba_ssm-2.3.2.post1/{file}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return bring

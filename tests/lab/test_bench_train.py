@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_up import make_streams
 
 from lib.env.errors import UserError
 from lib.env.machine import read_results
@@ -16,7 +15,6 @@ from lib.lab.bench import train as train_bench
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.maestro import Performance
 from lib.music.notes import Music, make_notes, write_midi
-from lib.music.tokens import TokenConfig, Tokenizer
 
 TINY = ["--d-model", "32", "--n-layer", "1", "--d-state", "4", "--vocab-size", "50", "--batch", "1", "--lengths",
         "8,16",
@@ -92,18 +90,6 @@ def pieces(tmp_path_factory):
         write_midi(Music(make_notes(start, start + 0.3, rng.integers(40, 80, 400), rng.integers(30, 100, 400))), path)
         found.append(Performance(path, "composer", f"title {i}", 2000, split, 200.0))
     return found
-
-
-def test_chunks_overlap_cover_the_piece_and_leave_the_held_out_ones_whole():
-    streams = make_streams(lengths=(700, 410, 20, 90), splits=("train", "train", "validation", "test"))
-    tokenizer = Tokenizer(TokenConfig(vocab_size=None))
-    chunks = overfit_bench.chunked(streams, tokenizer, {"piece0", "piece1"})
-    mine = [p for p in chunks.pieces if p.name == "piece0"]
-    assert {p.length for p in mine} == {overfit_bench.CHUNK + 1}
-    assert all(b.offset - a.offset == overfit_bench.CHUNK - overfit_bench.OVERLAP for a, b in zip(mine, mine[1:]))
-    assert {p.split for p in mine} <= {"train", "validation"}
-    kept = [(p.split, p.length) for p in chunks.pieces if p.name in ("piece2", "piece3")]
-    assert kept == [("test", 20), ("test", 90)]
 
 
 def test_the_experiment_runs_writes_each_arm_and_measures_all_on_the_same_performances(pieces, tmp_path, monkeypatch):

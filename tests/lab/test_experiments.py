@@ -31,6 +31,8 @@ from lib.music.streams import Piece, Streams
 from lib.show import plots
 from lib.train.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = Size(16, 2, 4, window=12, fixed_state=4)
 TINY = Protocol(
     "quick", SIZE, TrainConfig(precision="fp32", batch=2, length=12, carry=2, minutes=1e9, eval_every=2, eval_tokens=100, save_every=1),
@@ -48,15 +50,6 @@ SCAN = env.read_results("scan_cpu_2_cores")
 
 def quiet(*args, **kwargs):
     pass
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on more threads than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Claims about lib.lab.peers.scans: other people's scans agree with our float64 loop, or say why they cannot."""
 
-import io
 import sys
-import tarfile
 import types
 
 import pytest
 import torch
+from made_up import sdist
 
 from lib.env.errors import UserError
 from lib.lab.peers import scans as peers
@@ -155,22 +154,16 @@ def nothing_installed(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
 
 
-def archive(content: bytes, name=f"mamba_ssm-2.3.2.post1/{peers.FILE}"):
-    """A stand-in for pip that brings an archive with one file."""
-    def bring(work):
-        with tarfile.open(work / "mamba_ssm-2.3.2.post1.tar.gz", "w:gz") as tar:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return bring
+def nonsense(requirement, work, what, **options):
+    (work / "mamba_ssm-1.tar.gz").write_bytes(b"\x1f\x8b nonsense")
 
 
 @pytest.mark.parametrize("bring, words", [
-    (archive(b"other code"), "wrong checksum"), (archive(b"", "elsewhere.py"), "damaged"),
-    (lambda work: None, "damaged"),
-    (lambda work: (work / "mamba_ssm-1.tar.gz").write_bytes(b"\x1f\x8b nonsense"), "damaged")])
+    (sdist(b"other code", peers.FILE), "wrong checksum"), (sdist(b"", "elsewhere.py"), "damaged"),
+    (lambda requirement, work, what, **options: None, "damaged"),
+    (nonsense, "damaged")])
 def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch, nothing_installed):
-    monkeypatch.setattr(peers, "pip_download", lambda requirement, work, what, **options: bring(work))
+    monkeypatch.setattr(peers, "pip_download", bring)
     with pytest.raises(peers.Unreachable, match=words):
         peers.reference_file(tmp_path, say=str)
     assert not list(tmp_path.glob("**/*.py")) and not list(tmp_path.glob("*/"))
@@ -179,11 +172,11 @@ def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monke
 def test_damaged_file_is_fetched_again_and_a_sound_one_is_not(tmp_path, monkeypatch, nothing_installed):
     fetched = []
 
-    def bring(work):
+    def bring(requirement, work, what, **options):
         fetched.append(work)
-        archive(b"def selective_scan_ref(): pass")(work)
+        sdist(b"def selective_scan_ref(): pass", peers.FILE)(requirement, work, what)
 
-    monkeypatch.setattr(peers, "pip_download", lambda requirement, work, what, **options: bring(work))
+    monkeypatch.setattr(peers, "pip_download", bring)
     monkeypatch.setattr(peers, "SHA256", peers.hashlib.sha256(b"def selective_scan_ref(): pass").hexdigest())
     path = peers.reference_file(tmp_path, say=str)
     assert peers.reference_file(tmp_path, say=str) == path and len(fetched) == 1

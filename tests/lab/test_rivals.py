@@ -20,16 +20,9 @@ from lib.music.streams import Piece, Streams
 from lib.train import bits as evaluate
 from lib.train.optim import parameter_groups
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY, VOCAB = Size(d_model=16, n_layer=2, d_state=4, window=9, fixed_state=6), 23
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on more threads than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(arch, size=TINY, seed=0):

@@ -1,13 +1,12 @@
 """Claims about lib.mamba beside other people's Mambas: the same weights give the same numbers, both ways."""
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 
 import pytest
 import torch
+from made_up import sdist
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -221,21 +220,13 @@ def test_loading_the_block_leaves_no_module_behind(official):
     assert done.stdout.strip() == "[]"
 
 
-def archive(content, name=f"mamba_ssm-2.3.2.post1/{mamba_peers.FILE}"):
-    """A stand-in for pip that brings an archive with one file."""
-    def bring(work):
-        with tarfile.open(work / "mamba_ssm-2.3.2.post1.tar.gz", "w:gz") as tar:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return bring
-
-
-@pytest.mark.parametrize("bring, words", [(archive(b"other code"), "wrong checksum"), (lambda work: None, "damaged"),
-                                          (archive(b"", "elsewhere.py"), "damaged")])
+@pytest.mark.parametrize("bring, words", [
+    (sdist(b"other code", mamba_peers.FILE), "wrong checksum"),
+    (lambda requirement, work, what, **options: None, "damaged"),
+    (sdist(b"", "elsewhere.py"), "damaged")])
 def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    monkeypatch.setattr(peers, "pip_download", lambda requirement, work, what, **options: bring(work))
+    monkeypatch.setattr(peers, "pip_download", bring)
     with pytest.raises(peers.Unreachable, match=words):
         mamba_peers.block_file(tmp_path, say=str)
     assert not list(tmp_path.glob("**/*.py")) and not list(tmp_path.glob("*/"))

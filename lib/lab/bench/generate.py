@@ -65,13 +65,21 @@ def generate(read: Callable[[Tensor], Tensor], tokens: int) -> float:
 
 
 @torch.inference_mode()
-def measure(contenders: list[Contender], positions: list[int], *, repeats: int, tokens: int, seconds: float,
-            limit: float, say=note) -> tuple[list[dict], list[dict]]:
+def measure(
+    contenders: list[Contender],
+    positions: list[int],
+    *,
+    repeats: int,
+    tokens: int,
+    seconds: float,
+    limit: float,
+    say=note,
+) -> tuple[list[dict], list[dict]]:
     """Times at each position: rows, and what had to be left out with the reason.
 
-    Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four) where a
-    round would take more than `seconds`; each round starts at the position again. A contender stops
-    for good where a token takes more than `limit` seconds.
+    Contenders take turns, `repeats` rounds of `tokens` tokens each, or of fewer (at least four)
+    where a round would take more than `seconds`; each round starts at the position again. A
+    contender stops for good where a token takes more than `limit` seconds.
     """
     rows, cut = [], []
     for position in sorted(positions):
@@ -92,11 +100,16 @@ def measure(contenders: list[Contender], positions: list[int], *, repeats: int, 
             works[one.name] = partial(_round, one, position, counts[one.name])
         found, failed = take_turns(works, dict.fromkeys(works, repeats))
         trim()
-        cut += [{"contender": name, "position": position, "why": reason} for name, reason in failed.items()]
+        cut += [
+            {"contender": name, "position": position, "why": reason}
+            for name, reason in failed.items()
+        ]
         for name, pairs in found.items():
             times, sizes = zip(*pairs, strict=True)
             row = {"contender": name, "position": position, **spread(times), "tokens": counts[name]}
-            rows.append(row | {"tokens_per_second": 1e3 / row["median_ms"], "cache_bytes": sizes[-1]})
+            rows.append(
+                row | {"tokens_per_second": 1e3 / row["median_ms"], "cache_bytes": sizes[-1]}
+            )
     return rows, cut
 
 
@@ -120,7 +133,9 @@ def growth(rivals: Rivals, tokens: int) -> dict:
 def child(task: dict) -> dict:
     """What one process measures; see `_run`."""
     limit_memory()
-    rivals = Rivals(mamba.MambaConfig(**task["config"]), task["positions"], task["tokens"], task["seed"])
+    rivals = Rivals(
+        mamba.MambaConfig(**task["config"]), task["positions"], task["tokens"], task["seed"]
+    )
     if task["task"] == "memory":
         return growth(rivals, task["memory_tokens"])
     found: dict = {"contenders": {}, "absent": {}, "checks": {}}
@@ -138,7 +153,9 @@ def child(task: dict) -> dict:
         except UserError as error:
             note(f"without {name}: {error}")
             found["absent"][name] = str(error)
-    rows, cut = measure(contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")})
+    rows, cut = measure(
+        contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")}
+    )
     machine = env.provenance("") | {"threads": torch.get_num_threads(),
                                     "instructions": torch.backends.cpu.get_cpu_capability()}
     if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
@@ -171,45 +188,38 @@ def key_row(result: dict) -> dict:
             found["tokens_per_second"][str(row["position"])] = round(row["tokens_per_second"])
             found["state_mib"] = round(row["cache_bytes"] / 2**20, 3)
     for row in result["ratios"]:
-        found["times_as_long"].setdefault(row["contender"], {})[str(row["position"])] = round(row["times"], 2)
+        found["times_as_long"].setdefault(row["contender"], {})[str(row["position"])] = round(
+            row["times"], 2
+        )
     if "memory" in result:
         found["growth_mib"] = result["memory"]["growth_mib"]
     return found
 
 
 LOOKS = {  # ours in ink, others in colours that have no other meaning in this course
-    "stepper": (plots.INK, "-"), "pytorch": (plots.INK, "--"), "transformers_mamba": (plots.OTHER[1], "-"),
-    "gpt2": (plots.OTHER[0], "-"), "gpt2_static": (plots.OTHER[0], "--")}
+    "stepper": (plots.INK, "-"),
+    "pytorch": (plots.INK, "--"),
+    "transformers_mamba": (plots.OTHER[1], "-"),
+    "gpt2": (plots.OTHER[0], "-"),
+    "gpt2_static": (plots.OTHER[0], "--"),
+}
 
 
 def draw(result: dict, ax=None):
     """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
     import matplotlib
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     if ax is None:
         _, ax = plots.figure(height=4.6)
-    ends = []
+    lines = []
     for name, about in result["contenders"].items():
-        mine = sorted((row["position"], *(1e3 / row[q] for q in ("median_ms", "q1_ms", "q3_ms")))
-                      for row in result["rows"] if row["contender"] == name)
-        if mine:
-            positions, middle, high, low = zip(*mine, strict=True)
-            colour, dash = LOOKS[name]
-            ax.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
-            ax.plot(positions, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append((positions[-1], middle[-1], about["label"], colour))
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ticks = sorted({row["position"] for row in result["rows"]})
-    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * max(4, ticks[-1] / ticks[0]) ** 0.32)  # room for the names
+        points = [(row["position"], *(1e3 / row[q] for q in ("q3_ms", "median_ms", "q1_ms")))
+                  for row in result["rows"] if row["contender"] == name]
+        if points:
+            lines.append((about["label"], *LOOKS[name], points))
+    plots.quartile_lines(ax, lines, room=0.32)
     ax.set_xlabel("tokens in the piece so far")
     ax.set_ylabel("tokens a second")
-    ax.grid(axis="y", visible=True)
-    plots.name_ends(ax, ends)
     with matplotlib.rc_context(plots.STYLE):
         ax.set_title(_title(result))
     return ax.figure
@@ -219,10 +229,19 @@ def _title(result: dict) -> str:
     """The finding: how much slower the rivals are at the last position, of two GPT-2s the faster one."""
     last = max((row["position"] for row in result["ratios"]), default=0)
     times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
-    found = {"transformers' Mamba": times.get("transformers_mamba"),
-             "GPT-2": min((times[name] for name in ("gpt2", "gpt2_static") if name in times), default=None)}
-    parts = [f"{t:,.{0 if t >= 10 else 1}f} times as fast as {name}" for name, t in found.items() if t]
-    return f"At position {last:,}, ours is {', '.join(parts)}" if parts else "Tokens a second against position"
+    groups = {"transformers' Mamba": ("transformers_mamba",), "GPT-2": ("gpt2", "gpt2_static")}
+    parts = []
+    for label, names in groups.items():
+        of_group = [times[name] for name in names if name in times]
+        if of_group:
+            fastest = min(of_group)
+            digits = 0 if fastest >= 10 else 1
+            parts.append(f"{fastest:,.{digits}f} times as fast as {label}")
+    return (
+        f"At position {last:,}, ours is {', '.join(parts)}"
+        if parts
+        else "Tokens a second against position"
+    )
 
 
 # ---- command line -------------------------------------------------------------------------
@@ -236,8 +255,14 @@ def load(device: str = "") -> dict:
 def table(result: dict) -> str:
     """The rows in Markdown, which also reads well in a terminal."""
     times = {(row["contender"], row["position"]): row["times"] for row in result["ratios"]}
-    heads = ("contender", "position", "ms a token", "tokens a second", f"times as long as {result['ours']}",
-             "state or cache, MiB")
+    heads = (
+        "contender",
+        "position",
+        "ms a token",
+        "tokens a second",
+        f"times as long as {result['ours']}",
+        "state or cache, MiB",
+    )
     lines = [heads, ["---"] * len(heads)]
     for row in sorted(result["rows"], key=lambda row: row["position"]):
         ratio = times.get((row["contender"], row["position"]))
@@ -253,33 +278,62 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     def listed(text):
         return [part.strip() for part in text.split(",") if part.strip()]
 
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench generate", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench generate", description=main.__doc__
+    )
     add = parser.add_argument
-    add("--positions", type=listed, default=POSITIONS, help="positions, with commas between (512,2048,8192,32768)")
+    add(
+        "--positions",
+        type=listed,
+        default=POSITIONS,
+        help="positions, with commas between (512,2048,8192,32768)",
+    )
     add("--d-model", type=int, default=256, help="width of the residual (%(default)s)")
     add("--n-layer", type=int, default=8, help="layers of the Mamba (%(default)s)")
     add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
     add("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (%(default)s)")
     add("--repeats", type=int, default=15, help="rounds (%(default)s)")
     add("--tokens", type=int, default=128, help="tokens a round (%(default)s)")
-    add("--seconds", type=float, default=1, help="a slow contender gets fewer tokens a round, though four, where they "
-        "would take longer than this (%(default)s)")
-    add("--limit", type=float, default=10, help="a contender stops where a token takes longer than so many seconds "
-        "(%(default)s)")
-    add("--memory-tokens", type=int, default=32768, help="tokens that ours generates while its memory is watched; "
-        "0 for no watch (%(default)s)")
-    add("--only", type=listed, default=NAMES, help=f"contenders, with commas between ({','.join(NAMES)})")
+    add(
+        "--seconds",
+        type=float,
+        default=1,
+        help="a slow contender gets fewer tokens a round, though four, where they "
+        "would take longer than this (%(default)s)",
+    )
+    add(
+        "--limit",
+        type=float,
+        default=10,
+        help="a contender stops where a token takes longer than so many seconds (%(default)s)",
+    )
+    add(
+        "--memory-tokens",
+        type=int,
+        default=32768,
+        help="tokens that ours generates while its memory is watched; 0 for no watch (%(default)s)",
+    )
+    add(
+        "--only",
+        type=listed,
+        default=NAMES,
+        help=f"contenders, with commas between ({','.join(NAMES)})",
+    )
     add("--seed", type=int, default=0, help="of weights and tokens (%(default)s)")
     add("--output", type=Path, help="the JSON file (default data/results/generate_DEVICE.json)")
     args = parser.parse_args(argv)
     try:
         args.positions = sorted({int(position) for position in args.positions})
     except ValueError as error:
-        raise UserError("--positions takes whole numbers with commas between, such as 512,2048,8192") from error
+        raise UserError(
+            "--positions takes whole numbers with commas between, such as 512,2048,8192"
+        ) from error
     sizes = (args.d_model, args.n_layer, args.d_state, args.vocab_size, args.repeats, args.tokens)
     if not args.positions or min(*args.positions, *sizes) < 1 or args.memory_tokens < 0:
-        raise UserError("--positions, --d-model, --n-layer, --d-state, --vocab-size, --repeats and --tokens are sizes: "
-                        "give at least 1 of each")
+        raise UserError(
+            "--positions, --d-model, --n-layer, --d-state, --vocab-size, --repeats and --tokens are sizes: "
+            "give at least 1 of each"
+        )
     if unknown := [name for name in args.only if name not in NAMES]:
         raise UserError(f"--only does not know {unknown[0]!r}: choose from {', '.join(NAMES)}")
     return args
@@ -288,7 +342,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba, and a GPT-2 of equal size."""
     args = _options(argv)
-    config = {"vocab_size": args.vocab_size, "d_model": args.d_model, "n_layer": args.n_layer, "d_state": args.d_state}
+    config = {
+        "vocab_size": args.vocab_size,
+        "d_model": args.d_model,
+        "n_layer": args.n_layer,
+        "d_state": args.d_state,
+    }
     task = {"config": config, **{name: getattr(args, name) for name in (
         "positions", "repeats", "tokens", "seconds", "limit", "memory_tokens", "seed")}}
     found = _run(task | {"task": "time", "names": [name for name in NAMES if name in args.only]})
@@ -297,9 +356,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"nothing could be measured: {reasons}")
     rows = found["rows"]
     result = found.pop("machine") | {
-        "command": shlex.join(["python", "-m", "lib.lab.bench", "generate", *(sys.argv[2:] if argv is None else argv)]),
-        "seed": args.seed, "config": config, "positions": args.positions,
-        "ours": next(name for name in NAMES if name in found["contenders"]), **found}
+        "command": shlex.join(
+            ["python", "-m", "lib.lab.bench", "generate", *(sys.argv[2:] if argv is None else argv)]
+        ),
+        "seed": args.seed,
+        "config": config,
+        "positions": args.positions,
+        "ours": next(name for name in NAMES if name in found["contenders"]),
+        **found,
+    }
     result["ratios"] = ratios(rows, result["ours"])
     if args.memory_tokens and "stepper" in found["contenders"]:
         note(f"memory over {args.memory_tokens:,} tokens")

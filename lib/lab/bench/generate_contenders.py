@@ -1,6 +1,7 @@
 """Who takes part in the benchmark of generation.
 
-Our Mamba in C++ and in PyTorch, transformers' Mamba with the same weights, and a GPT-2 of equal size.
+Our Mamba in C++ and in PyTorch, transformers' Mamba with the same weights, and a GPT-2 of equal
+size.
 """
 
 import torch
@@ -41,8 +42,13 @@ class Rivals:
 
     def get(self, name: str) -> Contender:
         """Bring a contender, or raise `UserError` saying why it cannot be had."""
-        return {"stepper": self._stepper, "pytorch": self._pytorch, "transformers_mamba": self._their_mamba,
-                "gpt2": self._gpt2, "gpt2_static": lambda: self._gpt2(static=True)}[name]()
+        return {
+            "stepper": self._stepper,
+            "pytorch": self._pytorch,
+            "transformers_mamba": self._their_mamba,
+            "gpt2": self._gpt2,
+            "gpt2_static": lambda: self._gpt2(static=True),
+        }[name]()
 
     def _stepper(self) -> Contender:
         fast = mamba_cpu.Stepper(self.model)
@@ -50,7 +56,13 @@ class Rivals:
         def begin(position):
             fast.load(self.state(position))
             return fast.step, fast.state_bytes
-        return Contender("stepper", "ours, C++", "lib.mamba.step_cpu.Stepper.step", begin, _facts(self.model, PREFILL))
+        return Contender(
+            "stepper",
+            "ours, C++",
+            "lib.mamba.step_cpu.Stepper.step",
+            begin,
+            _facts(self.model, PREFILL),
+        )
 
     def _pytorch(self) -> Contender:
         def begin(position):
@@ -61,7 +73,9 @@ class Rivals:
                 logits, state = self.model.step(token, state)
                 return logits
             return read, lambda: _bytes(t for layer in state for t in layer)
-        return Contender("pytorch", "ours, PyTorch", "lib.mamba.MambaLM.step", begin, _facts(self.model, PREFILL))
+        return Contender(
+            "pytorch", "ours, PyTorch", "lib.mamba.MambaLM.step", begin, _facts(self.model, PREFILL)
+        )
 
     def _their_mamba(self) -> Contender:
         transformers = language_models.package()
@@ -71,14 +85,24 @@ class Rivals:
         def begin(position):
             cache = transformers.DynamicCache(config=model.config)
             for i, (window, h) in enumerate(self.state(position)):
-                window = torch.nn.functional.pad(window.transpose(1, 2), (1, 0))  # it keeps one input more, unread
+                # it keeps one input more, unread
+                window = torch.nn.functional.pad(window.transpose(1, 2), (1, 0))
                 cache.update_conv_state(window, i, conv_kernel_size=taps)
                 cache.update_recurrent_state(h, i)
             layers = cache.layers
-            return (lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
-                    lambda: _bytes(t for layer in layers for t in (layer.conv_states[0], layer.recurrent_states[0])))
-        return Contender("transformers_mamba", "transformers' Mamba", "its MambaForCausalLM with its cache", begin,
-                         _facts(model, COPIED))
+            return (
+                lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
+                lambda: _bytes(
+                    t for layer in layers for t in (layer.conv_states[0], layer.recurrent_states[0])
+                ),
+            )
+        return Contender(
+            "transformers_mamba",
+            "transformers' Mamba",
+            "its MambaForCausalLM with its cache",
+            begin,
+            _facts(model, COPIED),
+        )
 
     def _gpt2(self, static: bool = False) -> Contender:
         transformers = language_models.package()
@@ -87,8 +111,11 @@ class Rivals:
         heads, size = config.n_head, config.n_embd // config.n_head
 
         def begin(position):
-            cache = (transformers.StaticCache(config=config, max_cache_len=self.longest) if static else
-                     transformers.DynamicCache(config=config))
+            cache = (
+                transformers.StaticCache(config=config, max_cache_len=self.longest)
+                if static
+                else transformers.DynamicCache(config=config)
+            )
             random = torch.Generator().manual_seed(position)
             for i in range(config.n_layer):
                 cache.update(*torch.randn(2, 1, heads, position, size, generator=random), i)
@@ -97,9 +124,17 @@ class Rivals:
                     lambda: _bytes(t for layer in layers for t in (layer.keys, layer.values)))
         facts = _facts(model, RANDOM)
         if static:
-            return Contender("gpt2_static", "GPT-2, static cache", "transformers' GPT2LMHeadModel with a StaticCache, "
-                             "long enough for the last position", begin, facts)
-        return Contender("gpt2", "GPT-2", "transformers' GPT2LMHeadModel with its DynamicCache", begin, facts)
+            return Contender(
+                "gpt2_static",
+                "GPT-2, static cache",
+                "transformers' GPT2LMHeadModel with a StaticCache, "
+                "long enough for the last position",
+                begin,
+                facts,
+            )
+        return Contender(
+            "gpt2", "GPT-2", "transformers' GPT2LMHeadModel with its DynamicCache", begin, facts
+        )
 
 
 def _facts(model: nn.Module, reached: str) -> dict:

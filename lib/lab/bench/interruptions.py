@@ -100,6 +100,37 @@ def _freeze_in_a_write(process: subprocess.Popen, folder: Path) -> None:
         time.sleep(0.0002)
 
 
+def _kill(process: subprocess.Popen, folder: Path, at: int, goal: int, pause: float | None) -> int:
+    """Let it go on from step `at` to `goal`, then kill it; returns the last step that was done.
+
+    So many seconds later, or, where `pause` is None, in the midst of a write. Raises `UserError` where it
+    ends by itself.
+    """
+    while at < goal and (line := process.stdout.readline()):
+        at = int(line)
+    if pause is None:
+        _freeze_in_a_write(process, folder)
+    else:
+        time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    rest = process.stdout.read().split()
+    if process.wait() != -signal.SIGKILL:
+        raise UserError(f"the process ended by itself with code {process.returncode}: "
+                        "see what it printed above")
+    return int(rest[-1]) if rest else at
+
+
+def _note_loss(rows: list[dict], resumed: int, say) -> None:
+    """What the last kill has cost, now that it is known where the run goes on."""
+    if not rows:
+        return
+    row = rows[-1]
+    # a step can be saved and its number not yet be printed: then nothing was lost
+    row |= {"resumed_at": resumed, "lost": max(0, row["killed_at"] - resumed)}
+    when = ", while a file was being written" if row["was_writing"] else ""
+    say(f"kill {len(rows)}: at step {row['killed_at']}, lost {row['lost']} steps{when}")
+
+
 def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> dict:
     """Kill a run so many times, then let it end; what was lost each time, and whether it ended the same.
 
@@ -107,51 +138,42 @@ def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> 
 
     Raises `UserError` if a life ends by itself or the run is over before the last kill.
     """
-    rng, rows = random.Random(seed), []
+    rng = random.Random(seed)
     aims = rng.sample([False] * kills + [True] * writes, kills + writes)
     steps = (len(aims) + 1) * STEPS_A_KILL  # some to spare, should a write be missed
-    streams = work / "streams"
+    streams, never, killed = work / "streams", work / "never", work / "killed"
     store(random_streams(), streams)
-    done = subprocess.run([sys.executable, "-m", MODULE, str(streams), str(work / "never"), str(steps)],
-                          cwd=env.ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    process = _start(streams, never, steps)
+    process.communicate()
+    if process.returncode:
         raise UserError("the run that should not be killed failed: see what it printed above")
-    before = 0
-    for number in range(len(aims) + 1):
-        process = _start(streams, work / "killed", steps)
+    rows: list[dict] = []
+    for in_a_write in aims:
+        process = _start(streams, killed, steps)
         resumed = int(process.stdout.readline() or -1)
-        if number:
-            # a step can be saved and its number not yet be printed: then nothing was lost
-            rows[-1] |= {"resumed_at": resumed, "lost": max(0, before - resumed)}
-            say(f"kill {number}: at step {before}, lost {rows[-1]['lost']} steps"
-                + (", while a file was being written" if rows[-1]["was_writing"] else ""))
-        if number == len(aims):
-            break
-        # a step's number tells how far it is; the moment within a step, or within a save, is left to chance
+        _note_loss(rows, resumed, say)
+        # a step's number tells how far it is; the moment within a step, or a save, is left to chance
         goal = resumed + rng.randint(1, STEPS_A_KILL - CONFIG.save_every - 2)
-        at = resumed
-        while at < goal and (line := process.stdout.readline()):
-            at = int(line)
-        if aims[number]:
-            _freeze_in_a_write(process, work / "killed")
-        else:
-            time.sleep(rng.random() * 0.06)
-        process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read().split()
-        if process.wait() != -signal.SIGKILL:
-            raise UserError(f"the process ended by itself with code {process.returncode}: see what it printed above")
-        before = int(rest[-1]) if rest else at
-        rows.append({"killed_at": before, **_inspect(work / "killed")})
-    process.stdout.read()
-    if process.wait():
+        pause = None if in_a_write else rng.random() * 0.06
+        killed_at = _kill(process, killed, resumed, goal, pause)
+        rows.append({"killed_at": killed_at, **_inspect(killed)})
+    process = _start(streams, killed, steps)
+    _note_loss(rows, int(process.stdout.readline() or -1), say)
+    process.communicate()
+    if process.returncode:
         raise UserError(f"the last life ended with code {process.returncode}: see what it printed above")
-    ends = [checkpoints.read(work / name, say) for name in ("never", "killed")]
-    same = all((a == ends[1][0][k]).all() for k, a in ends[0][0].items()) and ends[0][0].keys() == ends[1][0].keys()
-    return {"kills": len(aims), "at_random": kills, "save_every": CONFIG.save_every, "steps": steps, "rows": rows,
-            "most_lost": max(row["lost"] for row in rows), "while_writing": sum(row["was_writing"] for row in rows),
-            "damaged": sum(len(row["damaged"]) for row in rows), "same_end": bool(same),
-            "same_log": [row["train_bits_per_token"] for row in ends[0][1]["log"]]
-            == [row["train_bits_per_token"] for row in ends[1][1]["log"]]}
+    return {"kills": len(aims), "at_random": kills, "save_every": CONFIG.save_every, "steps": steps,
+            "rows": rows, "most_lost": max(row["lost"] for row in rows),
+            "while_writing": sum(row["was_writing"] for row in rows),
+            "damaged": sum(len(row["damaged"]) for row in rows), **_same(never, killed, say)}
+
+
+def _same(never: Path, killed: Path, say) -> dict:
+    """Whether two runs ended with the same tensors, and with the same losses on the way."""
+    (ours, facts), (theirs, others) = (checkpoints.read(folder, say) for folder in (never, killed))
+    same = ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+    losses = [[row["train_bits_per_token"] for row in found["log"]] for found in (facts, others)]
+    return {"same_end": bool(same), "same_log": losses[0] == losses[1]}
 
 
 def main(argv: list[str] | None = None) -> None:

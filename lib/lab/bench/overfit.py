@@ -17,6 +17,7 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import write_json
 from lib.lab.bench.timing import note
+from lib.lab.experiments.original import chunks
 from lib.music.encode import Augmentation, build
 from lib.music.maestro import performances
 from lib.music.streams import Streams
@@ -63,41 +64,33 @@ def choose(found, pieces: int, held_out: int, seed: int = 0) -> tuple[list, list
     for split, count in (("train", pieces), ("validation", held_out)):
         have = [p for p in found if p.split == split and 150 <= p.seconds <= 900]
         if len(have) < count:
-            raise UserError(f"only {len(have)} {split} performances of 2.5 to 15 minutes are here: ask for fewer")
-        sides.append([have[i] for i in rng.permutation(len(have))[:count]])
-    titles = {(p.composer, p.title) for p in sides[0]}
-    return sides[0], [p for p in sides[1] if (p.composer, p.title) not in titles]
+            raise UserError(f"only {len(have)} {split} performances of 2.5 to 15 minutes are here: "
+                            "ask for fewer")
+        order = rng.permutation(len(have))
+        sides.append([have[i] for i in order[:count]])
+    train, others = sides
+    titles = {(p.composer, p.title) for p in train}
+    return train, [p for p in others if (p.composer, p.title) not in titles]
 
 
-def chunked(streams: Streams, tokenizer: Tokenizer, train: set[str], seed: int = 0) -> Streams:
-    """Every train performance as overlapping chunks, four in five for training, at random; the others whole.
-
-    The chunks that are left for validation are split "validation", the held-out performances "test".
-    """
-    rng, pieces = np.random.default_rng(seed), []
-    for piece in streams.pieces:
-        if piece.name not in train:
-            pieces.append(replace(piece, split="test"))
-            continue
-        for at in range(0, piece.length - CHUNK - 1, CHUNK - OVERLAP):
-            ids = streams.tokens[piece.offset + at : piece.offset + at + CHUNK + 1]
-            pieces.append(replace(piece, offset=piece.offset + at, length=CHUNK + 1,
-                                  split="train" if rng.random() < 0.8 else "validation",
-                                  notes=int(tokenizer.notes_of[ids[1:]].sum())))
-    return replace(streams, pieces=pieces)
-
-
-def base_data(found, train: list, held_out: list, merge_pieces: int, folder: Path) -> tuple[Streams, Tokenizer]:
+def base_data(found, train: list, held_out: list, merge_pieces: int, folder: Path,
+              ) -> tuple[Streams, Tokenizer]:
     """Base tokens of the chosen performances (held out: split "test") and of others to learn merges on."""
     chosen = {p.path for p in [*train, *held_out]}
-    more = [p for p in found if p.split == "train" and p.path not in chosen]
-    more = [more[i] for i in np.random.default_rng(1).permutation(len(more))[: max(0, merge_pieces - len(train))]]
-    known = [*train, *more, *(replace(p, split="test") for p in held_out)]
-    return build(known, TokenConfig(vocab_size=None), Augmentation(copies=0), folder=folder, progress=False, say=note)
+    others = [p for p in found if p.split == "train" and p.path not in chosen]
+    order = np.random.default_rng(1).permutation(len(others))
+    wanted = max(0, merge_pieces - len(train))
+    more = [others[i] for i in order[:wanted]]
+    tests = [replace(p, split="test") for p in held_out]
+    return build([*train, *more, *tests], TokenConfig(vocab_size=None), Augmentation(copies=0),
+                 folder=folder, progress=False, say=note)
 
 
 def data_of(arm: Arm, base: Streams, tokenizer: Tokenizer, train: set[str]) -> Streams:
-    """The arm's streams: those of the `train` performances, by file name, and of the held-out ones."""
+    """The arm's streams: those of the `train` performances, by file name, and of the held-out ones.
+
+    Where the arm trains on chunks, those that are left for its own validation are split "validation".
+    """
     mine = [p for p in base.pieces if p.name in train or p.split == "test"]
     if arm.vocab_size is None:
         return replace(base, pieces=mine)
@@ -105,12 +98,17 @@ def data_of(arm: Arm, base: Streams, tokenizer: Tokenizer, train: set[str]) -> S
     merged.learn([base.stream(p)[1:-1] for p in base.pieces if arm.leak or p.split == "train"])
     pieces, arrays, offset = [], [], 0
     for piece in mine:
-        ids = np.concatenate([[merged.bos], merged.merge(base.stream(piece)[1:-1]), [merged.eos]]).astype(np.uint16)
+        inside = merged.merge(base.stream(piece)[1:-1])
+        ids = np.concatenate([[merged.bos], inside, [merged.eos]]).astype(np.uint16)
         pieces.append(replace(piece, offset=offset, length=len(ids)))
         arrays.append(ids)
         offset += len(ids)
-    streams = Streams(np.concatenate(arrays), pieces, merged.vocab_size, int(merged.bos), {"id": arm.name})
-    return chunked(streams, merged, train) if arm.chunks else streams
+    tokens = np.concatenate(arrays)
+    streams = Streams(tokens, pieces, merged.vocab_size, int(merged.bos), {"id": arm.name})
+    if not arm.chunks:
+        return streams
+    parts = chunks(streams, merged, streams.select("train"), CHUNK, OVERLAP)
+    return replace(streams, pieces=[*parts, *streams.select("test")])
 
 
 def run(arm: Arm, streams: Streams, notes: int, passes: int, folder: Path) -> dict:
@@ -120,19 +118,22 @@ def run(arm: Arm, streams: Streams, notes: int, passes: int, folder: Path) -> di
     rate = sum(p.length for p in train) / sum(p.notes for p in train)  # tokens a note
     config = replace(BASE, **arm.config)
     each = max(1, round(notes * rate / (config.batch * config.length)))  # steps a pass
-    trainer = Trainer(streams, replace(config, steps=each * passes), folder, device="cpu", say=note)
+    config = replace(config, steps=each * passes)
+    trainer = Trainer(streams, config, folder, device="cpu", say=note)
     curve = []
     for number in range(1, passes + 1):
         losses = [trainer.train_step() for _ in range(each)]
-        curve.append({"pass": number, "train": float(np.mean(losses)) * rate,
-                      "own_validation": bits_per_note(trainer.model, streams, own) if own else None,
-                      "held_out": bits_per_note(trainer.model, streams, test)})
-        note(f"{arm.name}, pass {number}: " + ", ".join(f"{k} {v:.2f}" for k, v in curve[-1].items() if v is not None))
+        row = {"train": float(np.mean(losses)) * rate,
+               "own_validation": bits_per_note(trainer.model, streams, own) if own else None,
+               "held_out": bits_per_note(trainer.model, streams, test)}
+        curve.append({"pass": number, **row})
+        said = ", ".join(f"{name} {bits:.2f}" for name, bits in row.items() if bits is not None)
+        note(f"{arm.name}, pass {number}: {said}")
     best = min(curve, key=lambda row: row["held_out"])
     return {"name": arm.name, "change": arm.change, "parameters": trainer.model.parameter_count(),
-            "vocabulary": streams.vocab_size, "tokens_a_note": rate, "steps": trainer.step, "curve": curve,
-            "final": curve[-1]["held_out"], "best": best["held_out"], "best_pass": best["pass"],
-            "baselines": counting_baselines(streams, test)}
+            "vocabulary": streams.vocab_size, "tokens_a_note": rate, "steps": trainer.step,
+            "curve": curve, "final": curve[-1]["held_out"], "best": best["held_out"],
+            "best_pass": best["pass"], "baselines": counting_baselines(streams, test)}
 
 
 def main(argv: list[str] | None = None) -> None:

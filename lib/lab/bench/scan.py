@@ -43,11 +43,24 @@ __all__ = ["draw", "draw_figure3", "load", "main"]
 
 KEY = {"cpu": 1024, "cuda": 2048}  # the length that the comparison is summed up at
 FIGURE3 = 16_384  # the longest there, and where memory is measured
-BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}  # bytes a second: nine tenths of what the box says
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of the largest entry: some hundred roundings each
-DEFAULTS = {  # a GPU's shape is that of a model with 130 M parameters; a CPU's fits a laptop's memory
-    "cpu": {"lengths": [2**k for k in range(8, 17)], "batch": 4, "d_inner": 256, "dtype": ["float32"]},
-    "cuda": {"lengths": [2**k for k in range(9, 16)], "batch": 8, "d_inner": 1536, "dtype": ["bfloat16", "float32"]}}
+# bytes a second: nine tenths of what the box says
+BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.3e12}
+# of the largest entry: some hundred roundings each
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
+DEFAULTS = {  # a GPU's shape is that of a model with 130 M parameters; a CPU's fits a laptop
+    "cpu": {
+        "lengths": [2**k for k in range(8, 17)],
+        "batch": 4,
+        "d_inner": 256,
+        "dtype": ["float32"],
+    },
+    "cuda": {
+        "lengths": [2**k for k in range(9, 16)],
+        "batch": 8,
+        "d_inner": 1536,
+        "dtype": ["bfloat16", "float32"],
+    },
+}
 
 
 # ---- what is measured ---------------------------------------------------------------------
@@ -66,8 +79,11 @@ def check(one: Contender, d_state: int, dtype: str, device: str) -> dict:
     oracle = partial(scan.selective_scan, delta_softplus=True, backend="loop")
     exact = results(oracle, lay_out({name: t.double() for name, t in given.items()}))
     mine = results(*one.prepare(given))
-    errors = {k: float((mine[k].double() - t).abs().max() / t.abs().max()) for k, t in exact.items()}
-    worst = max(errors, key=lambda k: np.nan_to_num(errors[k], nan=np.inf))
+    errors = {}
+    for name, wanted in exact.items():
+        difference = (mine[name].double() - wanted).abs().max()
+        errors[name] = float(difference / wanted.abs().max())
+    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
     return {"error": errors[worst], "of": worst, "ok": errors[worst] < TOLERANCE[dtype]}
 
 
@@ -89,7 +105,9 @@ def child(task: dict) -> dict:
             scan_cpu.keep_memory()
 
     def given_at(length):
-        return arguments(task["batch"], length, task["d_inner"], task["d_state"], getattr(torch, dtype), device)
+        return arguments(
+            task["batch"], length, task["d_inner"], task["d_state"], getattr(torch, dtype), device
+        )
 
     if task["task"] == "memory":
         return {"rows": memory(contender(task["names"][0]), task["lengths"], given_at, device)}
@@ -100,25 +118,39 @@ def child(task: dict) -> dict:
             if name in names(device):
                 checks[name] = found = check(one, task["d_state"], dtype, device)
                 if not found["error"] < TOLERANCE[dtype]:
-                    raise UserError(f"{found['of']} differs from the float64 loop by {found['error']:.1e}")
+                    raise UserError(
+                        f"{found['of']} differs from the float64 loop by {found['error']:.1e}"
+                    )
             ready.append(one)
         except (RuntimeError, UserError) as error:
             absent[name] = why(error)
             note(f"without {name}: {absent[name]}")
     options = {key: task[key] for key in ("repeats", "seconds", "limit", "device")}
     rows, cut = measure(ready, task["lengths"], given_at, **options)
-    return {"rows": rows, "cut": cut, "absent": absent, "checks": checks,
-            "contenders": {one.name: {"label": one.label, "timed": one.timed} for one in ready},
-            "machine": env.provenance("") | {"threads": torch.get_num_threads(),
-                                             "instructions": torch.backends.cpu.get_cpu_capability()}}
+    return {
+        "rows": rows,
+        "cut": cut,
+        "absent": absent,
+        "checks": checks,
+        "contenders": {one.name: {"label": one.label, "timed": one.timed} for one in ready},
+        "machine": env.provenance("")
+        | {
+            "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
 
 
 def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU unless it is to use one."""
     with tempfile.TemporaryDirectory() as folder:
-        return apart("lib.lab.bench.scan", task | {"cache": folder}, what=", ".join(task.get("names", [task["task"]])),
-                     advice="try fewer contenders with --only or shorter --lengths",
-                     environment=without_gpu() if task.get("device", "cpu") == "cpu" else None)
+        return apart(
+            "lib.lab.bench.scan",
+            task | {"cache": folder},
+            what=", ".join(task.get("names", [task["task"]])),
+            advice="try fewer contenders with --only or shorter --lengths",
+            environment=without_gpu() if task.get("device", "cpu") == "cpu" else None,
+        )
 
 
 # ---- what the times say -------------------------------------------------------------------
@@ -128,11 +160,18 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
     """How many times as long as `ours` each other contender takes, by medians, in the same run."""
     def place(row):
         return row["dtype"], row["allocator"], row["length"]
+
     base = {place(row): row for row in rows if row["contender"] == ours}
-    kinds = ("forward", "forward_backward")
-    return [{key: row[key] for key in ("contender", "dtype", "allocator", "length")}
-            | {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"] for kind in kinds}
-            for row in rows if row["contender"] != ours and place(row) in base]
+    found = []
+    for row in rows:
+        if row["contender"] == ours or place(row) not in base:
+            continue
+        times = {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"]
+                 for kind in ("forward", "forward_backward")}
+        found.append(
+            {key: row[key] for key in ("contender", "dtype", "allocator", "length")} | times
+        )
+    return found
 
 
 def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -> dict | None:
@@ -144,11 +183,19 @@ def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -
     bandwidth = next((speed for name, speed in BANDWIDTH.items() if name in device), None)
     if bandwidth is None:
         return None
-    size, narrow, wide = (batch * length * n for n in (d_inner, d_state, d_inner * d_state))
-    e, clock = torch.empty(0, dtype=getattr(torch, dtype)).element_size(), 132 * 1.98e9
-    states = 4 * wide / chunk
-    forward = max((4 * e * size + 2 * e * narrow + states) / bandwidth, size * (d_state + 4) / (16 * clock))
-    backward = max((7 * e * size + (2 * e + 8) * narrow + states) / bandwidth, 16 * wide / (128 * clock))
+    positions = batch * length
+    inputs = positions * d_inner  # numbers in x, delta, z and y each
+    selection = positions * d_state  # numbers in B and C each
+    states = positions * d_inner * d_state
+    width = getattr(torch, dtype).itemsize
+    kept = 4 * states / chunk  # bytes
+    clock = 132 * 1.98e9  # of all processors, a second
+    memory_forward = (4 * width * inputs + 2 * width * selection + kept) / bandwidth
+    memory_backward = (7 * width * inputs + (2 * width + 8) * selection + kept) / bandwidth
+    exponentials = inputs * (d_state + 4) / (16 * clock)
+    instructions = 16 * states / (128 * clock)
+    forward = max(memory_forward, exponentials)
+    backward = max(memory_backward, instructions)
     return {"forward": 1e3 * forward, "forward_backward": 1e3 * (forward + backward)}
 
 
@@ -156,7 +203,9 @@ def floor_rows(rows: list[dict], ours: str, device: str, shape: dict) -> list[di
     """The floors at each length and type of number, and how many times them `ours` takes."""
     found = []
     for row in rows:
-        if row["contender"] == ours and (low := floors(device, length=row["length"], dtype=row["dtype"], **shape)):
+        if row["contender"] == ours and (
+            low := floors(device, length=row["length"], dtype=row["dtype"], **shape)
+        ):
             times = {f"{kind}_ratio": row[kind]["median_ms"] / low[kind] for kind in low}
             found.append({"length": row["length"], "dtype": row["dtype"], "floor_ms": low, **times})
     return found
@@ -169,7 +218,9 @@ def key_row(result: dict) -> dict:
     for row in result["ratios"]:
         if row["length"] == length:
             place = found.setdefault(f"{row['dtype']}, {row['allocator']} allocator", {})
-            place[row["contender"]] = {kind: round(row[kind], 2) for kind in ("forward", "forward_backward")}
+            place[row["contender"]] = {
+                kind: round(row[kind], 2) for kind in ("forward", "forward_backward")
+            }
     kept = [row for row in result["memory"] if (row["contender"], row["length"]) == (ours, length)]
     found["kept_bytes_per_element"] = kept[0]["kept_bytes_per_element"] if kept else None
     found["exponent"] = result["exponents"].get(ours)
@@ -200,8 +251,16 @@ def table(result: dict) -> str:
                  for kind in ("forward", "forward_backward"))
         found = memory_of.get((row["contender"], row["length"], row["dtype"]), {})
         kept, peak = found.get("kept_bytes_per_element"), found.get("peak_bytes")
-        lines.append([row["contender"], str(row["length"]), f"{row['dtype']}, {row['allocator']}", *times,
-                      "" if kept is None else f"{kept:.2f}", "" if peak is None else f"{peak / 2**20:.0f}"])
+        lines.append(
+            [
+                row["contender"],
+                str(row["length"]),
+                f"{row['dtype']}, {row['allocator']}",
+                *times,
+                "" if kept is None else f"{kept:.2f}",
+                "" if peak is None else f"{peak / 2**20:.0f}",
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -218,15 +277,34 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", type=int, help="sequences at once (CPU 4, GPU 8)")
     add("--d-inner", type=int, help="channels (CPU 256, GPU 1536)")
     add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
-    add("--dtype", type=_listed, help="types of number, with commas between (CPU float32, GPU bfloat16,float32)")
+    add(
+        "--dtype",
+        type=_listed,
+        help="types of number, with commas between (CPU float32, GPU bfloat16,float32)",
+    )
     add("--repeats", type=int, default=15, help="rounds (%(default)s)")
-    add("--seconds", type=float, default=10, help="a slow contender gets fewer rounds, though three, where they would "
-        "take longer than this (%(default)s)")
-    add("--limit", type=float, default=20, help="a contender stops where a call takes longer than so many seconds, "
-        "with a second allocator five times as many (%(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=10,
+        help="a slow contender gets fewer rounds, though three, where they would "
+        "take longer than this (%(default)s)",
+    )
+    add(
+        "--limit",
+        type=float,
+        default=20,
+        help="a contender stops where a call takes longer than so many seconds, "
+        "with a second allocator five times as many (%(default)s)",
+    )
     add("--only", type=_listed, help="names of contenders, with commas between")
-    add("--allocator", choices=("both", "default", "tuned"), default="both", help="on a CPU: glibc as it is; told to "
-        "keep freed memory, as training does; or tuned, and both at one length (%(default)s)")
+    add(
+        "--allocator",
+        choices=("both", "default", "tuned"),
+        default="both",
+        help="on a CPU: glibc as it is; told to "
+        "keep freed memory, as training does; or tuned, and both at one length (%(default)s)",
+    )
     add("--figure3", action=argparse.BooleanOptionalAction, default=True,
         help="also attention and a long convolution against length")
     add("--output", type=Path, help="the JSON file (default data/results/scan_DEVICE.json)")
@@ -240,13 +318,25 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     try:
         args.lengths = sorted({int(length) for length in args.lengths})
     except ValueError as error:
-        raise UserError("--lengths takes whole numbers with commas between, such as 256,512,1024") from error
-    if not args.lengths or min(*args.lengths, args.batch, args.d_inner, args.d_state, args.repeats) < 1:
-        raise UserError("--lengths, --batch, --d-inner, --d-state and --repeats are sizes: give at least 1 of each")
-    for option, given, known in (("--only", args.only, names(args.device)), ("--dtype", args.dtype, list(TOLERANCE))):
+        raise UserError(
+            "--lengths takes whole numbers with commas between, such as 256,512,1024"
+        ) from error
+    if (
+        not args.lengths
+        or min(*args.lengths, args.batch, args.d_inner, args.d_state, args.repeats) < 1
+    ):
+        raise UserError(
+            "--lengths, --batch, --d-inner, --d-state and --repeats are sizes: give at least 1 of each"
+        )
+    for option, given, known in (
+        ("--only", args.only, names(args.device)),
+        ("--dtype", args.dtype, list(TOLERANCE)),
+    ):
         if unknown := [name for name in given or [] if name not in known]:
-            raise UserError(f"{option} does not know {unknown[0]!r} on a {args.device} device: choose from "
-                            f"{', '.join(known)}")
+            raise UserError(
+                f"{option} does not know {unknown[0]!r} on a {args.device} device: choose from "
+                f"{', '.join(known)}"
+            )
     return args
 
 
@@ -258,54 +348,102 @@ def _measure_all(args: argparse.Namespace) -> dict:
     allocators = ["tuned", "default"] if args.allocator == "both" else [args.allocator]
     if args.device == "cuda":
         allocators = ["GPU"]
-    options = {name: getattr(args, name) for name in ("device", "lengths", "repeats", "seconds", "limit")}
+    options = {
+        name: getattr(args, name) for name in ("device", "lengths", "repeats", "seconds", "limit")
+    }
     task = shape | options | {"task": "time", "names": wanted}
-    rows, cut, memory_rows, about = [], [], [], {"contenders": {}, "absent": {}, "checks": {}}
+    result = {
+        "shape": shape,
+        "dtypes": args.dtype,
+        "allocators": allocators,
+        "key_length": key,
+        "ours": "",
+        "contenders": {},
+        "absent": {},
+        "checks": {},
+        "rows": [],
+        "cut": [],
+        "memory": [],
+    }
     for dtype in args.dtype:
         for allocator in allocators:
-            place = {"dtype": dtype, "allocator": allocator}
-            note(f"time, {dtype}, {allocator} allocator")
-            here = {} if allocator == allocators[0] else {  # page faults make a call up to five times as long
-                "lengths": [key], "names": list(about["contenders"]), "limit": 5 * args.limit}
-            found = _run(task | place | here)
-            rows += [row | place for row in found["rows"]]
-            cut += [row | place for row in found["cut"]]
-            about["contenders"] |= found["contenders"]
-            about["absent"] |= found["absent"]
-            about["checks"] |= {f"{name}, {dtype}": error for name, error in found["checks"].items()}
-        for name in found["contenders"]:
-            lengths = sorted({row["length"] for row in rows if (row["contender"], row["dtype"]) == (name, dtype)
-                              and row["length"] <= max(key, FIGURE3)})  # bytes a step are the same from there on
-            note(f"memory, {dtype}, {name}")
-            if lengths:
-                place = {"task": "memory", "dtype": dtype, "allocator": "default", "names": [name], "lengths": lengths}
-                memory_rows += [row | {"dtype": dtype} for row in _run(task | place)["rows"]]
-    if not rows:
-        reasons = [*about["absent"].values(), *(stop["why"] for stop in cut)]
+            here = task | {"dtype": dtype, "allocator": allocator}
+            if allocator != allocators[0]:  # page faults make a call up to five times as long
+                here |= {
+                    "lengths": [key],
+                    "names": list(result["contenders"]),
+                    "limit": 5 * args.limit,
+                }
+            machine = _add_times(result, here)
+        _add_memory(result, task, dtype)
+    if not result["rows"]:
+        reasons = [*result["absent"].values(), *(stop["why"] for stop in result["cut"])]
         raise UserError(f"nothing could be measured: {'; '.join(reasons)}")
-    result = found["machine"] | {
-        "shape": shape, "dtypes": args.dtype, "allocators": allocators, "key_length": key,
-        "ours": next(name for name in wanted if name in about["contenders"]), **about,
-        "rows": rows, "cut": cut, "memory": memory_rows}
+    contenders = result["contenders"]
+    result["ours"] = next(name for name in wanted if name in contenders)
+    result = machine | result
     result["versions"] |= {peers.PEERS[name].package: peers.version_of(name)
-                           for name in about["contenders"] if name in peers.PEERS}
+                           for name in contenders if name in peers.PEERS}
     if result["ours"] == "cpu":
         result["compile_seconds"] = _run({"task": "compile"})["seconds"]
     if args.figure3:
-        note("figure 3")
-        plain = [name for name in ("loop", "parallel") if name in about["contenders"] and name != result["ours"]]
-        found = _run(task | {"names": [result["ours"], *plain, "convolution", "attention"], "dtype": args.dtype[0],
-                             "allocator": allocators[0], "lengths": [n for n in args.lengths if n <= FIGURE3] or [key]})
-        result["figure3"] = {part: found[part] for part in ("contenders", "rows", "cut")}
+        result["figure3"] = _figure3(result, task)
     return result
+
+
+def _add_times(result: dict, task: dict) -> dict:
+    """Time one type of number with one allocator; returns what is known of the machine."""
+    note(f"time, {task['dtype']}, {task['allocator']} allocator")
+    found = _run(task)
+    place = {"dtype": task["dtype"], "allocator": task["allocator"]}
+    for part in ("rows", "cut"):
+        result[part] += [row | place for row in found[part]]
+    for part in ("contenders", "absent"):
+        result[part] |= found[part]
+    result["checks"] |= {
+        f"{name}, {task['dtype']}": error for name, error in found["checks"].items()
+    }
+    return found["machine"]
+
+
+def _add_memory(result: dict, task: dict, dtype: str) -> None:
+    """The memory of each contender at the lengths that it was timed at."""
+    longest = max(result["key_length"], FIGURE3)  # bytes a step are the same from there on
+    for name in result["contenders"]:
+        lengths = sorted({row["length"] for row in result["rows"] if row["length"] <= longest
+                          and (row["contender"], row["dtype"]) == (name, dtype)})
+        note(f"memory, {dtype}, {name}")
+        if lengths:
+            place = {
+                "task": "memory",
+                "dtype": dtype,
+                "allocator": "default",
+                "names": [name],
+                "lengths": lengths,
+            }
+            result["memory"] += [row | {"dtype": dtype} for row in _run(task | place)["rows"]]
+
+
+def _figure3(result: dict, task: dict) -> dict:
+    """Our scan beside plain PyTorch, a long convolution and attention, against length."""
+    note("figure 3")
+    ours = result["ours"]
+    plain = [name for name in ("loop", "parallel") if name in result["contenders"] and name != ours]
+    lengths = [length for length in task["lengths"] if length <= FIGURE3] or [result["key_length"]]
+    found = _run(task | {"names": [ours, *plain, "convolution", "attention"], "lengths": lengths,
+                         "dtype": result["dtypes"][0], "allocator": result["allocators"][0]})
+    return {part: found[part] for part in ("contenders", "rows", "cut")}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Time our scan and its peers over a range of lengths, with the memory they take."""
     args = _options(argv)
-    command = shlex.join(["python", "-m", "lib.lab.bench", "scan", *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join(
+        ["python", "-m", "lib.lab.bench", "scan", *(sys.argv[1:] if argv is None else argv)]
+    )
     result = _measure_all(args) | {"command": command}
-    rows, ours, first = result["rows"], result["ours"], (result["dtypes"][0], result["allocators"][0])
+    rows, ours = result["rows"], result["ours"]
+    first = (result["dtypes"][0], result["allocators"][0])
     result["ratios"] = ratios(rows, ours)
     result["exponents"] = {}
     for name in result["contenders"]:

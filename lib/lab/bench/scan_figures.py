@@ -1,40 +1,36 @@
 """The scan's measurements as figures: time against length, ours beside other people's."""
 
 import matplotlib
-from matplotlib.ticker import FuncFormatter
 
 from lib.lab.peers import scans as peers
 from lib.show import plots
 
 LOOKS = {  # ours in ink, others in colours that have no other meaning in this course
-    "cpu": (plots.INK, "-"), "triton": (plots.INK, "-"), "parallel": (plots.INK, "--"), "loop": (plots.INK, ":"),
-    "mambapy": (plots.OTHER[0], "-"), "transformers": (plots.OTHER[1], "-"), "mamba_ssm_cuda": (plots.OTHER[2], "-"),
-    "mamba_ssm_reference": (plots.OTHER[2], "--"), "accelerated_scan_triton": (plots.GREY, "-"),
-    "accelerated_scan_warp": (plots.GREY, "--"), "convolution": (plots.OTHER[2], "-"),
-    "attention": (plots.OTHER[0], "-")}
+    "cpu": (plots.INK, "-"),
+    "triton": (plots.INK, "-"),
+    "parallel": (plots.INK, "--"),
+    "loop": (plots.INK, ":"),
+    "mambapy": (plots.OTHER[0], "-"),
+    "transformers": (plots.OTHER[1], "-"),
+    "mamba_ssm_cuda": (plots.OTHER[2], "-"),
+    "mamba_ssm_reference": (plots.OTHER[2], "--"),
+    "accelerated_scan_triton": (plots.GREY, "-"),
+    "accelerated_scan_warp": (plots.GREY, "--"),
+    "convolution": (plots.OTHER[2], "-"),
+    "attention": (plots.OTHER[0], "-"),
+}
 
 
 def _lines(ax, rows: list[dict], contenders: dict, kind: str) -> None:
     """A line a contender, median and quartiles against length, named at its end."""
-    ends = []
+    lines = []
     for name, about in contenders.items():
-        mine = sorted((row["length"], *(row[kind][q] for q in ("median_ms", "q1_ms", "q3_ms")))
-                      for row in rows if row["contender"] == name)
-        if mine:
-            lengths, middle, low, high = zip(*mine, strict=True)
-            colour, dash = LOOKS[name]
-            ax.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
-            ax.plot(lengths, middle, dash, color=colour, marker="o", markersize=3.5)
-            ends.append((lengths[-1], middle[-1], about["label"], colour))
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ticks = sorted({row["length"] for row in rows})
-    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        points = [(row["length"], *(row[kind][q] for q in ("q1_ms", "median_ms", "q3_ms")))
+                  for row in rows if row["contender"] == name]
+        if points:
+            lines.append((about["label"], *LOOKS[name], points))
+    plots.quartile_lines(ax, lines, room=0.28, gap=0.055, near=4)
     ax.set_xlabel("length L")
-    ax.grid(axis="y", visible=True)
-    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.28 * max(2, len(ticks) - 1)))  # room for the names
-    plots.name_ends(ax, ends, gap=0.055, near=4)
 
 
 def _title(ax, text: str) -> None:
@@ -47,8 +43,12 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
     if ax is None:
         _, ax = plots.figure(height=4.8)
     dtype, allocator = result["dtypes"][0], result["allocators"][0]
-    _lines(ax, [row for row in result["rows"] if (row["dtype"], row["allocator"]) == (dtype, allocator)],
-           result["contenders"], kind)
+    _lines(
+        ax,
+        [row for row in result["rows"] if (row["dtype"], row["allocator"]) == (dtype, allocator)],
+        result["contenders"],
+        kind,
+    )
     ax.set_ylabel(f"{kind.replace('_', ' + ')}, ms")
     found = result["key"].get(f"{dtype}, {allocator} allocator", {})
     others = {name: row[kind] for name, row in found.items() if name in peers.PEERS}
@@ -56,8 +56,10 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
     if others:
         name = min(others, key=others.get)
         many = f"{others[name]:.{int(others[name] < 10)}f}"
-        title = (f"The fastest peer, {result['contenders'][name]['label']}, takes {many} times as long as ours "
-                 f"at length {result['key_length']:,}")
+        title = (
+            f"The fastest peer, {result['contenders'][name]['label']}, takes {many} times as long as ours "
+            f"at length {result['key_length']:,}"
+        )
     _title(ax, title)
     return ax.figure
 
@@ -74,7 +76,11 @@ def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
     times = {(row["contender"], row["length"]): row[kind]["median_ms"] for row in found["rows"]}
     lengths = sorted(length for name, length in times if name == ours)
     faster = [n for n in lengths if times.get(("attention", n), 0) > times[ours, n]]
-    always = [n for n in faster if all(m in faster for m in lengths if m >= n and ("attention", m) in times)]
+    always = [
+        n
+        for n in faster
+        if all(m in faster for m in lengths if m >= n and ("attention", m) in times)
+    ]
     _title(ax, f"The scan is faster than attention from length {always[0]:,} on" if always else
            f"Attention is faster than the scan up to length {lengths[-1]:,}")
     return ax.figure
@@ -82,7 +88,9 @@ def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
 
 def picture(result: dict) -> bytes:
     """The figures of a result as one PNG."""
-    fig, axes = plots.figure(1 + ("figure3" in result), height=4.8 * (1 + ("figure3" in result)), squeeze=False)
+    fig, axes = plots.figure(
+        1 + ("figure3" in result), height=4.8 * (1 + ("figure3" in result)), squeeze=False
+    )
     draw(result, ax=axes[0, 0])
     if "figure3" in result:
         draw_figure3(result, ax=axes[1, 0])

@@ -1,7 +1,7 @@
 """Timing rivals fairly: turns, medians, the memory that they keep and the highest they reach.
 
-Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that whatever
-drifts hits all of them alike.
+Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that
+whatever drifts hits all of them alike.
 """
 
 import ctypes
@@ -30,9 +30,10 @@ MIN_ROUNDS = 3  # so that there are quartiles, however slow a contender is
 class Contender:
     """One way to do the work. `prepare` makes ready what is timed, and is not timed itself.
 
-    Of a length's arguments, a position or a batch it makes: in the scan's benchmark a function and its arguments,
-    all of them asking for a gradient, as it wants them in memory; in that of generation a function token -> logits
-    (1, V) and one that counts its cache's bytes; in that of training a step, which returns its loss.
+    Of a length's arguments, a position or a batch it makes: in the scan's benchmark a function and
+    its arguments, all of them asking for a gradient, as it wants them in memory; in that of
+    generation a function token -> logits (1, V) and one that counts its cache's bytes; in that of
+    training a step, which returns its loss.
     """
 
     name: str
@@ -47,15 +48,23 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def apart(module: str, task: dict, *, what: str, advice: str, environment: dict | None = None) -> dict:
+def apart(
+    module: str, task: dict, *, what: str, advice: str, environment: dict | None = None
+) -> dict:
     """`child(task)` of a module in a process of its own, with an environment of its own; what it prints is not shown.
 
-    The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process fails.
+    The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process
+    fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", module, json.dumps(task), path], check=False, cwd=ROOT,
-                              env=environment, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            [sys.executable, "-m", module, json.dumps(task), path],
+            check=False,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
         if done.returncode:
             raise UserError(f"measuring {what} ended with code {done.returncode}: {advice}")
         return json.loads(path.read_text(encoding="utf-8"))
@@ -99,10 +108,13 @@ def rounds_for(took: float, repeats: int, seconds: float) -> int:
     return int(min(repeats, max(MIN_ROUNDS, 1e3 * seconds / took)))
 
 
-def take_turns(works: dict[str, Callable], rounds: Mapping[str, int]) -> tuple[dict[str, list], dict[str, str]]:
+def take_turns(
+    works: dict[str, Callable], rounds: Mapping[str, int]
+) -> tuple[dict[str, list], dict[str, str]]:
     """What each work gives in its rounds, everybody once in each; and the reasons of those that failed.
 
-    A work that raises a RuntimeError, as where memory runs out, is taken out of `works` and gives nothing.
+    A work that raises a RuntimeError, as where memory runs out, is taken out of `works` and gives
+    nothing.
     """
     found: dict[str, list] = {name: [] for name in works}
     failed: dict[str, str] = {}
@@ -142,11 +154,25 @@ def why(error: Exception) -> str:
 def spread(times: Sequence[float]) -> dict:
     """Median, quartiles and number of times."""
     low, middle, high = np.percentile(times, (25, 50, 75))
-    return {"median_ms": float(middle), "q1_ms": float(low), "q3_ms": float(high), "count": len(times)}
+    return {
+        "median_ms": float(middle),
+        "q1_ms": float(low),
+        "q3_ms": float(high),
+        "count": len(times),
+    }
 
 
-def measure(contenders: list[Contender], lengths: list[int], given_at: Callable[[int], dict], *, repeats: int,
-            seconds: float, limit: float, device: str = "cpu", say=note) -> tuple[list[dict], list[dict]]:
+def measure(
+    contenders: list[Contender],
+    lengths: list[int],
+    given_at: Callable[[int], dict],
+    *,
+    repeats: int,
+    seconds: float,
+    limit: float,
+    device: str = "cpu",
+    say=note,
+) -> tuple[list[dict], list[dict]]:
     """Times at each length: rows, and for each contender that had to stop, where and why.
 
     A contender gets `repeats` rounds, or fewer (at least three) where they would take more than
@@ -173,7 +199,9 @@ def measure(contenders: list[Contender], lengths: list[int], given_at: Callable[
             say(f"length {length:6}: {one.label} {took:.1f} ms, {rounds[one.name]} rounds")
             del work
         times, failed = take_turns(works, rounds)
-        cut += [{"contender": name, "length": length, "why": reason} for name, reason in failed.items()]
+        cut += [
+            {"contender": name, "length": length, "why": reason} for name, reason in failed.items()
+        ]
         for name, pairs in times.items():
             forward, both = zip(*pairs, strict=True)
             rows.append({"contender": name, "length": length, "forward": spread(forward),
@@ -183,11 +211,13 @@ def measure(contenders: list[Contender], lengths: list[int], given_at: Callable[
     return rows, cut
 
 
-def _warm(one: Contender, given: dict, clock: Callable, before: list[float], limit: float, device: str,
-          ) -> tuple[Callable[[], tuple[float, float]], float]:
+def _warm(
+    one: Contender, given: dict, clock: Callable, before: list[float], limit: float, device: str
+) -> tuple[Callable[[], tuple[float, float]], float]:
     """(a round: ms of forward, ms of forward and backward), and the ms of the latter, warmed up.
 
-    Raises `UserError` where a call takes longer than the limit, or will by its trend, which is `before`.
+    Raises `UserError` where a call takes longer than the limit, or will by its trend, which is
+    `before`.
     """
     expected = before[-1] ** 2 / before[-2] if len(before) > 1 else 0
     if expected > 1e3 * limit:
@@ -248,7 +278,9 @@ def peak_bytes(work: Callable, device: str) -> int | None:
         return None
 
 
-def memory(one: Contender, lengths: list[int], given_at: Callable[[int], dict], device: str = "cpu") -> list[dict]:
+def memory(
+    one: Contender, lengths: list[int], given_at: Callable[[int], dict], device: str = "cpu"
+) -> list[dict]:
     """Peak of forward and backward, and what is kept between them, in bytes; stops where memory runs out."""
     rows: list[dict] = []
     works_of(one, given_at(min(lengths)))[1]()  # what the first call ever sets up is not counted
@@ -259,7 +291,14 @@ def memory(one: Contender, lengths: list[int], given_at: Callable[[int], dict], 
             kept = kept_bytes(*one.prepare(given)) / given["x"].numel()
         except RuntimeError:
             break
-        rows.append({"contender": one.name, "length": length, "peak_bytes": peak, "kept_bytes_per_element": kept})
+        rows.append(
+            {
+                "contender": one.name,
+                "length": length,
+                "peak_bytes": peak,
+                "kept_bytes_per_element": kept,
+            }
+        )
     return rows
 
 

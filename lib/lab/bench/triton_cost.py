@@ -46,7 +46,9 @@ def compiled(kernel, capability: float, dtype: torch.dtype, d_state: int = 16):
         signature[name] = pointer if name.endswith("_ptr") else "i32"
         aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", round(10 * capability), 32), options={"num_warps": warps})
+    return triton.compile(
+        source, target=GPUTarget("cuda", round(10 * capability), 32), options={"num_warps": warps}
+    )
 
 
 def cost(kernel, capability: float, dtype: torch.dtype, d_state: int = 16) -> dict:
@@ -62,9 +64,13 @@ def cost(kernel, capability: float, dtype: torch.dtype, d_state: int = 16) -> di
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        usage, code = (subprocess.run([str(tool), flag, file.name], capture_output=True, text=True, check=True)
-                       for flag in ("-res-usage", "-sass"))
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout + usage.stderr)
+        usage, code = (
+            subprocess.run([str(tool), flag, file.name], capture_output=True, text=True, check=True)
+            for flag in ("-res-usage", "-sass")
+        )
+    found = re.search(
+        r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout + usage.stderr
+    )
     registers, stack, shared, local = map(int, found.groups())
     settings = scan_triton.options(dtype)
     elements = settings["BLOCK_D"] * settings["BLOCK_L"] / (32 * settings["num_warps"])
@@ -83,19 +89,28 @@ def loops(code: str) -> list[Counter]:
         target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
             body = [t for a, t in lines if int(target[1], 16) <= a <= address]
-            found.append(Counter(re.sub(r"^@!?U?P\w+ ", "", t).split()[0].split(".")[0] for t in body))
+            found.append(
+                Counter(re.sub(r"^@!?U?P\w+ ", "", t).split()[0].split(".")[0] for t in body)
+            )
     return found
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print what each kernel costs, for each compute capability that is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench triton", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench triton", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("capability", type=float, nargs="*", default=[7.5, 8.0, 9.0])
-    print("| compute capability | inputs | kernel | registers | spilled bytes | instructions a state |")
+    print(
+        "| compute capability | inputs | kernel | registers | spilled bytes | instructions a state |"
+    )
     print("|---|---|---|---|---|---|")
     for capability in parser.parse_args(argv).capability:
         for dtype in (torch.float32, torch.float16 if capability < 8 else torch.bfloat16):
             for kernel in (scan_triton.forward_kernel, scan_triton.backward_kernel):
                 c = cost(kernel, capability, dtype)
-                print(f"| {capability} | {NAMES[dtype]} | {kernel.fn.__name__.split('_')[0]} | {c['registers']} | "
-                      f"{c['spilled_bytes']} | {c['inner']:.1f} + {c['outer']:.1f} |", flush=True)
+                print(
+                    f"| {capability} | {NAMES[dtype]} | {kernel.fn.__name__.split('_')[0]} | {c['registers']} | "
+                    f"{c['spilled_bytes']} | {c['inner']:.1f} + {c['outer']:.1f} |",
+                    flush=True,
+                )

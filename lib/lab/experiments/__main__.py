@@ -18,15 +18,37 @@ from lib.lab.experiments.runs import OutOfTime
 def main(argv: list[str] | None = None) -> None:
     """Run the experiments, or go on with them."""
     parser = argparse.ArgumentParser(prog="python -m lib.lab.experiments", description=main.__doc__)
-    parser.add_argument("--only", action="append", choices=PARTS, help="a part (default: all; may be given again)")
-    parser.add_argument("--budget-minutes", type=float, default=math.inf, help="stop after so long, with everything kept")
-    parser.add_argument("--quick", action="store_true", help="ten pieces and tiny models: seconds, and no meaning")
-    parser.add_argument("--scale", choices=SCALES, help="how large (default: gpu where there is one, else cpu)")
-    parser.add_argument("--folder", type=Path, help="where the runs live (default: data/runs/experiments/SCALE)")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="a part (default: all; may be given again)"
+    )
+    parser.add_argument(
+        "--budget-minutes",
+        type=float,
+        default=math.inf,
+        help="stop after so long, with everything kept",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="ten pieces and tiny models: seconds, and no meaning"
+    )
+    parser.add_argument(
+        "--scale", choices=SCALES, help="how large (default: gpu where there is one, else cpu)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the runs live (default: data/runs/experiments/SCALE)"
+    )
     parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on its share of the cores (default 1)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs side by side, each on its share of the cores (default 1)",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--restart", action="store_true", help="throw the runs and results of a quick run away first")
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="throw the runs and results of a quick run away first",
+    )
     args = parser.parse_args(argv)
     if not args.budget_minutes > 0:
         raise UserError("--budget-minutes must be above 0: give the minutes that there are")
@@ -36,17 +58,28 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.folder or RUNS / scale
     if args.restart:
         if scale != "quick":
-            raise UserError("--restart throws work away and is for --quick only: delete what should be measured again")
+            raise UserError(
+                "--restart throws work away and is for --quick only: delete what should be measured again"
+            )
         shutil.rmtree(folder, ignore_errors=True)
     if scale == "quick":
         torch.set_num_threads(1)  # models this small only wait for one another's threads
-    lab = Lab(SCALES[scale], folder, minutes=args.budget_minutes, device=args.device, jobs=args.jobs, results=args.results)
+    lab = Lab(
+        SCALES[scale],
+        folder,
+        minutes=args.budget_minutes,
+        device=args.device,
+        jobs=args.jobs,
+        results=args.results,
+    )
     for part in args.only or PARTS:
         module = import_module(PARTS[part])
         try:
             result = module.run(lab)
         except OutOfTime:
-            print(f"the {args.budget_minutes:g} minutes are used up in {part!r}: the same command goes on from here")
+            print(
+                f"the {args.budget_minutes:g} minutes are used up in {part!r}: the same command goes on from here"
+            )
             return
         print(f"\n{part}: {lab.path(part).name}\n{module.table(result)}\n")
 

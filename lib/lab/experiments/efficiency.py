@@ -1,8 +1,8 @@
 """Part (b): what a training step, a prompt and a generated token cost, against length and position.
 
-Models of one size, attention over all that was read. Times: architectures take turns at each length,
-medians. Memory: each architecture in a process of its own. Then exponents, by least squares on the
-logarithms: what stands as O(N) in the original's table 1, measured, with its standard error.
+Models of one size, attention over all that was read. Times: architectures take turns at each
+length, medians. Memory: each architecture in a process of its own. Then exponents, by least squares
+on the logarithms: what stands as O(N) in the original's table 1, measured, with its standard error.
 """
 
 import gc
@@ -31,7 +31,8 @@ from lib.mamba.model import LanguageModel, State
 from lib.train.optim import choose_precision, parameter_groups
 
 SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
-STEPPER = "mamba_cpp"  # the same Mamba by its whole-model step in C++: another implementation, so a row of its own
+# the same Mamba by its whole-model step in C++: another implementation, so a row of its own
+STEPPER = "mamba_cpp"
 KINDS = ("training", "prefill", "generation", "throughput", "memory")
 GENERATED = ("generation", "throughput")  # a token a row at a time
 AXIS = {"throughput": "batch"}  # what a kind is measured against, if not the length
@@ -46,7 +47,9 @@ class Bench:
 
     def model(self, arch: str, window: int) -> LanguageModel:
         torch.manual_seed(0)
-        return build(arch, self.vocabulary, replace(self.size, window=window, dropout=0.0)).to(self.device)
+        return build(arch, self.vocabulary, replace(self.size, window=window, dropout=0.0)).to(
+            self.device
+        )
 
     def tokens(self, length: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(length)
@@ -78,7 +81,9 @@ class Bench:
             nonlocal state
             if model.grows:  # the length is all that attention sees
                 state = model.new_state(1)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision is not None
+            ):
                 logits, after = model(tokens[:, :-1], state, return_state=True)
             F.cross_entropy(logits.float()[0], tokens[0, 1:]).backward()
             optimizer.step()
@@ -90,34 +95,38 @@ class Bench:
         model, tokens = self.model(arch, length).eval(), self.tokens(length)
         return lambda: model.prefill(tokens)
 
-    def generation(self, arch: str, position: int, tokens: int, batch: int = 1) -> tuple[Callable, int]:
+    def generation(
+        self, arch: str, position: int, tokens: int, batch: int = 1
+    ) -> tuple[Callable, int]:
         """(a call that generates so many tokens a row from a position, bytes of a row's state there)."""
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
         size = baselines.state_bytes(model, state, position)
-        state = [tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state]
-        if arch == STEPPER:
-            fast = mamba_cpu.Stepper(model, batch)
-            fast.load(state)
-            size = fast.state_bytes() // batch
-
-            def read(token):
-                return fast.step(token)
-        else:
-            def read(token):
-                nonlocal state
-                logits, state = model.step(token, state)
-                return logits
+        first = [
+            tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state
+        ]
         token = torch.zeros(batch, dtype=torch.long, device=self.device)
-        first = state if arch != STEPPER else None
 
         @torch.inference_mode()
         def work():
-            nonlocal state, token
+            nonlocal token
             state = first  # each round at the position again
             for _ in range(tokens):
-                token = read(token).argmax(-1)
-        return work, size
+                logits, state = model.step(token, state)
+                token = logits.argmax(-1)
+
+        if arch != STEPPER:
+            return work, size
+        fast = mamba_cpu.Stepper(model, batch)
+        fast.load(first)
+
+        @torch.inference_mode()
+        def work_in_cpp():
+            nonlocal token
+            for _ in range(tokens):
+                token = fast.step(token).argmax(-1)
+
+        return work_in_cpp, fast.state_bytes() // batch
 
     def state(self, model: LanguageModel, position: int) -> State:
         """The state at a position: random tokens are read up to there, or, where it grows, noise fills the cache."""
@@ -130,7 +139,9 @@ class Bench:
                 for layer, memory in zip(model.backbone.layers, state)]
 
 
-def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> dict[str, list[float]]:
+def turns(
+    bench: Bench, works: dict[str, Callable], chosen, limit: set[str]
+) -> dict[str, list[float]]:
     """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good.
 
     So does one for which memory runs out, without a time.
@@ -144,12 +155,16 @@ def turns(bench: Bench, works: dict[str, Callable], chosen, limit: set[str]) -> 
             limit.add(arch)
         first[arch] = took
         rounds[arch] = 0 if arch in limit else rounds_for(took, chosen.repeats, chosen.seconds) - 1
-    more, failed = take_turns({arch: partial(bench.clock, work) for arch, work in works.items()}, rounds)
+    more, failed = take_turns(
+        {arch: partial(bench.clock, work) for arch, work in works.items()}, rounds
+    )
     limit |= failed.keys()
     return {arch: [first[arch], *times] for arch, times in more.items()}
 
 
-def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]) -> list[dict]:
+def timed(
+    bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, limit: set[str]
+) -> list[dict]:
     """Rows of one kind at one length; of throughput, at one number of pieces side by side."""
     works, sizes = {}, {}
     for arch in archs:
@@ -158,16 +173,21 @@ def timed(bench: Bench, kind: str, length: int, archs: tuple[str, ...], chosen, 
         if kind == "generation":
             works[arch], sizes[arch] = bench.generation(arch, length, chosen.tokens)
         elif kind == "throughput":
-            works[arch], sizes[arch] = bench.generation(arch, chosen.prompt, chosen.tokens, batch=length)
+            works[arch], sizes[arch] = bench.generation(
+                arch, chosen.prompt, chosen.tokens, batch=length
+            )
         else:
             works[arch] = getattr(bench, kind)(arch, length)
     rows = []
+    count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
     for arch, times in turns(bench, works, chosen, limit).items():
-        count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
+        a_token = [t / chosen.tokens for t in times]
         row = {"kind": kind, "arch": arch, AXIS.get(kind, "length"): length,
-               **spread([t / chosen.tokens for t in times] if kind in GENERATED else times)}
-        row["tokens_per_second"] = 1e3 * count / float(np.median(times))
-        rows.append(row | ({"state_bytes": sizes[arch]} if kind in GENERATED else {}))
+               **spread(a_token if kind in GENERATED else times),
+               "tokens_per_second": 1e3 * count / float(np.median(times))}
+        if kind in GENERATED:
+            row["state_bytes"] = sizes[arch]
+        rows.append(row)
     works.clear()
     trim()
     return rows
@@ -177,7 +197,8 @@ def child(task: dict) -> list[dict]:
     """How far memory rises during a training step of one architecture, at each length, until it does not fit."""
     limit_memory()
     bench, rows = Bench(Size(**task["size"]), task["vocabulary"], task["device"]), []
-    bench.training(task["arch"], min(task["lengths"]))()  # what the first call ever sets up is not counted
+    # what the first call ever sets up is not counted
+    bench.training(task["arch"], min(task["lengths"]))()
     for length in task["lengths"]:
         try:
             work = bench.training(task["arch"], length)
@@ -194,10 +215,16 @@ def memory(task: dict) -> list[dict]:
     """`child(task)` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        done = subprocess.run([sys.executable, "-m", "lib.lab.experiments.efficiency", json.dumps(task), str(answer)],
-                              check=False, cwd=env.ROOT, env=dict(os.environ))
+        done = subprocess.run(
+            [sys.executable, "-m", "lib.lab.experiments.efficiency", json.dumps(task), str(answer)],
+            check=False,
+            cwd=env.ROOT,
+            env=dict(os.environ),
+        )
         if done.returncode:
-            raise UserError(f"measuring the memory of {task['arch']} ended with code {done.returncode}: shorten the lengths")
+            raise UserError(
+                f"measuring the memory of {task['arch']} ended with code {done.returncode}: shorten the lengths"
+            )
         return json.loads(answer.read_text())
 
 
@@ -207,33 +234,58 @@ def run(lab) -> dict:
     bench = Bench(protocol.size, chosen.vocabulary, lab.device)
     result = lab.read("efficiency") or {"rows": [], "exponents": []}
     result["threads"] = torch.get_num_threads()
-    result["body_parameters"] = {arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs}
+    result["body_parameters"] = {
+        arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs
+    }
     grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions,
              "throughput": chosen.batches}
     for kind, lengths in grids.items():
-        archs, limit = chosen.archs, set()
-        if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
-            archs = (*archs, STEPPER)
-        for length in lengths:
-            mine = [row for row in result["rows"] if row["kind"] == kind and row[AXIS.get(kind, "length")] == length]
-            if not mine:
-                lab.left()
-                lab.say(f"efficiency: {kind} at {length:,}")
-                mine = timed(bench, kind, length, archs, chosen, limit)
-                result["rows"] += mine
-                _keep(lab, result)
-            per_round = chosen.tokens if kind in GENERATED else 1
-            limit |= {row["arch"] for row in mine if row["median_ms"] * per_round >= 1e3 * chosen.limit}
-            limit |= {arch for arch in archs if arch not in {row["arch"] for row in mine}}
+        _add_times(lab, bench, kind, lengths, result)
     for arch in chosen.archs:
-        if not any((row["kind"], row["arch"]) == ("memory", arch) for row in result["rows"]):
-            lab.left()
-            lab.say(f"efficiency: memory of {arch}")
-            lengths = [row["length"] for row in result["rows"] if (row["kind"], row["arch"]) == ("training", arch)]
-            result["rows"] += memory({"arch": arch, "size": vars(protocol.size), "vocabulary": chosen.vocabulary,
-                                      "device": lab.device, "lengths": sorted(lengths)})
-            _keep(lab, result)
+        if any((row["kind"], row["arch"]) == ("memory", arch) for row in result["rows"]):
+            continue
+        lab.left()
+        lab.say(f"efficiency: memory of {arch}")
+        lengths = [
+            row["length"]
+            for row in result["rows"]
+            if (row["kind"], row["arch"]) == ("training", arch)
+        ]
+        result["rows"] += memory(
+            {
+                "arch": arch,
+                "size": vars(protocol.size),
+                "vocabulary": chosen.vocabulary,
+                "device": lab.device,
+                "lengths": sorted(lengths),
+            }
+        )
+        _keep(lab, result)
     return result
+
+
+def _add_times(lab, bench: Bench, kind: str, lengths: tuple[int, ...], result: dict) -> None:
+    """One kind of measurement at each length that the result does not have yet."""
+    chosen = lab.protocol.efficiency
+    archs = chosen.archs
+    if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
+        archs = (*archs, STEPPER)
+    a_round = chosen.tokens if kind in GENERATED else 1
+    limit: set[str] = set()  # who has taken too long
+    for length in lengths:
+        mine = [
+            row
+            for row in result["rows"]
+            if row["kind"] == kind and row[AXIS.get(kind, "length")] == length
+        ]
+        if not mine:
+            lab.left()
+            lab.say(f"efficiency: {kind} at {length:,}")
+            mine = timed(bench, kind, length, archs, chosen, limit)
+            result["rows"] += mine
+            _keep(lab, result)
+        limit |= {row["arch"] for row in mine if row["median_ms"] * a_round >= 1e3 * chosen.limit}
+        limit |= {*archs} - {row["arch"] for row in mine}
 
 
 def _keep(lab, result: dict) -> None:
@@ -243,18 +295,27 @@ def _keep(lab, result: dict) -> None:
 
 def slope(x, y) -> dict:
     """k of y = c · x^k by least squares on the logarithms, and its standard error (None below three points)."""
-    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
-    if len(x) < 2:
-        return {"exponent": None, "standard_error": None, "points": len(x)}
-    centred = x - x.mean()
-    k = float(centred @ y / (centred @ centred))
-    rest = y - y.mean() - k * centred
-    error = float(np.sqrt(rest @ rest / (len(x) - 2) / (centred @ centred))) if len(x) > 2 else None
-    return {"exponent": k, "standard_error": error, "points": len(x)}
+    x = np.log(np.asarray(x, float))
+    y = np.log(np.asarray(y, float))
+    points = len(x)
+    if points < 2:
+        return {"exponent": None, "standard_error": None, "points": points}
+    x = x - x.mean()
+    y = y - y.mean()
+    squares = x @ x
+    k = float(x @ y / squares)
+    rest = y - k * x
+    error = float(np.sqrt(rest @ rest / (points - 2) / squares)) if points > 2 else None
+    return {"exponent": k, "standard_error": error, "points": points}
 
 
-QUANTITIES = (("training", "median_ms"), ("memory", "peak_bytes"), ("prefill", "median_ms"), ("generation", "median_ms"),
-              ("generation", "state_bytes"))
+QUANTITIES = (
+    ("training", "median_ms"),
+    ("memory", "peak_bytes"),
+    ("prefill", "median_ms"),
+    ("generation", "median_ms"),
+    ("generation", "state_bytes"),
+)
 
 
 def exponents(rows: list[dict]) -> list[dict]:
@@ -264,10 +325,12 @@ def exponents(rows: list[dict]) -> list[dict]:
         for arch in dict.fromkeys(row["arch"] for row in rows if row["kind"] == kind):
             mine = sorted((row["length"], row[quantity]) for row in rows
                           if (row["kind"], row["arch"]) == (kind, arch) and row.get(quantity))
-            if mine:
-                upper = mine[-max(3, (len(mine) + 1) // 2):]
-                found.append({"kind": kind, "quantity": quantity, "arch": arch, **slope(*zip(*mine, strict=True)),
-                              "upper_half": {"from": upper[0][0], **slope(*zip(*upper, strict=True))}})
+            if not mine:
+                continue
+            upper = mine[-max(3, (len(mine) + 1) // 2):]
+            upper_half = {"from": upper[0][0], **slope(*zip(*upper, strict=True))}
+            found.append({"kind": kind, "quantity": quantity, "arch": arch,
+                          **slope(*zip(*mine, strict=True)), "upper_half": upper_half})
     return found
 
 
@@ -278,8 +341,10 @@ def label(arch: str) -> str:
 
 def table(result: dict) -> str:
     """The exponents in Markdown."""
-    lines = ["| architecture | training time | training memory | prefill time | time a token | bytes of state |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| architecture | training time | training memory | prefill time | time a token | bytes of state |",
+        "|---|---|---|---|---|---|",
+    ]
     for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
         cells = [show(result, arch, kind, quantity) for kind, quantity in QUANTITIES]
         lines.append(f"| {label(arch)} | {' | '.join(cells)} |")
@@ -289,7 +354,9 @@ def table(result: dict) -> str:
 def show(result: dict, arch: str, kind: str, quantity: str) -> str:
     """One exponent in words."""
     for row in result.get("exponents", []):
-        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity) and row["exponent"] is not None:
+        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity) and row[
+            "exponent"
+        ] is not None:
             error = f" ± {row['standard_error']:.2f}" if row["standard_error"] is not None else ""
             return f"{row['exponent']:.2f}{error}"
     return env.UNKNOWN

@@ -7,13 +7,33 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from lib.env import machine as env
 from lib.lab.bench.scan_figures import draw_figure3
 from lib.lab.experiments.efficiency import STEPPER, label, show
+from lib.lab.experiments.likelihood import show as estimate
 from lib.lab.rivals.matched import LABELS
 from lib.show import plots
 
 LOOKS = {  # Mamba in ink, the others in colours that have no other meaning in this course
-    "mamba": (plots.INK, "-"), STEPPER: (plots.INK, "--"), "hybrid": (plots.GREY, "-"), "transformer": (plots.OTHER[0], "-"),
-    "transformer_xl": (plots.OTHER[0], "--"), "s4d": (plots.OTHER[2], "-"), "lstm": (plots.OTHER[1], "-")}
-TABLE1 = {"transformer": "Transformer", "lstm": "RNN", "s4d": "SSM", "mamba": "Selective SSM (Mamba)"}
+    "mamba": (plots.INK, "-"),
+    STEPPER: (plots.INK, "--"),
+    "hybrid": (plots.GREY, "-"),
+    "transformer": (plots.OTHER[0], "-"),
+    "transformer_xl": (plots.OTHER[0], "--"),
+    "s4d": (plots.OTHER[2], "-"),
+    "lstm": (plots.OTHER[1], "-"),
+}
+TABLE1 = {
+    "transformer": "Transformer",
+    "lstm": "RNN",
+    "s4d": "SSM",
+    "mamba": "Selective SSM (Mamba)",
+}
+
+
+MEASURED = (  # of an architecture's efficiency, in the order of the columns
+    ("training", "median_ms"),
+    ("generation", "median_ms"),
+    ("memory", "peak_bytes"),
+    ("generation", "state_bytes"),
+)
 
 
 def load(part: str, scale: str = "cpu") -> dict:
@@ -25,20 +45,26 @@ def table1(scale: str = "cpu") -> str:
     """The original's table 1 with measured columns, in Markdown."""
     efficiency, likelihood = load("efficiency", scale), load("likelihood", scale)
     rows = likelihood.get("summary", {}).get("budgets", {}).get("tokens", {})
-    heads = ("architecture", "complexity: training time grows as N to the", "a generated token's time, as N to the",
-             "memory: training, as N to the", "state, as N to the", "performance: bits a note, equal tokens (95 %)")
+    heads = (
+        "architecture",
+        "complexity: training time grows as N to the",
+        "a generated token's time, as N to the",
+        "memory: training, as N to the",
+        "state, as N to the",
+        "performance: bits a note, equal tokens (95 %)",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arch, name in TABLE1.items():
-        cells = [show(efficiency, arch, *what) for what in (("training", "median_ms"), ("generation", "median_ms"),
-                                                           ("memory", "peak_bytes"), ("generation", "state_bytes"))]
+        cells = [show(efficiency, arch, *what) for what in MEASURED]
         row = rows.get(arch)
-        cells.append(f"{row['bits_per_note']:.2f} ({row['interval_95'][0]:.2f} to {row['interval_95'][1]:.2f})" if row
-                     else env.UNKNOWN)
+        cells.append(estimate(row) if row else env.UNKNOWN)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _curve(ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = False, logarithmic: bool = True) -> None:
+def _curve(
+    ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = False, logarithmic: bool = True
+) -> None:
     """A line an architecture, named at its end; a note where nothing was measured."""
     ends, ticks = [], sorted({row[x] for row in rows})
     if not rows:
@@ -46,15 +72,33 @@ def _curve(ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = Fals
         ax.set_axis_off()
         return
     for arch in dict.fromkeys(row["arch"] for row in rows):
-        mine = sorted(((row[x], row[y], row) for row in rows if row["arch"] == arch and row.get(y) is not None),
-                      key=lambda one: one[0])
+        mine = sorted(
+            (
+                (row[x], row[y], row)
+                for row in rows
+                if row["arch"] == arch and row.get(y) is not None
+            ),
+            key=lambda one: one[0],
+        )
         if not mine:
             continue
         colour, dash = LOOKS[arch]
-        ax.plot([m[0] for m in mine], [m[1] for m in mine], dash, color=colour, marker="o", markersize=3.5)
+        ax.plot(
+            [m[0] for m in mine],
+            [m[1] for m in mine],
+            dash,
+            color=colour,
+            marker="o",
+            markersize=3.5,
+        )
         if bars:
-            ax.fill_between([m[0] for m in mine], *zip(*(m[2]["interval_95"] for m in mine), strict=True), color=colour,
-                            alpha=0.12, linewidth=0)
+            ax.fill_between(
+                [m[0] for m in mine],
+                *zip(*(m[2]["interval_95"] for m in mine), strict=True),
+                color=colour,
+                alpha=0.12,
+                linewidth=0,
+            )
         ends.append((mine[-1][0], mine[-1][1], label(arch), colour))
     ax.set_xscale("log", base=2)
     if logarithmic:
@@ -66,7 +110,8 @@ def _curve(ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = Fals
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xticks(ticks, [f"{n:,.10g}" for n in ticks], fontsize=9)
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.62 * max(2, len(ticks) - 1)))  # room for the names
+    # room for the names
+    ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.62 * max(2, len(ticks) - 1)))
     ax.set_ylabel(unit)
     ax.grid(axis="y", visible=True)
     plots.name_ends(ax, ends, gap=0.07, size=9.5)
@@ -84,18 +129,31 @@ def _rows(result: dict, kind: str) -> list[dict]:
 def efficiency(result: dict):
     """Training speed and memory against length, generation and its state against position; returns the figure."""
     fig, axes = plots.figure(2, 2, height=8)
-    training, memory, generation = (_rows(result, kind) for kind in ("training", "memory", "generation"))
+    training, memory, generation = (
+        _rows(result, kind) for kind in ("training", "memory", "generation")
+    )
     _curve(axes[0, 0], training, "length", "tokens_per_second", "tokens a second")
     axes[0, 0].set_xlabel("length of a training step, batch 1")
     _title(axes[0, 0], "Training: " + _ends(training, "tokens_per_second"))
-    _curve(axes[0, 1], [row | {"mib": row["peak_bytes"] / 2**20} for row in memory if row["peak_bytes"]], "length", "mib", "MiB")
+    _curve(
+        axes[0, 1],
+        [row | {"mib": row["peak_bytes"] / 2**20} for row in memory if row["peak_bytes"]],
+        "length",
+        "mib",
+        "MiB",
+    )
     axes[0, 1].set_xlabel("length of a training step, batch 1")
     _title(axes[0, 1], "Memory that a training step takes")
     _curve(axes[1, 0], generation, "length", "median_ms", "ms a token")
     axes[1, 0].set_xlabel("tokens read so far")
     _title(axes[1, 0], "Generation: " + _ends(generation, "median_ms", less=True))
-    _curve(axes[1, 1], [row | {"kib": row["state_bytes"] / 1024} for row in generation if row["arch"] != STEPPER],
-           "length", "kib", "KiB")
+    _curve(
+        axes[1, 1],
+        [row | {"kib": row["state_bytes"] / 1024} for row in generation if row["arch"] != STEPPER],
+        "length",
+        "kib",
+        "KiB",
+    )
     axes[1, 1].set_xlabel("tokens read so far")
     _title(axes[1, 1], "What is remembered")
     return fig
@@ -129,16 +187,25 @@ def figure3(scan: dict, efficiency: dict):
     throughput = _rows(efficiency, "throughput")
     _curve(axes[1], throughput, "batch", "tokens_per_second", "tokens a second, all pieces")
     axes[1].set_xlabel("pieces side by side")
-    _title(axes[1], "Right: " + (_ends(throughput, "tokens_per_second", axis="batch") if throughput else env.UNKNOWN))
+    _title(
+        axes[1],
+        "Right: "
+        + (_ends(throughput, "tokens_per_second", axis="batch") if throughput else env.UNKNOWN),
+    )
     return fig
 
 
 def context(result: dict):
     """Bits per note against the position in the piece, and against the tokens in reach; returns the figure."""
     fig, axes = plots.figure(1, 2, height=4.4)
-    position = [row | {"middle": row["from"] * 1.5 if row["to"] is None else max(1, (row["from"] + row["to"]) / 2)}
-                for row in result.get("position", []) if row["bits_per_note"] is not None]
-    _curve(axes[0], position, "middle", "bits_per_note", "bits a note", bars=True, logarithmic=False)
+    position = [
+        row | {"middle": _middle(row["from"], row["to"])}
+        for row in result.get("position", [])
+        if row["bits_per_note"] is not None
+    ]
+    _curve(
+        axes[0], position, "middle", "bits_per_note", "bits a note", bars=True, logarithmic=False
+    )
     axes[0].set_xlabel("position in the piece, tokens")
     _title(axes[0], "Bits a note against the position in the piece")
     reach = [row for row in result.get("reach", []) if row["bits_per_note"] is not None]
@@ -152,6 +219,11 @@ def context(result: dict):
     _title(axes[1], f"More than {enough[0]:,} tokens are worth less than 0.05 bits" if enough else
            "Bits a note against the tokens in reach")
     return fig
+
+
+def _middle(begin: int, end: int | None) -> float:
+    """Where a bin of positions is drawn; the last one has no end."""
+    return begin * 1.5 if end is None else max(1, (begin + end) / 2)
 
 
 def _forest(ax, rows: list[tuple[str, float, tuple[float, float], str]], unit: str) -> None:
@@ -174,8 +246,14 @@ def likelihood(result: dict):
     fig, axes = plots.figure(1, 2, height=3.8)
     for ax, budget in zip(axes, ("tokens", "minutes"), strict=True):
         rows = result.get("summary", {}).get("budgets", {}).get(budget, {})
-        _forest(ax, [(LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
-                     for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])], "bits a note, test")
+        _forest(
+            ax,
+            [
+                (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
+                for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])
+            ],
+            "bits a note, test",
+        )
         _title(ax, f"Equal {'tokens' if budget == 'tokens' else 'time'}")
     return fig
 
@@ -187,15 +265,28 @@ def curves(result: dict):
     for run in runs:
         colour, dash = LOOKS[run["arch"]]
         named = LABELS[run["arch"]] if run["seed"] == 0 else None  # one name for all its seeds
-        ax.plot([tokens / 1e6 for tokens, _ in run["curve"]], [bits for _, bits in run["curve"]], dash, color=colour,
-                marker="o", markersize=3, linewidth=1.4, label=named)
+        ax.plot(
+            [tokens / 1e6 for tokens, _ in run["curve"]],
+            [bits for _, bits in run["curve"]],
+            dash,
+            color=colour,
+            marker="o",
+            markersize=3,
+            linewidth=1.4,
+            label=named,
+        )
     if runs:
         ax.legend()
         ax.grid(axis="y", visible=True)
-        spread = {arch: np.ptp([run["validation_bits_per_note"] for run in runs if run["arch"] == arch])
-                  for arch in ("mamba", "transformer")}
-        _title(ax, f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits apart, of Mamba "
-                   f"{spread['mamba']:.1f}")
+        spread = {
+            arch: np.ptp([run["validation_bits_per_note"] for run in runs if run["arch"] == arch])
+            for arch in ("mamba", "transformer")
+        }
+        _title(
+            ax,
+            f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits apart, of Mamba "
+            f"{spread['mamba']:.1f}",
+        )
     ax.set(xlabel="million tokens read", ylabel="bits a note, validation")
     return fig
 
@@ -204,8 +295,14 @@ def original(result: dict):
     """What each repair of the original's recipe is worth, alone; returns the figure."""
     fig, ax = plots.figure(height=3.6)
     gains = {arm["arm"]: arm["gain"] for arm in result.get("arms", []) if arm["arm"] != "original"}
-    _forest(ax, [(name, gain["bits_per_note"], gain["interval_95"], plots.INK) for name, gain in gains.items()],
-            "bits a note gained on held-out pieces")
+    _forest(
+        ax,
+        [
+            (name, gain["bits_per_note"], gain["interval_95"], plots.INK)
+            for name, gain in gains.items()
+        ],
+        "bits a note gained on held-out pieces",
+    )
     ax.axvline(0, color=plots.GREY, linewidth=0.8)
     alone = {name: gain["bits_per_note"] for name, gain in gains.items() if name != "all repaired"}
     title = "What each repair of the original is worth, alone"
@@ -220,9 +317,25 @@ def tokens(result: dict):
     """Bits per note at 10 ms of each tokenizer; returns the figure."""
     fig, ax = plots.figure(height=4)
     colours = {62.5: plots.OTHER[0], 10.0: plots.INK}
-    _forest(ax, [(f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}", row["bits_per_note_10_ms"], row["interval_95"],
-                  colours.get(row["grid_ms"], plots.GREY)) for row in result.get("rows", [])], "bits a note at 10 ms")
+    _forest(
+        ax,
+        [
+            (
+                f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}",
+                row["bits_per_note_10_ms"],
+                row["interval_95"],
+                colours.get(row["grid_ms"], plots.GREY),
+            )
+            for row in result.get("rows", [])
+        ],
+        "bits a note at 10 ms",
+    )
     rows = sorted(result.get("rows", []), key=lambda row: row["bits_per_note_10_ms"])
-    _title(ax, f"Fewest bits: {rows[0]['grid_ms']:g} ms, {rows[0]['bpe'] or 'no BPE'}; most: {rows[-1]['grid_ms']:g} ms, "
-               f"{rows[-1]['bpe'] or 'no BPE'}" if rows else "The same music through each tokenizer")
+    _title(
+        ax,
+        f"Fewest bits: {rows[0]['grid_ms']:g} ms, {rows[0]['bpe'] or 'no BPE'}; most: {rows[-1]['grid_ms']:g} ms, "
+        f"{rows[-1]['bpe'] or 'no BPE'}"
+        if rows
+        else "The same music through each tokenizer",
+    )
     return fig

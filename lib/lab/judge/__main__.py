@@ -22,12 +22,18 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
 
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".mid", ".midi"))
     if len(paths) < 2:
-        raise UserError(f"{folder} holds {len(paths)} MIDI files: play two or more into it with python -m lib.generate")
+        raise UserError(
+            f"{folder} holds {len(paths)} MIDI files: play two or more into it with python -m lib.generate"
+        )
     pieces = {path.name: sustain(read_midi(path)).notes for path in paths}
     if seconds is None:
-        seconds = min(60.0, float(np.floor(np.median([notes["end"].max() for notes in pieces.values()]))))
+        seconds = min(
+            60.0, float(np.floor(np.median([notes["end"].max() for notes in pieces.values()])))
+        )
     if not seconds >= 10:
-        raise UserError(f"pieces of {seconds:g} seconds are too short to compare: play ten seconds or more")
+        raise UserError(
+            f"pieces of {seconds:g} seconds are too short to compare: play ten seconds or more"
+        )
     return {name: opening(notes, seconds) for name, notes in pieces.items()}, seconds
 
 
@@ -45,13 +51,25 @@ def main(argv: list[str] | None = None) -> None:
         return
     parser = argparse.ArgumentParser(prog="python -m lib.lab.judge", description=main.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="folder of MIDI files")
-    parser.add_argument("--seconds", type=float, help="of each piece (default: the median piece, at most 60)")
-    parser.add_argument("--model", type=Path, default=MODEL, help="whose tokenizer the anchors pass through")
-    parser.add_argument("--quick", action="store_true", help="compare with the ten sample pieces only")
-    parser.add_argument("--ratings", nargs="+", type=Path, help="files that the listening page exported")
+    parser.add_argument(
+        "--seconds", type=float, help="of each piece (default: the median piece, at most 60)"
+    )
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, help="whose tokenizer the anchors pass through"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="compare with the ten sample pieces only"
+    )
+    parser.add_argument(
+        "--ratings", nargs="+", type=Path, help="files that the listening page exported"
+    )
     args = parser.parse_args(words)
     if args.ratings:
-        print(listening_page.report(listening_page.analyse([listening_page.read_ratings(p) for p in args.ratings])))
+        print(
+            listening_page.report(
+                listening_page.analyse([listening_page.read_ratings(p) for p in args.ratings])
+            )
+        )
         return
     if args.folder is None:
         parser.error("give a folder of MIDI files, or --ratings")

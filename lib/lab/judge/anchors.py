@@ -43,10 +43,17 @@ def anchors(performances: list[Performance], tokenizer: Tokenizer, seconds: floa
     test = [(p, a) for p, a in zip(performances, arrays) if p.split == "test"]
     few = len(test) < 8
     for performance, notes in test:
-        starts = np.arange(notes["start"][0], notes["end"].max() - seconds, seconds) if few else [notes["start"][0]]
+        starts = (
+            np.arange(notes["start"][0], notes["end"].max() - seconds, seconds)
+            if few
+            else [notes["start"][0]]
+        )
         for start in starts:
             ids = tokenizer.encode(Music(excerpt(notes, start, seconds)))
-            pieces = [_cut(tokenizer.decode(tokens).notes, seconds) for tokens in (ids, rng.permutation(ids))]
+            pieces = [
+                _cut(tokenizer.decode(tokens).notes, seconds)
+                for tokens in (ids, rng.permutation(ids))
+            ]
             if min(map(len, pieces)) >= FEW:
                 real.append(pieces[0])
                 noise.append(pieces[1])
@@ -63,27 +70,38 @@ def _cut(notes: np.ndarray, seconds: float) -> np.ndarray:
 
 def quantiles(pieces: Sequence[np.ndarray], seconds: float) -> dict[str, list[float]]:
     """10 %, 50 % and 90 % of each fact over the pieces where it is defined."""
-    rows, out = [facts(notes, seconds) for notes in pieces], {}
+    rows = [facts(notes, seconds) for notes in pieces]
+    found = {}
     for name in rows[0]:
         values = [row[name] for row in rows if not np.isnan(row[name])]
         if values:  # a lag longer than the pieces has none
-            out[name] = np.quantile(values, [0.1, 0.5, 0.9]).tolist()
-    return out
+            found[name] = np.quantile(values, [0.1, 0.5, 0.9]).tolist()
+    return found
 
 
 def overlaps(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict:
     """Overlap area and KL of each feature and group against all real pieces, and what halves of the real ones reach."""
-    real, rng = features(anchor.real), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    real = features(anchor.real)
     table = {name: yang_lerch(real, features(pieces)) for name, pieces in groups.items()}
-    halves = []
+    draws = []
     for _ in range(DRAWS):
         order = rng.permutation(len(anchor.real))
-        first, second = order[: len(order) // 2], order[len(order) // 2 :]
-        halves.append(yang_lerch({k: v[first] for k, v in real.items()}, {k: v[second] for k, v in real.items()}))
-    table["real"] = {name: tuple(np.mean([half[name] for half in halves], 0).tolist()) for name in real}
-    return {group: {"overlap_area": {k: v[0] for k, v in row.items()}, "kl_nats": {k: v[1] for k, v in row.items()},
-                    "mean_overlap_area": float(np.mean([v[0] for v in row.values()])),
-                    "mean_kl_nats": float(np.mean([v[1] for v in row.values()]))} for group, row in table.items()}
+        half = len(order) // 2
+        first = {name: values[order[:half]] for name, values in real.items()}
+        second = {name: values[order[half:]] for name, values in real.items()}
+        draws.append(yang_lerch(first, second))
+    table["real"] = {name: np.mean([draw[name] for draw in draws], 0).tolist() for name in real}
+    return {group: _overlap_facts(row) for group, row in table.items()}
+
+
+def _overlap_facts(row: dict[str, Sequence[float]]) -> dict:
+    """(Overlap area, KL) of each feature as two dicts and their means."""
+    areas = {name: area for name, (area, _) in row.items()}
+    nats = {name: kl for name, (_, kl) in row.items()}
+    return {"overlap_area": areas, "kl_nats": nats,
+            "mean_overlap_area": float(np.mean(list(areas.values()))),
+            "mean_kl_nats": float(np.mean(list(nats.values())))}
 
 
 def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]]:
@@ -92,28 +110,40 @@ def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]
              if len(clip := excerpt(notes, at, CLIP)) >= FEW] for notes in pieces]
 
 
-def frechets(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict[str, float]:
+def frechets(
+    anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0
+) -> dict[str, float]:
     """Fréchet distance of each group to real pieces, sets of equal size, mean over random draws; NaN for too few."""
     rng = np.random.default_rng(seed)
     size = min([len(anchor.real) // 2, *(len(pieces) for pieces in groups.values())])
     if size < 8:
         return dict.fromkeys(["real", *groups], float("nan"))
-    some = []
-    for _ in range(EXCERPTS):
-        notes = anchor.train[rng.integers(len(anchor.train))]
-        clip = excerpt(notes, rng.uniform(0, max(1e-3, notes["start"][-1] - CLIP)), CLIP)
-        some += [clip] if len(clip) >= FEW else []
-    embed = Embedding(some)
-    rows = {name: [embed(c) for c in clips(pieces, anchor.seconds) if c]
-            for name, pieces in {"real": anchor.real, **groups}.items()}
+    embed = Embedding(_train_clips(anchor, rng))
+    rows = {}  # of each group, the embedded excerpts of each piece
+    for name, pieces in {"real": anchor.real, **groups}.items():
+        rows[name] = [embed(of_piece) for of_piece in clips(pieces, anchor.seconds) if of_piece]
     found: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(DRAWS):
         order = rng.permutation(len(rows["real"]))
         reference = np.concatenate([rows["real"][i] for i in order[:size]])
         for name, pieces in rows.items():
-            take = order[size : 2 * size] if name == "real" else rng.permutation(len(pieces))[:size]
-            found[name].append(frechet(reference, np.concatenate([pieces[i] for i in take])))
+            real = name == "real"  # the other half of them
+            chosen = order[size : 2 * size] if real else rng.permutation(len(pieces))[:size]
+            drawn = np.concatenate([pieces[i] for i in chosen])
+            found[name].append(frechet(reference, drawn))
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _train_clips(anchor: Anchors, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random excerpts of training pieces, those with enough notes."""
+    found = []
+    for _ in range(EXCERPTS):
+        notes = anchor.train[rng.integers(len(anchor.train))]
+        latest = max(1e-3, notes["start"][-1] - CLIP)
+        clip = excerpt(notes, rng.uniform(0, latest), CLIP)
+        if len(clip) >= FEW:
+            found.append(clip)
+    return found
 
 
 def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
@@ -124,49 +154,66 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     training piece against other performances of that title.
     """
     train = [keys(notes) for notes in anchor.train]
-    number = {name: i for i, name in enumerate(sorted({p.composer for p in anchor.train_facts} | {*anchor.composers}))}
-    other = ([number[c] for c in anchor.composers], [number[p.composer] for p in anchor.train_facts])
+    composers = sorted({p.composer for p in anchor.train_facts} | {*anchor.composers})
+    number = {composer: i for i, composer in enumerate(composers)}
+    other = ([number[composer] for composer in anchor.composers],
+             [number[p.composer] for p in anchor.train_facts])
     titles: dict[tuple[str, str], list[int]] = {}
     for i, p in enumerate(anchor.train_facts):
         titles.setdefault((p.composer, p.title), []).append(i)
     again = [rows for rows in titles.values() if len(rows) > 1]
-    out = {}
+    openings = [keys(opening(anchor.train[rows[0]], anchor.seconds)) for rows in again]
+    repeated = [train[i] for rows in again for i in rows[1:]]
+    kinds = {}
     for kind in ("exact", "transposed"):
+        transposed = kind == "transposed"
         found: dict[str, list[Passage]] = {}
         for name, pieces in {"real": anchor.real, **groups}.items():
-            found[name] = longest_shared([keys(n) for n in pieces], train, transposed=kind == "transposed",
-                                         groups=other if name == "real" else None)
+            apart = other if name == "real" else None
+            found[name] = longest_shared(
+                [keys(n) for n in pieces], train, transposed=transposed, groups=apart
+            )
         if again:
-            found["same title"] = longest_shared(
-                [keys(opening(anchor.train[rows[0]], anchor.seconds)) for rows in again],
-                [train[i] for rows in again for i in rows[1:]], transposed=kind == "transposed")
-        out[kind] = {name: _summary(passages, anchor, named=name in groups) for name, passages in found.items()}
-    return out
+            found["same title"] = longest_shared(openings, repeated, transposed=transposed)
+        kinds[kind] = {name: _summary(passages, anchor, named=name in groups)
+                       for name, passages in found.items()}
+    return kinds
 
 
 def _summary(passages: list[Passage], anchor: Anchors, named: bool) -> dict:
     lengths = np.array([p.notes for p in passages])
     top = int(lengths.argmax())
-    row = {"pieces": len(lengths), "median": float(np.median(lengths)), "p95": float(np.percentile(lengths, 95)),
-           "longest": int(lengths[top])}
+    row = {"pieces": len(lengths), "median": float(np.median(lengths)),
+           "p95": float(np.percentile(lengths, 95)), "longest": int(lengths[top])}
     if named and passages[top].notes:
         source = anchor.train_facts[passages[top].piece]
-        row |= {"query": top, "at_note": passages[top].at, "of": f"{source.composer}, {source.title}",
-                "piece": passages[top].piece, "its_note": passages[top].there}
+        row |= {
+            "query": top,
+            "at_note": passages[top].at,
+            "of": f"{source.composer}, {source.title}",
+            "piece": passages[top].piece,
+            "its_note": passages[top].there,
+        }
     return row
 
 
 def compare(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     """Everything above for groups of note arrays, beside the anchors, as one JSON-ready dict."""
     empty = {name: sum(len(notes) < FEW for notes in pieces) for name, pieces in groups.items()}
-    groups = {name: [notes for notes in pieces if len(notes) >= FEW] for name, pieces in groups.items()}
+    groups = {
+        name: [notes for notes in pieces if len(notes) >= FEW] for name, pieces in groups.items()
+    }
     if any(len(pieces) < 2 for pieces in groups.values()):
         raise UserError(f"two pieces with {FEW} notes or more are needed: play some more")
-    every = {**groups, "noise": anchor.noise}
-    return {"seconds": anchor.seconds, "pieces": {name: len(p) for name, p in {"real": anchor.real, **every}.items()},
+    others = {**groups, "noise": anchor.noise}
+    every = {"real": anchor.real, **others}
+    return {"seconds": anchor.seconds,
+            "pieces": {name: len(pieces) for name, pieces in every.items()},
             "empty": empty,
-            "facts": {name: quantiles(p, anchor.seconds) for name, p in {"real": anchor.real, **every}.items()},
-            "overlap": overlaps(anchor, every), "frechet": frechets(anchor, every), "copied": copied(anchor, every)}
+            "facts": {name: quantiles(pieces, anchor.seconds) for name, pieces in every.items()},
+            "overlap": overlaps(anchor, others),
+            "frechet": frechets(anchor, others),
+            "copied": copied(anchor, others)}
 
 
 # ---- showing it ------------------------------------------------------------------------------
@@ -175,14 +222,24 @@ def compare(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
 def table(result: dict) -> str:
     """The comparison as a Markdown table: medians, and in brackets the middle 80 %."""
     names = ["real", *(n for n in result["pieces"] if n not in ("real", "noise")), "noise"]
+    facts_of, overlap = result["facts"], result["overlap"]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}",
              _row("pieces", [str(result["pieces"][n]) for n in names])]
-    for fact in [f for f in result["facts"]["real"] if all(f in result["facts"][n] for n in names)]:
-        lines.append(_row(fact, ["{1:.3g} ({0:.3g} to {2:.3g})".format(*result["facts"][n][fact]) for n in names]))
-    overlap = result["overlap"]
-    lines += [_row("mean overlap area with real, 1 is best", [f"{overlap[n]['mean_overlap_area']:.3f}" for n in names]),
-              _row("mean KL from real in nats, 0 is best", [f"{overlap[n]['mean_kl_nats']:.3f}" for n in names]),
-              _row("Fréchet distance to real", [f"{result['frechet'][n]:.4f}" for n in names])]
+    for fact in facts_of["real"]:
+        if all(fact in facts_of[n] for n in names):
+            cells = ["{1:.3g} ({0:.3g} to {2:.3g})".format(*facts_of[n][fact]) for n in names]
+            lines.append(_row(fact, cells))
+    lines += [
+        _row(
+            "mean overlap area with real, 1 is best",
+            [f"{overlap[n]['mean_overlap_area']:.3f}" for n in names],
+        ),
+        _row(
+            "mean KL from real in nats, 0 is best",
+            [f"{overlap[n]['mean_kl_nats']:.3f}" for n in names],
+        ),
+        _row("Fréchet distance to real", [f"{result['frechet'][n]:.4f}" for n in names]),
+    ]
     for kind, rows in result["copied"].items():
         lines.append(_row(f"longest passage shared with train, {kind}, notes",
                           ["median {median:.0f}, most {longest}".format(**rows[n]) for n in names]))
@@ -205,11 +262,21 @@ def plot(result: dict):
     said = ", ".join(f"{n} {mean[n]:.2f}" for n in reversed(names))
     fig, ax = plots.figure(height=4.2)
     for name in names:
-        ax.plot([result["overlap"][name]["overlap_area"][k] for k in kinds], range(len(kinds)), "o", markersize=9,
-                color=colours.get(name) or next(rest), label=f"{name}" + (" halves" if name == "real" else ""))
+        ax.plot(
+            [result["overlap"][name]["overlap_area"][k] for k in kinds],
+            range(len(kinds)),
+            "o",
+            markersize=9,
+            color=colours.get(name) or next(rest),
+            label=f"{name}" + (" halves" if name == "real" else ""),
+        )
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=True)
-    ax.set(xlim=(0, 1.02), xlabel="overlap area with the test pieces", title=f"Overlap area, on average: {said}")
+    ax.set(
+        xlim=(0, 1.02),
+        xlabel="overlap area with the test pieces",
+        title=f"Overlap area, on average: {said}",
+    )
     ax.legend(loc="lower left", reverse=True)
     return fig

@@ -1,9 +1,10 @@
 """Is it copied? The longest passage that a piece shares with the training pieces.
 
-A piece is read as the sequence of its keys, in the order in which they are struck; the keys of a chord,
-which no two pianists strike in one order, from low to high. A passage copied *exactly* is a run of the
-same keys; one copied *transposed* a run of the same intervals. Unrelated real pieces share passages too,
-by chance and by scales, trills and repeated notes: only what is longer than theirs is suspicious.
+A piece is read as the sequence of its keys, in the order in which they are struck; the keys of a
+chord, which no two pianists strike in one order, from low to high. A passage copied *exactly* is a
+run of the same keys; one copied *transposed* a run of the same intervals. Unrelated real pieces
+share passages too, by chance and by scales, trills and repeated notes: only what is longer than
+theirs is suspicious.
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,13 @@ def keys(notes: np.ndarray) -> np.ndarray:
     return notes["pitch"][np.lexsort((notes["pitch"], chord))].astype(np.int64)
 
 
-def longest_shared(queries: Sequence[np.ndarray], corpus: Sequence[np.ndarray], *, transposed: bool = False,
-                   groups: tuple[Sequence[int], Sequence[int]] | None = None) -> list[Passage]:
+def longest_shared(
+    queries: Sequence[np.ndarray],
+    corpus: Sequence[np.ndarray],
+    *,
+    transposed: bool = False,
+    groups: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> list[Passage]:
     """For each query (keys of one piece) its longest passage that is somewhere in the corpus.
 
     `groups` gives a number for each query and for each piece of the corpus: only pieces of another
@@ -53,7 +59,9 @@ def longest_shared(queries: Sequence[np.ndarray], corpus: Sequence[np.ndarray], 
     step = 1 if transposed else 0  # a run of n intervals has n + 1 notes
     prepare = np.diff if transposed else np.asarray
     ours, theirs = ([prepare(s) + 128 for s in sequences] for sequences in (queries, corpus))
-    mine, yours = (_Runs(s, g) for s, g in zip((ours, theirs), groups or ([0] * len(ours), [1] * len(theirs))))
+    mine, yours = (
+        _Runs(s, g) for s, g in zip((ours, theirs), groups or ([0] * len(ours), [1] * len(theirs)))
+    )
     best, before = [Passage(0)] * len(queries), None
     for length in range(max(1, SHORTEST - step), 2 + max((len(s) for s in ours), default=0)):
         mine.grow(length)
@@ -80,7 +88,9 @@ class _Runs:
     """All runs of one length in some sequences, as hashes; those that cannot matter are dropped."""
 
     def __init__(self, sequences, groups):
-        self.numbers = np.concatenate([np.asarray(s, np.uint64) for s in sequences] + [np.zeros(1, np.uint64)])
+        self.numbers = np.concatenate(
+            [np.asarray(s, np.uint64) for s in sequences] + [np.zeros(1, np.uint64)]
+        )
         lengths = np.array([len(s) for s in sequences])
         self.offsets = np.cumsum(lengths) - lengths
         self.start = np.arange(lengths.sum())  # where a run begins in `numbers`
@@ -135,7 +145,10 @@ def _one_each(mine, yours, without):
     ranked = yours.hash[order]
     for query in gone:
         for i in np.flatnonzero(mine.piece == query):
-            first, last = np.searchsorted(ranked, mine.hash[i]), np.searchsorted(ranked, mine.hash[i], "right")
+            first, last = (
+                np.searchsorted(ranked, mine.hash[i]),
+                np.searchsorted(ranked, mine.hash[i], "right"),
+            )
             other = order[first:last][yours.group[order[first:last]] != mine.group[i]]
             if len(other):
                 j = other[0]

@@ -27,10 +27,14 @@ def muspy_metrics(notes: np.ndarray) -> dict[str, float]:
         muspy.Note(int(a), int(p), max(1, int(b - a)), int(v))
         for a, b, p, v in zip(*ticks, notes["pitch"], notes["velocity"])])
     music = muspy.Music(resolution=50, tempos=[muspy.Tempo(0, 120)], tracks=[track])
-    return {"range in semitones": float(muspy.pitch_range(music)), "keys used": float(muspy.n_pitches_used(music)),
-            "pitch entropy in bits": muspy.pitch_entropy(music),
-            "pitch-class entropy in bits": muspy.pitch_class_entropy(music),
-            "scale consistency": muspy.scale_consistency(music), "keys sounding at once": muspy.polyphony(music)}
+    return {
+        "range in semitones": float(muspy.pitch_range(music)),
+        "keys used": float(muspy.n_pitches_used(music)),
+        "pitch entropy in bits": muspy.pitch_entropy(music),
+        "pitch-class entropy in bits": muspy.pitch_class_entropy(music),
+        "scale consistency": muspy.scale_consistency(music),
+        "keys sounding at once": muspy.polyphony(music),
+    }
 
 
 def facts(notes: np.ndarray, seconds: float) -> dict[str, float]:
@@ -39,31 +43,42 @@ def facts(notes: np.ndarray, seconds: float) -> dict[str, float]:
         raise UserError("a piece needs two notes to be measured")
     gaps = np.diff(notes["start"])
     apart = gaps[gaps > 0.03]  # a chord counts once
-    return {"notes a second": len(notes) / seconds,
-            "median gap between onsets in s": float(np.median(apart)) if len(apart) else float("nan"),
-            "median note length in s": float(np.median(notes["end"] - notes["start"])),
-            "mean velocity": float(notes["velocity"].mean()), "spread of velocity": float(notes["velocity"].std()),
-            **muspy_metrics(notes),
-            "longest exact repetition in notes": float(longest_repeat(keys(notes))),
-            **{f"returns after {name}": value for name, value in returns(notes, seconds).items()}}
+    return {
+        "notes a second": len(notes) / seconds,
+        "median gap between onsets in s": float(np.median(apart)) if len(apart) else float("nan"),
+        "median note length in s": float(np.median(notes["end"] - notes["start"])),
+        "mean velocity": float(notes["velocity"].mean()),
+        "spread of velocity": float(notes["velocity"].std()),
+        **muspy_metrics(notes),
+        "longest exact repetition in notes": float(longest_repeat(keys(notes))),
+        **{f"returns after {name}": value for name, value in returns(notes, seconds).items()},
+    }
 
 
-def self_similarity(notes: np.ndarray, seconds: float, *, hop: float = 0.5, width: float = 4.0) -> np.ndarray:
+def self_similarity(
+    notes: np.ndarray, seconds: float, *, hop: float = 0.5, width: float = 4.0
+) -> np.ndarray:
     """Cosine similarity of every `width` seconds of a piece with every other: (frames, frames).
 
     A frame is the share of each of the twelve pitch classes in each half second, for four seconds
     on end: what is compared are progressions, not single chords.
     """
-    frames, taps = int(np.ceil(seconds / hop)), round(width / hop)
+    frames = int(np.ceil(seconds / hop))
+    taps = round(width / hop)
     chroma = np.zeros((frames, 12))
-    for i in range(frames):  # how long each pitch class sounds in this half second
-        length = np.minimum(notes["end"], (i + 1) * hop) - np.maximum(notes["start"], i * hop)
-        np.add.at(chroma[i], notes["pitch"] % 12, np.maximum(length, 0))
-    chroma /= np.maximum(np.linalg.norm(chroma, axis=1, keepdims=True), 1e-9)
+    for i in range(frames):
+        begin = np.maximum(notes["start"], i * hop)
+        end = np.minimum(notes["end"], (i + 1) * hop)
+        sounding = np.maximum(end - begin, 0)  # of each note, in this half second
+        np.add.at(chroma[i], notes["pitch"] % 12, sounding)
+    chroma = _of_length_one(chroma)
     rows = np.concatenate([chroma[i : frames - taps + 1 + i] for i in range(taps)], 1)
-    rows -= rows.mean(0)  # without what is common to the whole piece: its key
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    rows = _of_length_one(rows - rows.mean(0))  # without what the whole piece shares: its key
     return rows @ rows.T
+
+
+def _of_length_one(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
 def returns(notes: np.ndarray, seconds: float, *, hop: float = 0.5) -> dict[str, float]:
@@ -71,12 +86,13 @@ def returns(notes: np.ndarray, seconds: float, *, hop: float = 0.5) -> dict[str,
 
     NaN where a piece is too short for the lag.
     """
-    similar, out = self_similarity(notes, seconds, hop=hop), {}
+    similar = self_similarity(notes, seconds, hop=hop)
+    found = {}
     for name, (low, high) in LAGS.items():
-        lags = range(round(low / hop), round(high / hop))
-        rows = [similar[i, [i - lag for lag in lags]].max() for i in range(lags[-1], len(similar))]
-        out[name] = float(np.mean(rows)) if rows else float("nan")
-    return out
+        lags = np.arange(round(low / hop), round(high / hop))
+        best = [similar[i, i - lags].max() for i in range(lags[-1], len(similar))]
+        found[name] = float(np.mean(best)) if best else float("nan")
+    return found
 
 
 # ---- the features of Yang and Lerch ----------------------------------------------------------
@@ -104,8 +120,12 @@ FEATURES: dict[str, Callable[[np.ndarray], float | np.ndarray]] = {
     "mean gap between onsets": lambda n: np.diff(n["start"]).mean(),
     "pitch classes": lambda n: _share(np.bincount(n["pitch"] % 12, minlength=12)),
     "pitch-class transitions": lambda n: _transitions(n["pitch"] % 12, 12),
-    "note lengths": lambda n: _share(np.bincount(_classes(n["end"] - n["start"]), minlength=len(STEPS) - 1)),
-    "note-length transitions": lambda n: _transitions(_classes(n["end"] - n["start"]), len(STEPS) - 1),
+    "note lengths": lambda n: _share(
+        np.bincount(_classes(n["end"] - n["start"]), minlength=len(STEPS) - 1)
+    ),
+    "note-length transitions": lambda n: _transitions(
+        _classes(n["end"] - n["start"]), len(STEPS) - 1
+    ),
 }
 
 
@@ -116,8 +136,13 @@ def features(pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """
     short = [i for i, notes in enumerate(pieces) if len(notes) < 2]
     if short or not len(pieces):
-        raise UserError(f"{len(short)} of {len(pieces)} pieces have fewer than two notes: leave them out")
-    return {name: np.stack([np.atleast_1d(np.asarray(f(n), float)) for n in pieces]) for name, f in FEATURES.items()}
+        raise UserError(
+            f"{len(short)} of {len(pieces)} pieces have fewer than two notes: leave them out"
+        )
+    return {
+        name: np.stack([np.atleast_1d(np.asarray(f(n), float)) for n in pieces])
+        for name, f in FEATURES.items()
+    }
 
 
 def _distances(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
@@ -132,11 +157,15 @@ def overlap(a: np.ndarray, b: np.ndarray, points: int = 512) -> tuple[float, flo
 
     Both are smoothed by a Gaussian kernel of Scott's width, on a grid that holds both.
     """
-    low, high = min(a.min(), b.min()), max(a.max(), b.max())
+    low = min(a.min(), b.min())
+    high = max(a.max(), b.max())
     reach = 0.1 * (high - low) or 1.0
     edges = np.linspace(low - reach, high + reach, points + 1)
-    p, q = (_density(x, edges) for x in (a, b))
-    return float(np.minimum(p, q).sum()), float((p * np.log(np.maximum(p, 1e-12) / np.maximum(q, 1e-12))).sum())
+    p = _density(a, edges)
+    q = _density(b, edges)
+    area = np.minimum(p, q).sum()
+    ratio = np.maximum(p, 1e-12) / np.maximum(q, 1e-12)  # no logarithm of 0
+    return float(area), float((p * np.log(ratio)).sum())
 
 
 def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -149,13 +178,17 @@ def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return smooth / smooth.sum()
 
 
-def yang_lerch(real: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+def yang_lerch(
+    real: dict[str, np.ndarray], other: dict[str, np.ndarray]
+) -> dict[str, tuple[float, float]]:
     """(overlap area, KL) of each feature: distances within the real set against those from it to the other.
 
     Yang and Lerch, "On the evaluation of generative models in music", 2020, section 3.3. An
     overlap of 1 means that the other pieces lie among the real ones as those lie among themselves.
     """
-    return {name: overlap(_distances(real[name]), _distances(real[name], other[name])) for name in real}
+    return {
+        name: overlap(_distances(real[name]), _distances(real[name], other[name])) for name in real
+    }
 
 
 # ---- a Fréchet distance ------------------------------------------------------------------------
@@ -168,11 +201,18 @@ def describe(notes: np.ndarray) -> np.ndarray:
     loudness (11).
     """
     pitch = notes["pitch"].astype(int)
-    parts = [np.bincount(pitch - 21, minlength=88), np.bincount(np.clip(np.diff(pitch), -12, 12) + 12, minlength=25),
-             _transitions(pitch % 12, 12), np.bincount(_classes(np.diff(notes["start"])), minlength=16),
-             np.bincount(_classes(notes["end"] - notes["start"]), minlength=16),
-             np.bincount(notes["velocity"] // 12, minlength=11)]
-    return np.sqrt(np.concatenate([_share(p) for p in parts]))
+    intervals = np.clip(np.diff(pitch), -12, 12)
+    gaps = np.diff(notes["start"])
+    lengths = notes["end"] - notes["start"]
+    histograms = [
+        np.bincount(pitch - 21, minlength=88),
+        np.bincount(intervals + 12, minlength=25),
+        _transitions(pitch % 12, 12),
+        np.bincount(_classes(gaps), minlength=16),
+        np.bincount(_classes(lengths), minlength=16),
+        np.bincount(notes["velocity"] // 12, minlength=11),
+    ]
+    return np.sqrt(np.concatenate([_share(counts) for counts in histograms]))
 
 
 class Embedding:
@@ -196,9 +236,12 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
     The fewer rows, the larger it comes out: compare only sets of equal size.
     """
-    mean = a.mean(0) - b.mean(0)
-    first, second = np.cov(a.T), np.cov(b.T)
+    apart = a.mean(0) - b.mean(0)
+    first = np.cov(a.T)
+    second = np.cov(b.T)
+    # the trace of the root of first · second, by way of a symmetric matrix with the same eigenvalues
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    return float(mean @ mean + np.trace(first) + np.trace(second) - 2 * cross)
+    shared = np.linalg.eigvalsh(root @ second @ root)
+    cross = np.sqrt(np.maximum(shared, 0)).sum()
+    return float(apart @ apart + np.trace(first) + np.trace(second) - 2 * cross)

@@ -14,12 +14,18 @@ from lib.env.machine import check_python
 
 def main(argv: list[str] | None = None) -> None:
     """Do the errand that the first word names."""
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.pages", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.pages", description=__doc__.splitlines()[0]
+    )
     errands = parser.add_subparsers(dest="errand", required=True)
     errands.add_parser("stamp", help="write results and addresses into README.md and the notebooks")
-    lone = errands.add_parser("lone", help="run lone notebooks in fresh environments up to their first sound")
+    lone = errands.add_parser(
+        "lone", help="run lone notebooks in fresh environments up to their first sound"
+    )
     lone.add_argument("names", nargs="*", metavar="NN", help="such as 00 07 (default: all)")
-    workshop = errands.add_parser("workshop", help="make or finish a bundle for a room without a network, and check it")
+    workshop = errands.add_parser(
+        "workshop", help="make or finish a bundle for a room without a network, and check it"
+    )
     workshop.add_argument("folder", nargs="?", type=Path, default=Path("workshop"))
     workshop.add_argument("--check", action="store_true", help="check only, fetch nothing")
     given = parser.parse_args(argv)

@@ -44,7 +44,9 @@ def choose(names: list[str]) -> list[str]:
 def to_first_sound(book):
     """The notebook without what comes after the first code cell whose stored output plays; True if one does."""
     for number, cell in enumerate(book.cells):
-        if any(SOUND in out.get("data", {}).get("text/html", "") for out in cell.get("outputs", ())):
+        if any(
+            SOUND in out.get("data", {}).get("text/html", "") for out in cell.get("outputs", ())
+        ):
             book.cells = book.cells[: number + 1]
             return book, True
     return book, False
@@ -52,14 +54,19 @@ def to_first_sound(book):
 
 def serve(folder: Path) -> str:
     """A bare clone of this repository's committed state, and its address."""
-    _run(["git", "clone", "-q", "--bare", str(env.ROOT), str(folder)], "clone this repository with git")
+    _run(
+        ["git", "clone", "-q", "--bare", str(env.ROOT), str(folder)],
+        "clone this repository with git",
+    )
     return folder.as_uri()
 
 
 def _run(command: list[str], doing: str) -> str:
     """Run a command; its output, or UserError with its last complaint."""
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace"
+        )
     except OSError as error:
         raise UserError(f"could not {doing}: {command[0]} does not start") from error
     if done.returncode:
@@ -75,7 +82,9 @@ def environment(folder: Path) -> Path:
     _run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", torch, *THERE],
          f"install {torch} into a fresh environment")
     place = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    pretend = Path(_run([str(python), "-c", place], "find its packages").strip()) / "google" / "colab"
+    pretend = (
+        Path(_run([str(python), "-c", place], "find its packages").strip()) / "google" / "colab"
+    )
     pretend.mkdir(parents=True)
     (pretend / "__init__.py").write_text("", encoding="utf-8")
     return python
@@ -108,13 +117,23 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
         what = f"{error.ename}: {error.evalue}".splitlines()[0][:300]
         raise UserError(f"{name}.ipynb, alone, stopped ({what})") from error
     except (CellTimeoutError, DeadKernelError) as error:
-        raise UserError(f"{name}.ipynb, alone, did not end: {str(error).splitlines()[0]}") from error
-    played = any(SOUND in out.get("data", {}).get("text/html", "") for out in book.cells[-1].get("outputs", ()))
+        raise UserError(
+            f"{name}.ipynb, alone, did not end: {str(error).splitlines()[0]}"
+        ) from error
+    played = any(
+        SOUND in out.get("data", {}).get("text/html", "")
+        for out in book.cells[-1].get("outputs", ())
+    )
     if played != plays:
         raise UserError(f"{name}.ipynb, alone, played no sound where the committed one does")
-    return {"minutes_to_first_sound" if plays else "minutes_to_the_end": round((ended[-1] - begin[0]) / 60, 2),
-            "minutes_of_first_cell": round((ended[0] - begin[0]) / 60, 2),
-            "minutes_of_processor": round((_worked() - worked) / 60, 2), "load_before": load}
+    return {
+        "minutes_to_first_sound" if plays else "minutes_to_the_end": round(
+            (ended[-1] - begin[0]) / 60, 2
+        ),
+        "minutes_of_first_cell": round((ended[0] - begin[0]) / 60, 2),
+        "minutes_of_processor": round((_worked() - worked) / 60, 2),
+        "load_before": load,
+    }
 
 
 def _worked() -> float:
@@ -146,16 +165,29 @@ def main(names: list[str], say=print) -> None:
             alone.mkdir()
             found = run_alone(name, python, address, alone)
             if _torch(python) != before:
-                raise UserError(f"{name}.ipynb, alone, changed torch from {before} to {_torch(python)}")
+                raise UserError(
+                    f"{name}.ipynb, alone, changed torch from {before} to {_torch(python)}"
+                )
             found["torch_before_and_after"] = before
             found["run"] = env.provenance(f"python -m lib.lab.pages lone {name[:2]}")
             results = env.read_results("colab")
             results[name] = found
-            env.write_text(env.RESULTS / "colab.json", json.dumps(dict(sorted(results.items())), indent=2) + "\n")
+            env.write_text(
+                env.RESULTS / "colab.json",
+                json.dumps(dict(sorted(results.items())), indent=2) + "\n",
+            )
             minutes = found.get("minutes_to_first_sound")
-            what = f"first sound after {minutes:.1f} minutes" if minutes else "no sound in it, run to its end"
+            what = (
+                f"first sound after {minutes:.1f} minutes"
+                if minutes
+                else "no sound in it, run to its end"
+            )
             late = f", later than the promised {GOAL:g}" if minutes and minutes > GOAL else ""
-            busy = f" on a machine with a load of {found['load_before']}" if found["load_before"] else ""
+            busy = (
+                f" on a machine with a load of {found['load_before']}"
+                if found["load_before"]
+                else ""
+            )
             say(f"{name}: {what}{late}{busy} (first cell {found['minutes_of_first_cell']:.1f}, "
                 f"processor {found['minutes_of_processor']:.1f}); torch {before} untouched")
 

@@ -1,110 +1,220 @@
-"""The README's table of results: each number from data/results, with what it is compared with and the command.
+"""The README's table of results: each number from data/results, with what it is compared with and
+the command.
 
-What was not measured says so. `python -m lib.lab.pages stamp` puts the table into the README.
+`ROWS` says what the table holds. Every machine that has measured a row fills it from a file of its
+own, and what was measured on none says so. `python -m lib.lab.pages stamp` puts the table into the
+README.
 """
 
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
 from lib.env import machine as env
-from lib.lab.experiments.figures import load
 from lib.lab.experiments.likelihood import show
 
 
+@dataclass(frozen=True)
+class Row:
+    """One question of the table, and how a result answers it."""
+
+    name: str  # its results are data/results/NAME.json or NAME_MACHINE.json
+    what: str
+    command: str
+    says: Callable[[dict], str]  # a result in words, "" where it does not hold the answer
+    sizes: Callable[[dict], str] = lambda found: ""  # of what a result measured, after `what`
+    options: bool = False  # whether the command is shown with the options that it had
+
+    def lines(self) -> list[tuple[str, str, str, str]]:
+        """(what, measured, command, device), once for each result that holds the answer."""
+        lines = []
+        for found in _results(self.name):
+            measured = self.says(found)
+            if measured:
+                command = found["command"] if self.options else self.command
+                lines.append((self.what + self.sizes(found), measured, command, found["device"]))
+        return lines
+
+
+def _results(name: str) -> list[dict]:
+    """What every machine has measured under this name."""
+    paths = [*env.RESULTS.glob(f"{name}.json"), *sorted(env.RESULTS.glob(f"{name}_*.json"))]
+    return [env.read_results(path.stem) for path in paths]
+
+
 def table() -> str:
-    """Rows of (what, measured, command) in Markdown, and the machine."""
-    rows = [row() for row in (_scan, _generation, _training, _resume, _model, _race, _race_in_time, _repairs)]
-    rows.append(("the same on a GPU", env.UNKNOWN, "the same commands"))
-    places = {env.read_results(name).get("device") for name in ("scan_cpu_2_cores", "generate_cpu_2_cores", "train_cpu")}
-    lines = ["| what | measured | by |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n\nMeasured on: " + "; ".join(sorted(filter(None, places))) + "."
+    """The rows in Markdown, and the machines. With several machines each line names its own."""
+    answers = [(row, row.lines()) for row in ROWS]
+    devices = sorted({device for _, lines in answers for *_, device in lines})
+    text = ["| what | measured | by |", "|---|---|---|"]
+    for row, lines in answers:
+        for what, measured, command, device in lines:
+            place = f", on {device}" if len(devices) > 1 else ""
+            text.append(f"| {what}{place} | {measured} | `{command}` |")
+        if not lines:
+            text.append(f"| {row.what} | {env.UNKNOWN} | `{row.command}` |")
+    if all(device.startswith("CPU") for device in devices):
+        text.append(f"| the same on a GPU | {env.UNKNOWN} | the same commands |")
+    if devices:
+        text.append(f"\nMeasured on: {'; '.join(devices)}.")
+    return "\n".join(text)
 
 
-def _scan() -> tuple[str, str, str]:
-    found = env.read_results("scan_cpu_2_cores")
-    what = "selective scan, forward and backward (B 4, L 1,024, D 256, N 16, float32)"
-    command = f"`{found.get('command', 'python -m lib.lab.bench scan')}`"
-    if not found:
-        return what, env.UNKNOWN, command
-    key, length = found["key"], found["key_length"]
-    ms = next(row["forward_backward"]["median_ms"] for row in found["rows"]
-              if (row["contender"], row["length"], row["allocator"]) == (found["ours"], length, "tuned"))
-    times = {name: [key[f"float32, {kind} allocator"][name]["forward_backward"] for kind in ("tuned", "default")]
-             for name in ("mambapy", "mamba_ssm_reference")}
-    text = (f"{ms:.0f} ms; mambapy takes {_range(times['mambapy'])} as long, the reference of mamba-ssm "
-            f"{_range(times['mamba_ssm_reference'])}")
-    return what, text, command
+# ---- a result in words --------------------------------------------------------------------
 
 
-def _range(times: list[float]) -> str:
-    return f"{min(times):,.0f} to {max(times):,.0f} ×"
+PEERS = {
+    "mambapy": "mambapy takes {} as long",
+    "mamba_ssm_reference": "the reference of mamba-ssm {}",
+    "mamba_ssm_cuda": "the CUDA kernel of mamba-ssm {}",
+}
 
 
-def _generation() -> tuple[str, str, str]:
-    found = env.read_results("generate_cpu_2_cores").get("key")
-    what, command = "generation, 3.8 million parameters, one piece", "`python -m lib.lab.bench generate`"
-    if not found:
-        return what, env.UNKNOWN, command
-    speeds, times = found["tokens_per_second"].values(), found["times_as_long"]
-    text = (f"{min(speeds):,} to {max(speeds):,} tokens/s, as fast after 32,768 tokens as after 512; Mamba in transformers takes "
-            f"{_range(times['transformers_mamba'].values())} as long, GPT-2 {_range(times['gpt2'].values())}")
-    return what, text, command
+def _scan(found: dict) -> str:
+    length, dtype = found["key_length"], found["dtypes"][0]
+    ours = next(
+        row
+        for row in found["rows"]
+        if (row["contender"], row["length"], row["dtype"], row["allocator"])
+        == (found["ours"], length, dtype, found["allocators"][0])
+    )
+    took = ours["forward_backward"]["median_ms"]
+    milliseconds = f"{took:.{int(took < 10)}f} ms"
+    places = [
+        found["key"].get(f"{dtype}, {allocator} allocator", {}) for allocator in found["allocators"]
+    ]
+    beside = []
+    for name, sentence in PEERS.items():
+        times = [place[name]["forward_backward"] for place in places if name in place]
+        if times:
+            beside.append(sentence.format(_range(times)))
+    return "; ".join([milliseconds, ", ".join(beside)] if beside else [milliseconds])
 
 
-def _training() -> tuple[str, str, str]:
-    found = env.read_results("train_cpu")
-    what, command = "a training step, 2.9 million parameters, 4 × 1,024 tokens", "`python -m lib.lab.bench train`"
-    if not found:
-        return what, env.UNKNOWN, command
-
-    def pick(rows, contender):
-        return next(row for row in rows if (row["contender"], row["length"], row["allocator"]) == (contender, 1024, "default"))
-
-    speed = pick(found["rows"], "ours")["tokens_per_second"]
-    times = {name: pick(found["ratios"], name)["times"] for name in ("mambapy", "transformer")}
-    return what, (f"{speed:,.0f} tokens/s; mambapy takes {times['mambapy']:.1f} × as long, an equal Transformer "
-                  f"{times['transformer']:.2f} ×"), command
+def _scan_sizes(found: dict) -> str:
+    shape = found["shape"]
+    return (
+        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, N {shape['d_state']}, "
+        f"{found['dtypes'][0]})"
+    )
 
 
-def _resume() -> tuple[str, str, str]:
-    found = env.read_results("interruptions")
-    what, command = "a training run that is killed again and again", "`python -m lib.lab.bench interruptions`"
-    if not found:
-        return what, env.UNKNOWN, command
-    return what, (f"{found['kills']} kills, {found['damaged']} damaged files, at most {found['most_lost']} steps lost; "
-                  + ("the same weights at the end" if found["same_end"] else "other weights at the end")), command
+def _generation(found: dict) -> str:
+    speeds = found["key"]["tokens_per_second"].values()
+    times = found["key"]["times_as_long"]
+    first, *_, last = sorted(found["positions"])
+    return (
+        f"{min(speeds):,} to {max(speeds):,} tokens/s, as fast after {last:,} tokens as after {first:,}; Mamba in "
+        f"transformers takes {_range(times['transformers_mamba'].values())} as long, GPT-2 "
+        f"{_range(times['gpt2'].values())}"
+    )
 
 
-def _model() -> tuple[str, str, str]:
-    found = env.read_results("model")
-    what, command = "the shipped model, bits a note on whole test pieces (95 %)", "`python -m lib.lab.release`"
+def _generation_sizes(found: dict) -> str:
+    return f", {found['contenders'][found['ours']]['parameters'] / 1e6:.1f} million parameters, one piece"
+
+
+def _training(found: dict) -> str:
+    speed = _pick(found, "rows", "ours")["tokens_per_second"]
+    mambapy = _pick(found, "ratios", "mambapy")["times"]
+    transformer = _pick(found, "ratios", "transformer")["times"]
+    return (f"{speed:,.0f} tokens/s; mambapy takes {mambapy:.1f} × as long, an equal Transformer "
+            f"{transformer:.2f} ×")
+
+
+def _training_sizes(found: dict) -> str:
+    millions = _pick(found, "rows", "ours")["parameters"] / 1e6
+    return f", {millions:.1f} million parameters, {found['sizes']['batch']} × {found['key_length']:,} tokens"
+
+
+def _pick(found: dict, part: str, contender: str) -> dict:
+    """The row of a contender at the key length, with the allocator as the system gives it."""
+    place = (contender, found["key_length"], "default")
+    return next(
+        row for row in found[part] if (row["contender"], row["length"], row["allocator"]) == place
+    )
+
+
+def _resume(found: dict) -> str:
+    end = "the same weights at the end" if found["same_end"] else "other weights at the end"
+    return (
+        f"{found['kills']} kills, {found['damaged']} damaged files, at most {found['most_lost']} steps lost; "
+        f"{end}"
+    )
+
+
+def _model(found: dict) -> str:
     if not found.get("test_interval_95"):
-        return what, env.UNKNOWN, command
+        return ""
     low, high = found["test_interval_95"]
     beside = ", ".join(f"{name} {bits:.1f}" for name, bits in found["test_baselines"].items())
-    return what, f"{found['test_bits_per_note']:.2f} ({low:.2f} to {high:.2f}); {beside}", command
+    return f"{found['test_bits_per_note']:.2f} ({low:.2f} to {high:.2f}); {beside}"
 
 
-def _race() -> tuple[str, str, str]:
-    return _difference("tokens")
+def _difference(budget: str) -> Callable[[dict], str]:
+    def says(found: dict) -> str:
+        budgets = found.get("summary", {}).get("budgets", {})
+        row = budgets.get(budget, {}).get("transformer", {}).get("first_minus_this")
+        return show(row, "+") if row else ""
+    return says
 
 
-def _race_in_time() -> tuple[str, str, str]:
-    return _difference("minutes")
-
-
-def _difference(budget: str) -> tuple[str, str, str]:
-    found = load("likelihood")
-    what = f"Mamba minus Transformer, equal {'tokens' if budget == 'tokens' else 'time'}, bits a note on test pieces (95 %)"
-    command = "`python -m lib.lab.experiments --only likelihood --jobs 2`"
-    row = found.get("summary", {}).get("budgets", {}).get(budget, {}).get("transformer", {}).get("first_minus_this")
-    return what, show(row, "+") if row else env.UNKNOWN, command
-
-
-def _repairs() -> tuple[str, str, str]:
-    what = "the original's recipe at our size, bits a note on held-out pieces, and what repairs gain (95 %)"
-    command = "`python -m lib.lab.experiments --only original --jobs 2`"
-    arms = {arm["arm"]: arm for arm in load("original").get("arms", [])}
+def _repairs(found: dict) -> str:
+    arms = {arm["arm"]: arm for arm in found["arms"]}
     if "all repaired" not in arms:
-        return what, env.UNKNOWN, command
+        return ""
     before, after = arms["original"]["bits_per_note"], arms["all repaired"]
     gains = {name: arms[name]["gain"]["bits_per_note"] for name in ("vocabulary", "schedule")}
-    return what, (f"{before:.2f}; all repairs gain {show(after['gain'])}; fewer merges alone {gains['vocabulary']:.2f}, "
-                  f"the schedule alone {gains['schedule']:.2f}"), command
+    return (
+        f"{before:.2f}; all repairs gain {show(after['gain'])}; fewer merges alone {gains['vocabulary']:.2f}, "
+        f"the schedule alone {gains['schedule']:.2f}"
+    )
+
+
+def _range(times: Collection[float]) -> str:
+    low, high = f"{min(times):,.0f}", f"{max(times):,.0f}"
+    return f"{low} ×" if low == high else f"{low} to {high} ×"
+
+
+BENCH, EXPERIMENTS = "python -m lib.lab.bench", "python -m lib.lab.experiments"
+ROWS = (
+    Row(
+        "scan",
+        "selective scan, forward and backward",
+        f"{BENCH} scan",
+        _scan,
+        _scan_sizes,
+        options=True,
+    ),
+    Row("generate", "generation", f"{BENCH} generate", _generation, _generation_sizes),
+    Row("train", "a training step", f"{BENCH} train", _training, _training_sizes),
+    Row(
+        "interruptions",
+        "a training run that is killed again and again",
+        f"{BENCH} interruptions",
+        _resume,
+    ),
+    Row(
+        "model",
+        "the shipped model, bits a note on whole test pieces (95 %)",
+        "python -m lib.lab.release",
+        _model,
+    ),
+    Row(
+        "experiments_likelihood",
+        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 %)",
+        f"{EXPERIMENTS} --only likelihood --jobs 2",
+        _difference("tokens"),
+    ),
+    Row(
+        "experiments_likelihood",
+        "Mamba minus Transformer, equal time, bits a note on test pieces (95 %)",
+        f"{EXPERIMENTS} --only likelihood --jobs 2",
+        _difference("minutes"),
+    ),
+    Row(
+        "experiments_original",
+        "the original's recipe at our size, bits a note on held-out pieces, and what repairs gain (95 %)",
+        f"{EXPERIMENTS} --only original --jobs 2",
+        _repairs,
+    ),
+)

@@ -30,7 +30,9 @@ def _minutes(block: str) -> str:
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             if name in exist:
                 found = measured.get(name, {})
-                times = [env.minutes_text(found.get(f"{kind}_minutes")) for kind in ("full", "quick")]
+                times = [
+                    env.minutes_text(found.get(f"{kind}_minutes")) for kind in ("full", "quick")
+                ]
                 cells = [f"[{name}](notebooks/{name}.ipynb)", *cells[1:-2], *times]
             else:
                 cells = [name, *cells[1:-2], "to come", ""]
@@ -86,20 +88,41 @@ def _results(block: str) -> str:
     return table()
 
 
-SPINE = ("music/notes", "music/tokens", "music/streams", "scan/selective", "scan/parallel", "mamba/model",
-         "train/config", "train/optim", "train/batches", "train/trainer", "train/bits", "generate/sampling",
-         "generate/grammar", "generate/player")
+SPINE = (
+    "music/notes",
+    "music/tokens",
+    "music/streams",
+    "scan/selective",
+    "scan/parallel",
+    "mamba/model",
+    "train/config",
+    "train/optim",
+    "train/batches",
+    "train/trainer",
+    "train/bits",
+    "generate/sampling",
+    "generate/grammar",
+    "generate/player",
+)
 
 
 def _spine(block: str) -> str:
     """How long the files are that one should read first, to the nearest hundred lines."""
     texts = [(ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8") for name in SPINE]
     lines = sum(len(text.splitlines()) for text in texts)
-    return (f"The {len(SPINE)} files of the last column are the spine of the package, some {round(lines, -2):,} lines "
-            "in all:\nwho has read them knows how the rest is put together.")
+    return (
+        f"The {len(SPINE)} files of the last column are the spine of the package, some {round(lines, -2):,} lines "
+        "in all:\nwho has read them knows how the rest is put together."
+    )
 
 
-BLOCKS = {"badges": _badges, "minutes": _minutes, "results": _results, "model": _model, "spine": _spine}
+BLOCKS = {
+    "badges": _badges,
+    "minutes": _minutes,
+    "results": _results,
+    "model": _model,
+    "spine": _spine,
+}
 
 
 def readme(text: str) -> str:
@@ -125,7 +148,9 @@ def notebook(text: str, name: str) -> str:
     book.cells[0].source = "\n\n".join([*parts[:2], colab.badge(name), *parts[2:]])
     start = next((cell for cell in book.cells if cell.cell_type == "code"), None)
     if start is None or "lib.env import" not in start.source:
-        raise UserError(f"the first code cell of {name}.ipynb is not the one that fetches the course: put it back")
+        raise UserError(
+            f"the first code cell of {name}.ipynb is not the one that fetches the course: put it back"
+        )
     start.source = colab.first_cell()
     return nbformat.writes(book) + "\n"
 
@@ -134,7 +159,9 @@ def stamp(say=print) -> None:
     """Stamp README.md and every notebook, and say which files changed."""
     files = [(env.ROOT / "README.md", lambda text: readme(text))]
     for name in env.notebook_names():
-        files.append((env.ROOT / "notebooks" / f"{name}.ipynb", lambda text, name=name: notebook(text, name)))
+        files.append(
+            (env.ROOT / "notebooks" / f"{name}.ipynb", lambda text, name=name: notebook(text, name))
+        )
     changed = [path.name for path, write in files if _rewrite(path, write)]
     say(f"stamped: {', '.join(changed)}" if changed else "everything is stamped already")
 

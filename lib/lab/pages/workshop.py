@@ -33,7 +33,10 @@ from lib.music.download import sha256_of
 
 WHEELS, COURSE, LIST = "wheels", "course.zip", "bundle.json"
 SAMPLE = "data/maestro-sample"
-MODEL = tuple(f"data/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokens.json"))
+MODEL = tuple(
+    f"data/model/{name}"
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokens.json")
+)
 BATCH = 10  # packages a call of pip: what a stop can lose
 
 PAGE = """\
@@ -57,7 +60,10 @@ MIDI zip and name it in MAESTRO_DIR.
 
 def here() -> dict[str, str]:
     """The kind of machine that a bundle made here serves."""
-    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "platform": sysconfig.get_platform()}
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "platform": sysconfig.get_platform(),
+    }
 
 
 # ---- pip ----------------------------------------------------------------------------------
@@ -69,8 +75,18 @@ def _pip(*arguments: str, doing: str, offline: bool = False) -> str:
     if offline:
         there = {name: value for name, value in there.items() if not name.startswith("PIP_")}
         there["PIP_CONFIG_FILE"] = os.devnull
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace", env=there)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        *arguments,
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, errors="replace", env=there
+    )
     if done.returncode:
         if "No space left" in done.stderr:
             raise UserError("the disk is full: free some space and run it again")
@@ -90,10 +106,22 @@ def resolve(requirements: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         keep = Path(scratch) / "keep.txt"
         keep.write_text(pin, encoding="utf-8")
-        report = _pip("install", "--dry-run", "--ignore-installed", "--report", "-", "--constraint", str(keep),
-                      "-r", str(requirements), doing="find out which packages the course needs")
+        report = _pip(
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--report",
+            "-",
+            "--constraint",
+            str(keep),
+            "-r",
+            str(requirements),
+            doing="find out which packages the course needs",
+        )
     found = [package["metadata"] for package in json.loads(report)["install"]]
-    return sorted(f"{canonicalize_name(data['name'])}=={Version(data['version'])}" for data in found)
+    return sorted(
+        f"{canonicalize_name(data['name'])}=={Version(data['version'])}" for data in found
+    )
 
 
 def _package(wheel: str) -> str:
@@ -155,7 +183,9 @@ def _fetch_wheels(folder: Path, bundle: dict, say) -> None:
                 path.unlink()
         missing = [package for package, _ in lacking_wheels(folder, bundle)]
         for begin in range(0, len(missing), BATCH):
-            say(f"fetching packages {begin + 1} to {min(begin + BATCH, len(missing))} of {len(missing)}")
+            say(
+                f"fetching packages {begin + 1} to {min(begin + BATCH, len(missing))} of {len(missing)}"
+            )
             _pip("wheel", "--no-deps", "--wheel-dir", str(part), *missing[begin : begin + BATCH],
                  doing="fetch what the course needs")
             for path in sorted(part.glob("*.whl")):
@@ -163,7 +193,9 @@ def _fetch_wheels(folder: Path, bundle: dict, say) -> None:
                 os.replace(path, wheels / path.name)
             _write_list(folder, bundle)
         part.rmdir()
-    bundle["wheels"] = {name: digest for name, digest in bundle["wheels"].items() if (wheels / name).exists()}
+    bundle["wheels"] = {
+        name: digest for name, digest in bundle["wheels"].items() if (wheels / name).exists()
+    }
     _write_list(folder, bundle)
 
 
@@ -181,12 +213,18 @@ def lacking_wheels(folder: Path, bundle: dict) -> Iterator[tuple[str, str]]:
 def course_files() -> dict[str, Path]:
     """What goes into course.zip: each name in it and the file it comes from."""
     try:
-        done = subprocess.run(["git", "ls-files", "-z"], cwd=env.ROOT, check=True, capture_output=True)
+        done = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=env.ROOT, check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError("the bundle is made from a git clone of the course: get one with git clone") from error
+        raise UserError(
+            "the bundle is made from a git clone of the course: get one with git clone"
+        ) from error
     names = [name for name in done.stdout.decode().split("\0") if name]
     names += [f"{SAMPLE}/{name}" for name in [*(row[0] for row in sample.TEN), "README"]]
-    return {f"{colab.FOLDER}/{name}": env.ROOT / name for name in names if (env.ROOT / name).is_file()}
+    return {
+        f"{colab.FOLDER}/{name}": env.ROOT / name for name in names if (env.ROOT / name).is_file()
+    }
 
 
 def pack(path: Path) -> None:
@@ -218,8 +256,18 @@ def lacking(folder: Path) -> Iterator[str]:
     served = {key: bundle.get(key) for key in here()}
     if not broken and served == here() and (folder / "requirements.txt").is_file():
         try:  # the proof: an installation without a network, but for the writing
-            _pip("install", "--dry-run", "--ignore-installed", "--no-index", "--find-links", str(folder / WHEELS),
-                 "-r", str(folder / "requirements.txt"), doing="install from the wheels alone", offline=True)
+            _pip(
+                "install",
+                "--dry-run",
+                "--ignore-installed",
+                "--no-index",
+                "--find-links",
+                str(folder / WHEELS),
+                "-r",
+                str(folder / "requirements.txt"),
+                doing="install from the wheels alone",
+                offline=True,
+            )
         except UserError as error:
             yield f"a package that another one needs ({error})"
 
@@ -231,14 +279,21 @@ def lacking_course(path: Path) -> Iterator[str]:
             there = {item.filename: item for item in archive.infolist()}
             damaged = archive.testzip()
             now = course_files()
-            stale = [name for name, file in now.items()
-                     if name not in there or (name != damaged and archive.read(name) != file.read_bytes())]
+            stale = [
+                name
+                for name, file in now.items()
+                if name not in there
+                or (name != damaged and archive.read(name) != file.read_bytes())
+            ]
     except (OSError, zipfile.BadZipFile):
         yield f"a whole {COURSE}"
         return
     if damaged:
         yield f"a whole {damaged} in {COURSE}"
-    for what, names in (("the model", MODEL), ("the sample", [f"{SAMPLE}/{row[0]}" for row in sample.TEN])):
+    for what, names in (
+        ("the model", MODEL),
+        ("the sample", [f"{SAMPLE}/{row[0]}" for row in sample.TEN]),
+    ):
         gone = [name for name in names if f"{colab.FOLDER}/{name}" not in there]
         if gone:
             yield f"{what} in {COURSE} ({', '.join(gone[:3])}{', …' if len(gone) > 3 else ''})"
@@ -250,7 +305,9 @@ def lacking_course(path: Path) -> Iterator[str]:
 def main(folder: Path, *, check_only: bool = False, say=print) -> None:
     """Make (or only check) the bundle; says "ready", or UserError with all that is missing."""
     if check_only and not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: make it with python -m lib.lab.pages workshop {folder}")
+        raise UserError(
+            f"there is no folder {folder}: make it with python -m lib.lab.pages workshop {folder}"
+        )
     if not check_only:
         make(folder, say)
     missing = list(lacking(folder))
@@ -258,9 +315,15 @@ def main(folder: Path, *, check_only: bool = False, say=print) -> None:
         for what in missing:
             say(f"missing: {what}")
         many = f"{len(missing)} things are" if len(missing) > 1 else "one thing is"
-        raise UserError(f"not ready, {many} missing: run python -m lib.lab.pages workshop {folder}, with a network")
+        raise UserError(
+            f"not ready, {many} missing: run python -m lib.lab.pages workshop {folder}, with a network"
+        )
     bundle = read_list(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     kind = f"Python {bundle['python']} on {bundle['platform']}"
-    other = "" if {key: bundle[key] for key in here()} == here() else f", not this Python {platform.python_version()}"
+    other = (
+        ""
+        if {key: bundle[key] for key in here()} == here()
+        else f", not this Python {platform.python_version()}"
+    )
     say(f"ready: {folder}, {len(bundle['packages'])} packages, {size:,.0f} MB, for {kind}{other}")

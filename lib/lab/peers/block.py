@@ -54,7 +54,9 @@ def block() -> type[nn.Module]:
     """
     common = {"torch": torch, "F": F, "rearrange": _turn, "repeat": _turn}
     scan = _definition(peers.reference_file(), "selective_scan_ref", dict(common))
-    without = dict.fromkeys(("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update", "mamba_inner_fn"))
+    without = dict.fromkeys(
+        ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update", "mamba_inner_fn")
+    )
     return _definition(block_file(), "Mamba", common | without | {
         "__name__": __name__, "math": math, "nn": nn, "Tensor": Tensor, "Optional": Optional,
         "selective_scan_fn": scan})

@@ -12,7 +12,9 @@ def package():
     try:
         import transformers
     except ImportError as error:
-        raise UserError("transformers is not installed: run pip install 'transformers>=5.24,<6'") from error
+        raise UserError(
+            "transformers is not installed: run pip install 'transformers>=5.24,<6'"
+        ) from error
     transformers.logging.set_verbosity_error()  # it would advise kernels that a CPU cannot run
     return transformers
 
@@ -21,11 +23,21 @@ def mamba(ours: MambaLM) -> nn.Module:
     """Its `MambaForCausalLM` with our weights."""
     transformers = package()
     config = ours.config
-    theirs = transformers.MambaForCausalLM(transformers.MambaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.d_model, num_hidden_layers=config.n_layer,
-        state_size=config.d_state, conv_kernel=config.d_conv, expand=config.expand, time_step_rank=config.rank,
-        use_bias=config.bias, use_conv_bias=config.conv_bias, layer_norm_epsilon=config.norm_eps,
-        tie_word_embeddings=config.tied))
+    theirs = transformers.MambaForCausalLM(
+        transformers.MambaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.d_model,
+            num_hidden_layers=config.n_layer,
+            state_size=config.d_state,
+            conv_kernel=config.d_conv,
+            expand=config.expand,
+            time_step_rank=config.rank,
+            use_bias=config.bias,
+            use_conv_bias=config.conv_bias,
+            layer_norm_epsilon=config.norm_eps,
+            tie_word_embeddings=config.tied,
+        )
+    )
     theirs.load_state_dict(ours.state_dict(), strict=False)  # a tied lm_head is the embedding
     return theirs
 
@@ -42,9 +54,20 @@ def gpt2(ours: MambaLM, positions: int) -> nn.Module:
     def build(inner: int) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-                vocab_size=config.vocab_size, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads,
-                n_inner=inner, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, attn_implementation="sdpa"))
+            return transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(
+                    vocab_size=config.vocab_size,
+                    n_positions=positions,
+                    n_embd=width,
+                    n_layer=layers,
+                    n_head=heads,
+                    n_inner=inner,
+                    embd_pdrop=0.0,
+                    attn_pdrop=0.0,
+                    resid_pdrop=0.0,
+                    attn_implementation="sdpa",
+                )
+            )
 
     missing = wanted - count(build(4 * width))  # goes into the width of the feed-forward layers
     return build(max(1, round(4 * width + missing / layers / (2 * width + 1))))

@@ -89,7 +89,9 @@ def _accelerated(module: str) -> Callable:
 
 
 def _mamba_ssm_cuda() -> Callable:
-    return _channels_first(_theirs("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", SDIST))
+    return _channels_first(
+        _theirs("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", SDIST)
+    )
 
 
 def _mamba_ssm_reference() -> Callable:
@@ -140,7 +142,9 @@ def _member(work: Path, file: str, sha256: str, what: str) -> bytes:
     """The one file out of the archive in `work`, its bytes proved."""
     try:
         with tarfile.open(next(work.glob("mamba_ssm-*.tar.gz"))) as tar:
-            content = tar.extractfile(f"{SDIST.replace('-', '_').replace('==', '-')}/{file}").read(1_000_000)
+            content = tar.extractfile(f"{SDIST.replace('-', '_').replace('==', '-')}/{file}").read(
+                1_000_000
+            )
     except (tarfile.TarError, EOFError, KeyError, AttributeError, StopIteration, zlib.error) as error:
         raise Unreachable(f"mamba-ssm's source distribution is damaged or has no {what}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -155,25 +159,52 @@ class Peer:
     label: str  # as figures call it
     package: str  # whose version a result records
     devices: tuple[str, ...]  # where it runs
-    channels_first: bool  # wants (B, D, L) in memory; it is given that, so that nobody pays for a copy
+    # wants (B, D, L) in memory; it is given that, so that nobody pays for a copy
+    channels_first: bool
     timed: str  # what a timing of it contains
     load: Callable[[], Callable]  # brings the function with our signature, or raises UserError
 
 
 BOTH, CUDA = ("cpu", "cuda"), ("cuda",)
 PEERS = {
-    "mambapy": Peer("mambapy", "mambapy", BOTH, False,
-                    "its MambaBlock.selective_scan (pscan), with bias, softplus and gate around it", _mambapy),
-    "transformers": Peer("transformers", "transformers", BOTH, True,
-                         "its mamba_selective_scan, the path without kernels, alone", _transformers),
-    "mamba_ssm_reference": Peer("mamba-ssm reference", "mamba-ssm", BOTH, True,
-                                "its selective_scan_ref, alone", _mamba_ssm_reference),
-    "mamba_ssm_cuda": Peer("mamba-ssm CUDA", "mamba-ssm", CUDA, True,
-                           "its selective_scan_fn, alone", _mamba_ssm_cuda),
-    **{f"accelerated_scan_{kind}": Peer(
-        f"accelerated-scan {kind}", "accelerated-scan", CUDA, True,
-        "its scan, with what it needs around it: the discretisation before, C h, D x and gate after",
-        lambda module=module: _accelerated(module)) for kind, module in (("triton", "scalar"), ("warp", "warp"))},
+    "mambapy": Peer(
+        "mambapy",
+        "mambapy",
+        BOTH,
+        False,
+        "its MambaBlock.selective_scan (pscan), with bias, softplus and gate around it",
+        _mambapy,
+    ),
+    "transformers": Peer(
+        "transformers",
+        "transformers",
+        BOTH,
+        True,
+        "its mamba_selective_scan, the path without kernels, alone",
+        _transformers,
+    ),
+    "mamba_ssm_reference": Peer(
+        "mamba-ssm reference",
+        "mamba-ssm",
+        BOTH,
+        True,
+        "its selective_scan_ref, alone",
+        _mamba_ssm_reference,
+    ),
+    "mamba_ssm_cuda": Peer(
+        "mamba-ssm CUDA", "mamba-ssm", CUDA, True, "its selective_scan_fn, alone", _mamba_ssm_cuda
+    ),
+    **{
+        f"accelerated_scan_{kind}": Peer(
+            f"accelerated-scan {kind}",
+            "accelerated-scan",
+            CUDA,
+            True,
+            "its scan, with what it needs around it: the discretisation before, C h, D x and gate after",
+            lambda module=module: _accelerated(module),
+        )
+        for kind, module in (("triton", "scalar"), ("warp", "warp"))
+    },
 }
 
 

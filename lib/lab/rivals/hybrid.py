@@ -20,9 +20,13 @@ class HybridConfig(MambaConfig):
     def __post_init__(self):
         object.__setattr__(self, "attention", tuple(self.attention))  # JSON knows lists only
         if any(not 0 <= i < self.n_layer for i in self.attention):
-            raise UserError(f"attention in layers {self.attention} does not fit {self.n_layer} layers, counted from 0")
+            raise UserError(
+                f"attention in layers {self.attention} does not fit {self.n_layer} layers, counted from 0"
+            )
         if not self.tied:
-            raise UserError("the hybrid's embedding is its output layer: tied=False is Mamba's alone")
+            raise UserError(
+                "the hybrid's embedding is its output layer: tied=False is Mamba's alone"
+            )
 
 
 class HybridLM(LanguageModel):

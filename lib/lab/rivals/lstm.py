@@ -27,7 +27,8 @@ class LSTMMixer(nn.Module):
         super().__init__()
         self.width = width
         self.lstm = nn.LSTM(width, width, batch_first=True)
-        with torch.no_grad():  # remember at first (Jozefowicz et al. 2015); gates come as i, f, g, o
+        # remember at first (Jozefowicz et al. 2015); gates come as i, f, g, o
+        with torch.no_grad():
             self.lstm.bias_ih_l0.zero_()
             self.lstm.bias_hh_l0.zero_()
             self.lstm.bias_ih_l0[width : 2 * width] = 1
@@ -49,8 +50,9 @@ class LSTMMixer(nn.Module):
         """One position, written out: the fused call costs more than its arithmetic at length 1."""
         h, c = (t[:, 0] for t in memory)
         lstm = self.lstm
-        gates = F.linear(u, lstm.weight_ih_l0, lstm.bias_ih_l0) + F.linear(h, lstm.weight_hh_l0, lstm.bias_hh_l0)
-        i, f, g, o = gates.chunk(4, -1)
+        from_input = F.linear(u, lstm.weight_ih_l0, lstm.bias_ih_l0)
+        from_memory = F.linear(h, lstm.weight_hh_l0, lstm.bias_hh_l0)
+        i, f, g, o = (from_input + from_memory).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         return h, (h[:, None], c[:, None])
@@ -60,4 +62,6 @@ class LSTMLM(LanguageModel):
     """x + LSTM(norm(x)), `n_layer` times."""
 
     def __init__(self, config: LSTMConfig):
-        super().__init__(config, [Block(config, LSTMMixer(config.d_model)) for _ in range(config.n_layer)])
+        super().__init__(
+            config, [Block(config, LSTMMixer(config.d_model)) for _ in range(config.n_layer)]
+        )

@@ -1,8 +1,9 @@
-"""A language model of fixed state space models: Mamba's block with S4D in the place of the selective scan.
+"""A language model of fixed state space models: Mamba's block with S4D in the place of the
+selective scan.
 
-Projections, convolution, gate and residual are Mamba's; the difference is that A, B, C and the step do
-not depend on the input (the ablation of Gu and Dao 2023, table 8 ff.). Whole sequences are convolved by
-FFT, single tokens run through the recurrence.
+Projections, convolution, gate and residual are Mamba's; the difference is that A, B, C and the step
+do not depend on the input (the ablation of Gu and Dao 2023, table 8 ff.). Whole sequences are
+convolved by FFT, single tokens run through the recurrence.
 """
 
 import math
@@ -44,7 +45,8 @@ class Systems(DiagonalSystems):
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """Without gradients computed once for the parameters as they are, not at every token."""
-        if torch.is_grad_enabled() or self.D.is_inference():  # tensors made for inference count no changes
+        # tensors made for inference count no changes
+        if torch.is_grad_enabled() or self.D.is_inference():
             return super().system()
         key = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._known[0] != key:
@@ -53,13 +55,14 @@ class Systems(DiagonalSystems):
 
 
 class S4DMixer(nn.Module):
-    """(B, L, d_model) to (B, L, d_model). Its memory: the convolution's last K-1 inputs (B, K-1, D),
-    and the states' real and imaginary parts (B, D, d_state).
+    """(B, L, d_model) to (B, L, d_model). Its memory: the convolution's last K-1 inputs (B, K-1,
+    D), and the states' real and imaginary parts (B, D, d_state).
     """
 
     def __init__(self, config: S4DConfig):
         super().__init__()
-        self.config, d_inner = config, config.d_inner
+        self.config = config
+        d_inner = config.d_inner
         self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner)
         self.ssm = Systems(d_inner, config.d_state)
@@ -71,16 +74,18 @@ class S4DMixer(nn.Module):
 
     def new_memory(self, batch: int = 1) -> Memory:
         """The convolution's inputs and the states before the first token: zeros."""
-        config, zeros = self.config, self.out_proj.weight.new_zeros
-        return zeros(batch, config.d_conv - 1, config.d_inner), zeros(batch, config.d_inner, config.d_state)
+        config = self.config
+        zeros = self.out_proj.weight.new_zeros
+        window = zeros(batch, config.d_conv - 1, config.d_inner)
+        return window, zeros(batch, config.d_inner, config.d_state)
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """u (B, L, M) to (B, L, M) by convolution, and the memory after it."""
         before, h = memory
         x, z = self.in_proj(u).chunk(2, -1)
         x, after = self.convolve(x, before)
-        # nothing remembered yet: nothing to ring on
-        y, h = self.ssm(x, _complex(h) if h.any() else None, return_state=True)
+        remembered = _complex(h) if h.any() else None  # of nothing, nothing rings on
+        y, h = self.ssm(x, remembered, return_state=True)
         return self.out_proj(y * F.silu(z)), (after, _real(h))
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

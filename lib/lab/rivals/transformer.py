@@ -1,9 +1,10 @@
-"""A Transformer language model as they are built today: rotary positions (Su et al. 2021), RMS norms,
-SwiGLU (Shazeer 2020), torch's `scaled_dot_product_attention`, a key-value cache allocated once.
+"""A Transformer language model as they are built today: rotary positions (Su et al. 2021), RMS
+norms, SwiGLU (Shazeer 2020), torch's `scaled_dot_product_attention`, a key-value cache allocated
+once.
 
-Each position attends to the last `window` positions, itself included. The cache is a ring of `window`
-slots: position p lies in slot p mod window. Keys are kept rotated by their own position, so a product
-with a query depends on their distance alone.
+Each position attends to the last `window` positions, itself included. The cache is a ring of
+`window` slots: position p lies in slot p mod window. Keys are kept rotated by their own position,
+so a product with a query depends on their distance alone.
 """
 
 import math
@@ -26,8 +27,10 @@ class TransformerConfig:
     n_layer: int = 4
     n_head: int = 3  # heads, each of d_model / n_head numbers, which must be even
     d_feed: int = 512  # width inside the feed-forward part
-    window: int = 512  # positions that one attends to, itself included: also the length of the cache
-    carries: bool = False  # train and judge with the cache carried on (Transformer-XL), or on windows read afresh
+    # positions that one attends to, itself included: also the length of the cache
+    window: int = 512
+    # train and judge with the cache carried on (Transformer-XL), or on windows read afresh
+    carries: bool = False
     rope_base: float = 10_000.0
     dropout: float = 0.0  # on the output of attention and of the feed-forward part, in training
     norm_eps: float = 1e-5
@@ -58,16 +61,18 @@ class SwiGLU(nn.Module):
 class Attention(nn.Module):
     """Causal attention over a window: (B, L, M) to (B, L, M).
 
-    Its memory: the ring of keys and values, (B, 2 · heads · window, size), each head's slots side by side as
-    attention reads them; and how many positions have been read, (B, 1, 1), a float that is exact up to 16
-    million. Rows may have read different numbers of them.
+    Its memory: the ring of keys and values, (B, 2 · heads · window, size), each head's slots side
+    by side as attention reads them; and how many positions have been read, (B, 1, 1), a float that
+    is exact up to 16 million. Rows may have read different numbers of them.
     """
 
-    def __init__(self, width: int, n_head: int, window: int, n_layer: int, rope_base: float = 10_000.0):
+    def __init__(
+        self, width: int, n_head: int, window: int, n_layer: int, rope_base: float = 10_000.0
+    ):
         super().__init__()
         if width % (2 * n_head) or window < 1:
-            raise UserError(f"attention needs a width that splits into {n_head} heads of even size and a window of at "
-                            f"least 1, not {width} and {window}")
+            raise UserError(f"attention needs a width that splits into {n_head} heads of even size "
+                            f"and a window of at least 1, not {width} and {window}")
         self.width, self.n_head, self.window = width, n_head, window
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
@@ -80,7 +85,9 @@ class Attention(nn.Module):
     def new_memory(self, batch: int = 1) -> Memory:
         """An empty ring, and 0 positions read."""
         zeros = self.out_proj.weight.new_zeros
-        return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(batch, 1, 1)
+        return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(
+            batch, 1, 1
+        )
 
     def unused_bytes(self, memory: Memory, read: int) -> int:
         """Bytes of the slots that are still empty after `read` positions, at batch 1."""
@@ -95,7 +102,8 @@ class Attention(nn.Module):
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """x (B, heads, L, size) with its pairs of numbers turned by the positions `at` (B, L)."""
-        angle = at.double()[:, None, :, None] * self.frequencies  # in float64: far positions stay exact
+        # in float64: far positions stay exact
+        angle = at.double()[:, None, :, None] * self.frequencies
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -108,50 +116,58 @@ class Attention(nn.Module):
     def slots(self, ring: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """The ring as (B, 2 · heads, window, size), and the index of positions `at` (B, L) in it."""
         ring = ring.unflatten(1, (2 * self.n_head, self.window))
-        return ring, (at % self.window)[:, None, :, None].expand(-1, ring.shape[1], -1, ring.shape[3])
+        return ring, (at % self.window)[:, None, :, None].expand(
+            -1, ring.shape[1], -1, ring.shape[3]
+        )
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """u (B, L, M) to (B, L, M), and the ring with the last `window` positions."""
         ring, position = memory
-        start, length = position[:, 0].long(), u.shape[1]  # (B, 1)
+        start = position[:, 0].long()  # (B, 1)
+        length = u.shape[1]
         at = start + torch.arange(length, device=u.device)
         q, new = self.project(u, at)
-        before = min(int(start.max()), self.window - 1)  # remembered positions that are still in reach
+        before = min(int(start.max()), self.window - 1)  # remembered positions still in reach
         both, exists = new, None
         if before:
             past = start - before + torch.arange(before, device=u.device)
-            view, index = self.slots(ring, past)
-            both = torch.cat([view.gather(2, index).to(new.dtype), new], 2)
+            slots, index = self.slots(ring, past)
+            remembered = slots.gather(2, index).to(new.dtype)
+            both = torch.cat([remembered, new], 2)
             if int(start.min()) < before:  # some rows have read less
                 exists = F.pad(past >= 0, (0, length), value=True)
-        y = self.out_proj(self.attend(q, both, exists).transpose(1, 2).flatten(2))
-        kept = min(length, self.window)
-        view, index = self.slots(ring, at[:, length - kept :])
+        y = self.attend(q, both, exists).transpose(1, 2).flatten(2)
+        first = max(0, length - self.window)  # what came earlier is out of reach for good
+        slots, index = self.slots(ring, at[:, first:])
         # no gradient into an earlier segment, as in Transformer-XL (Dai et al. 2019)
-        view = view.scatter(2, index, new[:, :, length - kept :].detach().to(ring.dtype))
-        return y, (view.flatten(1, 2), position + length)
+        newest = new[:, :, first:].detach().to(ring.dtype)
+        ring = slots.scatter(2, index, newest).flatten(1, 2)
+        return self.out_proj(y), (ring, position + length)
 
     def attend(self, q: Tensor, both: Tensor, exists: Tensor | None) -> Tensor:
         """Queries (B, heads, L, size) over keys and values (B, 2 · heads, S, size), of which the last L are their own.
 
-        `exists` (B, S) is False where a row has no such position. Queries go in blocks of the window's
-        length, so that no mask is longer than two windows.
+        `exists` (B, S) is False where a row has no such position. Queries go in blocks of the
+        window's length, so that no mask is longer than two windows.
         """
-        length, total = q.shape[2], both.shape[2]
+        length = q.shape[2]
+        before = both.shape[2] - length  # positions that are only keys and values
         parts = [q[:, :, :0]]
         for begin in range(0, length, self.window):
             end = min(length, begin + self.window)
-            row = torch.arange(total - length + begin, total - length + end, device=q.device)[:, None]
-            first = max(0, total - length + begin - self.window + 1)
-            column = torch.arange(first, total - length + end, device=q.device)
-            k, v = both[:, :, first : total - length + end].chunk(2, 1)
-            if total - length + begin == 0:  # nothing before: the plain triangle, for which there are fast kernels
-                parts.append(F.scaled_dot_product_attention(q[:, :, begin:end], k, v, is_causal=True))
+            first = max(0, before + begin - self.window + 1)
+            last = before + end
+            queries = q[:, :, begin:end]
+            k, v = both[:, :, first:last].chunk(2, 1)
+            if before + begin == 0:  # the plain triangle, for which there are fast kernels
+                parts.append(F.scaled_dot_product_attention(queries, k, v, is_causal=True))
                 continue
+            row = torch.arange(before + begin, last, device=q.device)[:, None]
+            column = torch.arange(first, last, device=q.device)
             mask = (column <= row) & (column > row - self.window)
             if exists is not None:
-                mask = mask & exists[:, None, None, first : total - length + end]
-            parts.append(F.scaled_dot_product_attention(q[:, :, begin:end], k, v, attn_mask=mask))
+                mask = mask & exists[:, None, None, first:last]
+            parts.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask))
         return torch.cat(parts, 2)
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
@@ -159,12 +175,14 @@ class Attention(nn.Module):
         ring, position = memory
         at = position[:, 0].long()
         q, new = self.project(u[:, None], at)
-        view, index = self.slots(ring, at)
-        view.scatter_(2, index, new)
-        low, high = int(at.min()), int(at.max())
-        used = min(high + 1, self.window)
-        mask = None if low == high or low >= used else (torch.arange(used, device=u.device) <= at)[:, None, None]
-        k, v = view[:, :, :used].chunk(2, 1)
+        slots, index = self.slots(ring, at)
+        slots.scatter_(2, index, new)
+        least, most = int(at.min()), int(at.max())
+        used = min(most + 1, self.window)
+        mask = None
+        if least < most and least < used:  # some rows have read less
+            mask = (torch.arange(used, device=u.device) <= at)[:, None, None]
+        k, v = slots[:, :, :used].chunk(2, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.flatten(1)), (ring, position + 1)
 
@@ -178,8 +196,12 @@ class TransformerBlock(Block):
     grows = True
 
     def __init__(self, config):
-        super().__init__(config, Attention(config.d_model, config.n_head, config.window, config.n_layer,
-                                           config.rope_base))
+        super().__init__(
+            config,
+            Attention(
+                config.d_model, config.n_head, config.window, config.n_layer, config.rope_base
+            ),
+        )
         self.norm_feed = RMSNorm(config.d_model, config.norm_eps)
         self.feed = SwiGLU(config.d_model, config.d_feed, config.n_layer)
 

@@ -1,8 +1,8 @@
 """What each token of a piece costs a model: its state carried through, or windows read afresh.
 
-A Transformer is judged on windows that overlap by half: but for the first window, only the second half
-of each is counted, so that every token is predicted with at least half a window before it. The same with
-windows of several lengths asks any architecture how far back it looks.
+A Transformer is judged on windows that overlap by half: but for the first window, only the second
+half of each is counted, so that every token is predicted with at least half a window before it. The
+same with windows of several lengths asks any architecture how far back it looks.
 """
 
 import math
@@ -26,30 +26,60 @@ def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.nd
     return window_bits(model, streams, pieces, window=model.config.window, **options)
 
 
-def window_bits(model, streams: Streams, pieces: list[Piece], *, window: int, stride: int | None = None, batch: int = 16,
-                segment: int = 512, progress: bool = False, autocast: torch.dtype | None = None) -> np.ndarray:
+def window_bits(
+    model,
+    streams: Streams,
+    pieces: list[Piece],
+    *,
+    window: int,
+    stride: int | None = None,
+    batch: int = 16,
+    segment: int = 512,
+    progress: bool = False,
+    autocast: torch.dtype | None = None,
+) -> np.ndarray:
     """Bits of each whole piece, float64 (pieces,), from windows read afresh every `stride` tokens (default half).
 
     The interface is that of `lib.train.bits.piece_bits`; `segment` has no meaning here.
     """
-    nats = window_nats(model, streams, pieces, window=window, stride=stride, batch=batch, progress=progress,
-                       autocast=autocast)
+    nats = window_nats(
+        model,
+        streams,
+        pieces,
+        window=window,
+        stride=stride,
+        batch=batch,
+        progress=progress,
+        autocast=autocast,
+    )
     return np.array([one.sum() / math.log(2) for one in nats])
 
 
 @torch.inference_mode()
-def window_nats(model, streams: Streams, pieces: list[Piece], *, window: int, stride: int | None = None, batch: int = 16,
-                progress: bool = False, autocast: torch.dtype | None = None) -> list[np.ndarray]:
+def window_nats(
+    model,
+    streams: Streams,
+    pieces: list[Piece],
+    *,
+    window: int,
+    stride: int | None = None,
+    batch: int = 16,
+    progress: bool = False,
+    autocast: torch.dtype | None = None,
+) -> list[np.ndarray]:
     """Nats of every token after the first, float64 (length - 1,) a piece.
 
-    A window reads `window` tokens and predicts those that follow each; from the second window on, the
-    last `stride` predictions count. So a token has from window - stride to window tokens before it.
+    A window reads `window` tokens and predicts those that follow each; from the second window on,
+    the last `stride` predictions count. So a token has from window - stride to window tokens before
+    it.
     """
     from tqdm import tqdm
 
     stride = stride or max(1, window // 2)
     if not 1 <= stride <= window:
-        raise UserError(f"windows of {window} tokens cannot be {stride} apart: the stride must be 1 to {window}")
+        raise UserError(
+            f"windows of {window} tokens cannot be {stride} apart: the stride must be 1 to {window}"
+        )
     model.eval()
     nats = [np.zeros(piece.length - 1) for piece in pieces]
     jobs = []  # piece, first token, where its predictions begin to count
@@ -60,7 +90,9 @@ def window_nats(model, streams: Streams, pieces: list[Piece], *, window: int, st
             counted = min(begin + window, piece.length - 1)
             begin += stride
     jobs.sort(key=lambda job: min(window, pieces[job[0]].length - 1 - job[1]))  # little padding
-    for first in tqdm(range(0, len(jobs), batch), desc="evaluating", unit="batch", disable=not progress):
+    for first in tqdm(
+        range(0, len(jobs), batch), desc="evaluating", unit="batch", disable=not progress
+    ):
         rows = jobs[first : first + batch]
         parts = [streams.stream(pieces[i])[begin : begin + window + 1] for i, begin, _ in rows]
         tokens = np.zeros((len(rows), max(map(len, parts))), np.int64)
@@ -93,7 +125,9 @@ def token_nats(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
     """Nats of every token, in the way that belongs to the architecture."""
     if model.carries:
         return carried_nats(model, streams, pieces, autocast=autocast)
-    return window_nats(model, streams, pieces, window=model.config.window, batch=batch, autocast=autocast)
+    return window_nats(
+        model, streams, pieces, window=model.config.window, batch=batch, autocast=autocast
+    )
 
 
 def _nats(model, tokens, state, autocast):
