@@ -25,7 +25,8 @@ class Crops:
 
     def __init__(self, streams: Streams, pieces: list[Piece], config):
         if not pieces:
-            raise UserError("there is no training piece in these streams: build them from the train split")
+            raise UserError("there is no training piece in these streams: build them from the "
+                            "train split")
         self.streams = streams
         self.pieces = pieces
         self.config = config
@@ -72,8 +73,8 @@ class Crops:
         length = self.config.length
         part = self.streams.stream(self.pieces[number])[at : at + length + 1]
         if part.max() >= self.streams.vocab_size:
-            raise UserError("the token streams changed while they were read, or are damaged: delete "
-                            "their folder, build them again and go on with --resume")
+            raise UserError("the token streams changed while they were read, or are damaged: "
+                            "delete their folder, build them again and go on with --resume")
         self.rows[row] = [number, at + length, left - 1]
         if self.changes:
             part = self.changes.apply(part, *self.drawn[row])
@@ -107,7 +108,7 @@ class Changes:
         self.velocities = [i for i, kind in enumerate(kinds) if kind == "Velocity"]
         self.size = len(names)
         self.streams = streams
-        self.range: dict[int, tuple[int, int]] = {}  # lowest and highest pitch of a piece, by offset
+        self.range: dict[int, tuple[int, int]] = {}  # lowest, highest pitch of a piece, by offset
         if not self.pitches or not (in_a_row(self.pitches) and in_a_row(self.velocities)):
             raise UserError("these tokens have no row of pitches that could be shifted: "
                             "leave --transpose out")

@@ -1,4 +1,4 @@
-"""How good is it? Bits per note of held-out pieces; `python -m lib.lab.judge DIR` for what was played.
+"""How good is it? Bits per note of held-out pieces, and `python -m lib.lab.judge DIR` for playing.
 
 Bits per note can be compared between tokenizers of the same time grid; loss per token cannot. What
 was played is set beside real music and beside noise (`lib.lab.judge.anchors`).
@@ -68,7 +68,7 @@ def _segments(model, streams: Streams, pieces: list[Piece], segment: int,
 
 def _crop(streams: Streams, pieces: list[Piece], begin: int,
           segment: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (rows, segment + 1) of all pieces from `begin`, and which of them, but the first, there are."""
+    """Tokens (rows, segment + 1) from `begin` on, and which of those to predict there are."""
     tokens = np.zeros((len(pieces), segment + 1), np.int64)
     valid = np.zeros((len(pieces), segment), bool)
     for row, piece in enumerate(pieces):

@@ -15,7 +15,7 @@ NOT_NEGATIVE = ("transpose", "louder", "patience", "weight_decay", "seed")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `steps` or `minutes`, whichever is reached first, ends it, or `patience`."""
+    """One training run. What is reached first ends it: `steps`, `minutes` or `patience`."""
 
     d_model: int = 256
     n_layer: int = 5
