@@ -41,9 +41,14 @@ class Augmentation:
         if copy == 0:
             return {"semitones": 0, "stretch": 1.0, "velocity": 0}
         rng = np.random.default_rng([self.seed, piece, copy])
-        return {"semitones": int(rng.integers(-self.semitones, self.semitones + 1)),
-                "stretch": float(np.round(rng.uniform(1 - self.stretch, 1 + self.stretch), 4)),
-                "velocity": int(rng.integers(-self.velocity, self.velocity + 1))}
+        semitones = rng.integers(-self.semitones, self.semitones + 1)
+        stretch = rng.uniform(1 - self.stretch, 1 + self.stretch)
+        velocity = rng.integers(-self.velocity, self.velocity + 1)
+        return {
+            "semitones": int(semitones),
+            "stretch": float(np.round(stretch, 4)),
+            "velocity": int(velocity),
+        }
 
 
 # What `encode_piece` makes of one copy: its base tokens, its notes, its seconds
@@ -83,12 +88,20 @@ def encode_piece(job, config, augmentation) -> list[Copy] | str:
 def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
     """All that the streams depend on, as JSON; `id` is its hash."""
     files = sorted((p.path.name, p.path.stat().st_size, p.split) for p in performances)
-    settings = {"format": FORMAT, "tokens": asdict(config), "augmentation": asdict(augmentation),
-                "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}
+    settings = {
+        "format": FORMAT,
+        "tokens": asdict(config),
+        "augmentation": asdict(augmentation),
+        "files": _digest(json.dumps(files), 16),
+    }
     if tokenizer is not None:
-        settings["merges"] = hashlib.sha256(json.dumps(tokenizer.pieces).encode()).hexdigest()[:16]
-    settings["id"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        settings["merges"] = _digest(json.dumps(tokenizer.pieces), 16)
+    settings["id"] = _digest(json.dumps(settings, sort_keys=True), 12)
     return settings
+
+
+def _digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None,

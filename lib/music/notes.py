@@ -139,12 +139,15 @@ def write_midi(music: Music, path: str | Path) -> None:
     for voice, on, off, (begin, stop, pitch, velocity) in rows:
         channel = CHANNELS[voice % len(CHANNELS)]
         track = tracks[voice // len(CHANNELS)]
-        track.append((off, False, stop, bytes((NOTE_OFF << 4 | channel, pitch, 0))))
-        track.append((on, True, begin, bytes((NOTE_ON << 4 | channel, pitch, velocity))))
+        release = bytes((NOTE_OFF << 4 | channel, pitch, 0))
+        stroke = bytes((NOTE_ON << 4 | channel, pitch, velocity))
+        track.append((off, False, stop, release))
+        track.append((on, True, begin, stroke))
     for track in tracks:
         track.sort(key=lambda message: message[:3])
 
-    head = [TEMPO_120, NAME, *(bytes((PROGRAM << 4 | channel, 0)) for channel in channels)]
+    pianos = [bytes((PROGRAM << 4 | channel, 0)) for channel in channels]
+    head = [TEMPO_120, NAME, *pianos]
     tracks[0] = [(0, False, 0.0, data) for data in head] + tracks[0]
     chunks = []
     for track in tracks:

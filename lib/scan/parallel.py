@@ -122,14 +122,17 @@ def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
     g[t] = dh[t] + a[t+1] g[t+1];  db = g,  da[t] = g[t] h[t-1],  dh0 = a[0] g[0].
     """
     if not a.shape[1]:
-        return a, dh, None if h0 is None else torch.zeros_like(h0)
+        dh0 = None if h0 is None else torch.zeros_like(h0)
+        return a, dh, dh0
     # from the last step to the first; the last has no later one, and a scan never reads its first a
-    a_after = torch.cat([a[:, :1], a[:, 1:].flip(1)], 1)
-    g = scan(a_after, dh.flip(1)).flip(1)
+    first = a[:, :1]
+    later = a[:, 1:].flip(1)
+    g = scan(torch.cat([first, later], 1), dh.flip(1)).flip(1)
     da = torch.empty_like(g)
     torch.mul(g[:, 1:], h[:, :-1], out=da[:, 1:])
     da[:, 0] = 0 if h0 is None else g[:, 0] * h0
-    return da, g, a[:, 0] * g[:, 0]
+    dh0 = a[:, 0] * g[:, 0]
+    return da, g, dh0
 
 
 def parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,

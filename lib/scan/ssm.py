@@ -254,7 +254,8 @@ class S4D(nn.Module):
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """A_bar, B_bar and 2 C, complex (D, N), of the parameters as they are now."""
         high = torch.promote_types(self.C.dtype, torch.float32)
-        A = torch.complex(-torch.exp(self.A_log.to(high)), self.A_imag.to(high))
+        real = -torch.exp(self.A_log.to(high))
+        A = torch.complex(real, self.A_imag.to(high))
         delta = torch.exp(self.log_delta.to(high))[:, None]
         A_bar, B_bar = discretize(A, torch.ones_like(A), delta)
         C = torch.view_as_complex(self.C.to(high))

@@ -13,7 +13,7 @@ class LivePlot:
     """For `Trainer.run(watch=…)`: training and validation in bits per note, against baselines.
 
     `baselines`: bits per note by name; `tokens_a_note` turns the training loss into bits per note.
-    It redraws every `every` seconds; outside a notebook it draws nothing until `figure` is asked for.
+    It redraws every `every` seconds; outside a notebook it draws nothing until asked for `figure`.
     """
 
     def __init__(self, baselines: dict[str, float], tokens_a_note: float, *, every: float = 3.0):
