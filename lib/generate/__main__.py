@@ -66,8 +66,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Raise `UserError` for what cannot be played, or cannot be asked for together."""
     if not 1 <= args.variations <= 1000:
-        raise UserError("--stream plays one piece at the model's own tempo: leave out "
-                        "--variations and --tempo")
+        raise UserError(f"variations {args.variations} is outside 1 to 1000: choose how many "
+                        "pieces to play")
     if not 0 <= args.seed < 2**63 - 1000:
         raise UserError(f"seed {args.seed} is outside 0 to 2^63: give a small whole number")
     if args.out.exists() and not args.out.is_dir():
@@ -75,8 +75,8 @@ def check(args: argparse.Namespace) -> None:
     if args.prompt and args.state:
         raise UserError("a prompt and a state were given: continue from one of them")
     if args.stream and (args.variations > 1 or args.tempo != 1):
-        raise UserError("--stream plays one piece at the model's own tempo: leave out --variations "
-                        "and --tempo")
+        raise UserError("--stream plays one piece at the model's own tempo: leave out "
+                        "--variations and --tempo")
     if not args.stream:
         check_seconds(args.seconds, "seconds")
     elif args.seconds is not None and not args.seconds > 0:

@@ -79,7 +79,7 @@ class Steering:
 
 
 def _tilt(tokenizer: Tokenizer, kind: str, strength: float, unit: float) -> tuple[Tensor, Tensor]:
-    """Which tokens hold a value of `kind`, bool (V,), and `strength` a `unit` of the mean in each."""
+    """Which tokens hold values of `kind`, bool (V,), and `strength` times their mean in units."""
     values = numbers_in(tokenizer.pieces, kind)
     group = torch.tensor([bool(inside) for inside in values])
     means = torch.tensor([np.mean(inside) for inside in values if inside], dtype=torch.float64)

@@ -4,6 +4,7 @@ This needs MidiTok; to read the streams (`lib.music.streams`) does not.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -40,47 +41,71 @@ class Augmentation:
         if copy == 0:
             return {"semitones": 0, "stretch": 1.0, "velocity": 0}
         rng = np.random.default_rng([self.seed, piece, copy])
-        return {"semitones": int(rng.integers(-self.semitones, self.semitones + 1)),
-                "stretch": float(np.round(rng.uniform(1 - self.stretch, 1 + self.stretch), 4)),
-                "velocity": int(rng.integers(-self.velocity, self.velocity + 1))}
+        semitones = rng.integers(-self.semitones, self.semitones + 1)
+        stretch = rng.uniform(1 - self.stretch, 1 + self.stretch)
+        velocity = rng.integers(-self.velocity, self.velocity + 1)
+        return {
+            "semitones": int(semitones),
+            "stretch": float(np.round(stretch, 4)),
+            "velocity": int(velocity),
+        }
 
 
-def _encode(job, config, augmentation):
-    """Worker: one performance to base tokens of all its copies. A bad file gives its sentence."""
-    from lib.music.notes import augment, read_midi, sustain
+# What `encode_piece` makes of one copy: its base tokens, its notes, its seconds
+Copy = tuple[np.ndarray, int, float]
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(config):
+    """Kept from piece to piece: making one takes longer than encoding."""
     from lib.music.tokens import Tokenizer
 
+    return Tokenizer(config)
+
+
+def encode_piece(job, config, augmentation) -> list[Copy] | str:
+    """Base tokens of all copies of one performance; of a bad file, the sentence that says why."""
+    from lib.music.notes import Music, augment, read_midi, sustain
+
     number, performance = job
-    tokenizer = _encode.tokenizer = getattr(_encode, "tokenizer", None) or Tokenizer(config)
-    if tokenizer.config != config:
-        tokenizer = _encode.tokenizer = Tokenizer(config)
     try:
         music = read_midi(performance.path)
     except UserError as error:
         return str(error)
-    music = sustain(music) if config.pedal == "extend" else music
-    out = []
-    for copy in range(1 + augmentation.copies * (performance.split == "train")):
+    if config.pedal == "extend":
+        music = sustain(music)
+    extra = augmentation.copies if performance.split == "train" else 0
+    copies = []
+    for copy in range(1 + extra):
         change = augmentation.draw(number, copy)
         notes = augment(music.notes, **change)
-        changed = type(music)(notes, music.pedal * change["stretch"])
-        out.append((tokenizer.encode_base(changed), len(notes), changed.seconds))
-    return out
+        changed = Music(notes, music.pedal * change["stretch"])
+        base = _tokenizer(config).encode_base(changed)
+        copies.append((base, len(notes), changed.seconds))
+    return copies
 
 
 def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
     """All that the streams depend on, as JSON; `id` is its hash."""
     files = sorted((p.path.name, p.path.stat().st_size, p.split) for p in performances)
-    settings = {"format": FORMAT, "tokens": asdict(config), "augmentation": asdict(augmentation),
-                "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}
+    settings = {
+        "format": FORMAT,
+        "tokens": asdict(config),
+        "augmentation": asdict(augmentation),
+        "files": _digest(json.dumps(files), 16),
+    }
     if tokenizer is not None:
-        settings["merges"] = hashlib.sha256(json.dumps(tokenizer.pieces).encode()).hexdigest()[:16]
-    settings["id"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        settings["merges"] = _digest(json.dumps(tokenizer.pieces), 16)
+    settings["id"] = _digest(json.dumps(settings, sort_keys=True), 12)
     return settings
 
 
-def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None, tokenizer=None,
-          workers: int | None = None, progress: bool = True, say=print):
+def _digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None,
+          tokenizer=None, workers: int | None = None, progress: bool = True, say=print):
     """Encode performances into streams, or open the cache of an earlier run.
 
     The cache is a folder named by a hash of every setting and file, beside `folder`'s others
@@ -88,62 +113,94 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
     copy 0 of the train split only, or are those of `tokenizer`, so that a model which knows its
     tokens can go on learning. Returns (Streams, Tokenizer).
     """
-    from tqdm import tqdm
-
     from lib.music.maestro import DATA
     from lib.music.tokens import TokenConfig, Tokenizer
 
-    if tokenizer is not None and config is not None and config != tokenizer.config:
-        raise UserError(f"the tokenizer was made with {tokenizer.config}: use those settings, or give none")
-    config = tokenizer.config if tokenizer is not None else config or TokenConfig()
+    if tokenizer is None:
+        config = config or TokenConfig()
+    elif config in (None, tokenizer.config):
+        config = tokenizer.config
+    else:
+        raise UserError(f"the tokenizer was made with {tokenizer.config}: use those settings, or "
+                        "give none")
     performances = list(performances)
     if not any(p.split == "train" for p in performances):
         raise UserError("there is no training piece in this list: give pieces of the train split")
     settings = fingerprint(performances, config, augmentation, tokenizer)
-    cache = Path(folder or DATA / "cache")
-    target = cache / f"tokens-{settings['id']}"
+    target = Path(folder or DATA / "cache") / f"tokens-{settings['id']}"
     if target.is_dir():
         streams = Streams.load(target)
         say(f"token streams: {len(streams.tokens):,} tokens from the cache {target.name}")
         return streams, Tokenizer.load(target)
 
+    encoded = encode_all(performances, config, augmentation, workers, progress, say)
+    if not any(p.split == "train" for p, _ in encoded):
+        raise UserError("no training piece could be read: check the files")
+    if tokenizer is None:
+        tokenizer = Tokenizer(config)
+        if config.vocab_size:
+            say(f"learning byte-pair merges on the train split, up to {config.vocab_size:,} tokens")
+            tokenizer.learn([copies[0][0] for p, copies in encoded if p.split == "train"])
+    tokens, pieces = merge_all(encoded, tokenizer, progress)
+    index = {
+        "settings": settings,
+        "vocab_size": tokenizer.vocab_size,
+        "bos": int(tokenizer.bos),
+        "pieces": [asdict(p) for p in pieces],
+        # so that a machine without MidiTok knows them
+        "names": [" ".join(names) for names in tokenizer.pieces],
+    }
+    _write(target, tokens, index, tokenizer)
+    return Streams.load(target), tokenizer
+
+
+def encode_all(performances, config, augmentation, workers, progress, say):
+    """`encode_piece` of all that can be read, many on several processes: (performance, copies)."""
+    from tqdm import tqdm
+
+    work = partial(encode_piece, config=config, augmentation=augmentation)
     workers = min(workers or os.cpu_count() or 1, len(performances))
-    encode = partial(_encode, config=config, augmentation=augmentation)
-    pool = (ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-            if workers > 1 and len(performances) > 20 else nullcontext())
-    results = []
-    with pool as executor:
-        run = partial(executor.map, chunksize=4) if executor else map
-        bar = tqdm(run(encode, enumerate(performances)), total=len(performances),
-                   desc="encoding", unit="piece", disable=not progress)
+    many = workers > 1 and len(performances) > 20
+    spawn = multiprocessing.get_context("spawn")
+    encoded = []
+    with ProcessPoolExecutor(workers, spawn) if many else nullcontext() as pool:
+        run = partial(pool.map, chunksize=4) if many else map
+        bar = tqdm(run(work, enumerate(performances)), total=len(performances), desc="encoding",
+                   unit="piece", disable=not progress)
         for performance, result in zip(performances, bar):
             if isinstance(result, str):
                 say(f"left out: {result}")
             else:
-                results.append((performance, result))
-    if not any(p.split == "train" for p, _ in results):
-        raise UserError("no training piece could be read: check the files")
+                encoded.append((performance, result))
+    return encoded
 
-    known, tokenizer = tokenizer is not None, tokenizer or Tokenizer(config)
-    if config.vocab_size and not known:
-        say(f"learning byte-pair merges on the train split, up to {config.vocab_size:,} tokens")
-        tokenizer.learn([copies[0][0] for p, copies in results if p.split == "train"])
-    pieces, arrays, offset = [], [], 0
-    for performance, copies in tqdm(results, desc="merging", unit="piece", disable=not progress):
+
+def merge_all(encoded, tokenizer, progress) -> tuple[np.ndarray, list[Piece]]:
+    """All copies as one run of tokens, each from BOS to EOS, and where in it each lies."""
+    from tqdm import tqdm
+
+    pieces = []
+    arrays = []
+    offset = 0
+    for performance, copies in tqdm(encoded, desc="merging", unit="piece", disable=not progress):
         for copy, (base, notes, seconds) in enumerate(copies):
             ids = np.concatenate([[tokenizer.bos], tokenizer.merge(base), [tokenizer.eos]])
-            pieces.append(Piece(performance.path.name, performance.composer, performance.title,
-                                performance.split, copy, offset, len(ids), notes, round(seconds, 3)))
             arrays.append(ids.astype(np.uint16))
+            pieces.append(Piece(performance.path.name, performance.composer, performance.title,
+                                performance.split, copy, offset, len(ids), notes,
+                                round(seconds, 3)))
             offset += len(ids)
-    index = {"settings": settings, "vocab_size": tokenizer.vocab_size, "bos": int(tokenizer.bos),
-             "pieces": [asdict(p) for p in pieces],
-             "names": [" ".join(names) for names in tokenizer.pieces]}  # so that a machine without MidiTok knows them
+    return np.concatenate(arrays), pieces
+
+
+def _write(target: Path, tokens: np.ndarray, index: dict, tokenizer) -> None:
+    """The folder of streams and their tokenizer, whole or not at all."""
+    cache = target.parent
     with os_errors(f"write token streams to {cache}"):
         cache.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache))
         try:
-            np.save(part / TOKENS, np.concatenate(arrays))
+            np.save(part / TOKENS, tokens)
             tokenizer.save(part)
             (part / INDEX).write_text(json.dumps(index))
             try:
@@ -153,7 +210,6 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
                     raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return Streams.load(target), tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -163,15 +219,18 @@ def main(argv: list[str] | None = None) -> None:
 
     default = TokenConfig()
     parser = argparse.ArgumentParser(prog="python -m lib.music encode", description=main.__doc__)
-    parser.add_argument("folder", nargs="?", help="MAESTRO, as a folder or a zip (default: what is found)")
-    parser.add_argument("--quick", action="store_true", help="the ten sample pieces only")
-    parser.add_argument("--grid-ms", type=float, default=default.grid_ms)
-    parser.add_argument("--pedal", choices=["extend", "tokens", "drop"], default=default.pedal)
-    parser.add_argument("--vocab-size", type=int, default=default.vocab_size, help="0: no byte-pair encoding")
-    parser.add_argument("--copies", type=int, default=Augmentation.copies, help="augmented copies of each train piece")
-    parser.add_argument("--seed", type=int, default=Augmentation.seed, help="of the copies")
-    parser.add_argument("--tokenizer", help="folder of a tokenizer (data/model): its settings and merges, none learnt")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    add = parser.add_argument
+    add("folder", nargs="?", help="MAESTRO, as a folder or a zip (default: what is found)")
+    add("--quick", action="store_true", help="the ten sample pieces only")
+    add("--grid-ms", type=float, default=default.grid_ms)
+    add("--pedal", choices=["extend", "tokens", "drop"], default=default.pedal)
+    add("--vocab-size", type=int, default=default.vocab_size, help="0: no byte-pair encoding")
+    add("--copies", type=int, default=Augmentation.copies,
+        help="augmented copies of each train piece")
+    add("--seed", type=int, default=Augmentation.seed, help="of the copies")
+    add("--tokenizer",
+        help="folder of a tokenizer (data/model): its settings and merges, none learnt")
+    add("--workers", type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
     known = Tokenizer.load(args.tokenizer) if args.tokenizer else None
     config = None if known else TokenConfig(args.grid_ms, args.pedal, args.vocab_size or None)
@@ -181,7 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     print(tokenizer)
     for split in ("train", "validation", "test"):
         mine = streams.select(split)
-        tokens, notes = sum(p.length for p in mine), sum(p.notes for p in mine)
+        tokens = sum(p.length for p in mine)
+        notes = sum(p.notes for p in mine)
         if notes:
             print(f"{split:>10}: {len(mine):5} pieces {notes:10,} notes {tokens:11,} tokens "
                   f"{tokens / notes:.2f} tokens a note")

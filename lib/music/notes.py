@@ -32,6 +32,10 @@ TICKS = 480  # a quarter note, in the files that we write: 960 a second at 120 B
 NAME = b"\xff\x03\x05Piano"  # of the track in them
 CHANNELS = [channel for channel in range(16) if channel != DRUMS]
 
+# A message of a MIDI file: its tick, whether it begins a note, its second, its bytes. At one tick
+# what ends something goes first, the pedal before keys that come up at the same second.
+Message = tuple[int, bool, float, bytes]
+
 
 @dataclass(frozen=True)
 class Music:
@@ -54,8 +58,12 @@ class Music:
 def make_notes(start, end, pitch, velocity) -> np.ndarray:
     """Four arrays of equal length (seconds, seconds, MIDI pitch, MIDI velocity) as sorted notes."""
     notes = np.empty(len(start), NOTE)
-    notes["start"], notes["end"], notes["pitch"], notes["velocity"] = start, end, pitch, velocity
-    return notes[np.lexsort((notes["velocity"], notes["end"], notes["pitch"], notes["start"]))]
+    notes["start"] = start
+    notes["end"] = end
+    notes["pitch"] = pitch
+    notes["velocity"] = velocity
+    order = np.lexsort((notes["velocity"], notes["end"], notes["pitch"], notes["start"]))
+    return notes[order]
 
 
 def read_midi(path: str | Path) -> Music:
@@ -83,9 +91,11 @@ def read_midi(path: str | Path) -> Music:
         raise UserError(
             f"{path} has no notes that a piano can play (pitch 21 to 108): give another file")
     start, end, damped, pitch, velocity = (column[good] for column in keys[:5])
-    end, damped = np.minimum(end, LAST), np.minimum(damped, LAST)
+    end = np.minimum(end, LAST)
+    damped = np.minimum(damped, LAST)
     pedal = np.minimum(keys.pedal[keys.pedal[:, 0] < LAST], LAST)
-    if np.abs(_ring(end, pedal) - damped).max() <= 2 * INSTANT:
+    one_pedal_tells_all = np.abs(_ring(end, pedal) - damped).max() <= 2 * INSTANT
+    if one_pedal_tells_all:
         return Music(make_notes(start, end, pitch, velocity), pedal)
     return Music(clip_repeats(make_notes(start, damped, pitch, velocity)))
 
@@ -120,27 +130,43 @@ def write_midi(music: Music, path: str | Path) -> None:
     start = _ticks(music.notes["start"])
     end = np.maximum(_ticks(music.notes["end"]), start + 1)
     voices = _voices(music.notes["pitch"], start, end)
-    channels = CHANNELS[: max(voices, default=0) + 1]
-    # A row a message: its tick, whether it begins a note, its second, its bytes. At one tick what
-    # ends something goes first, the pedal before keys that come up at the same second.
-    tracks: list[list[tuple]] = [[] for _ in range(1 + max(voices, default=0) // len(CHANNELS))]
-    edges = music.pedal.ravel()
-    for i, (tick, second) in enumerate(zip(_ticks(edges).tolist(), edges.tolist())):
-        for channel in channels:
-            message = bytes((CONTROL << 4 | channel, SUSTAIN, 0 if i % 2 else 127))
-            tracks[0].append((tick, False, second, message))
-    for voice, on, off, note in zip(voices, start.tolist(), end.tolist(), music.notes.tolist()):
-        begin, stop, pitch, velocity = note
-        channel, rows = CHANNELS[voice % len(CHANNELS)], tracks[voice // len(CHANNELS)]
-        rows.append((off, False, stop, bytes((NOTE_OFF << 4 | channel, pitch, 0))))
-        rows.append((on, True, begin, bytes((NOTE_ON << 4 | channel, pitch, velocity))))
-    for rows in tracks:
-        rows.sort(key=lambda row: row[:3])
-    head = [TEMPO_120, NAME, *(bytes((PROGRAM << 4 | channel, 0)) for channel in channels)]
-    tracks[0] = [(0, False, 0.0, message) for message in head] + tracks[0]
-    chunks = [track_chunk([row[0] for row in rows], [row[3] for row in rows]) for rows in tracks]
+    highest = max(voices, default=0)
+    channels = CHANNELS[: highest + 1]
+
+    tracks: list[list[Message]] = [[] for _ in range(1 + highest // len(CHANNELS))]
+    tracks[0] += _pedal_messages(music.pedal, channels)
+    rows = zip(voices, start.tolist(), end.tolist(), music.notes.tolist())
+    for voice, on, off, (begin, stop, pitch, velocity) in rows:
+        channel = CHANNELS[voice % len(CHANNELS)]
+        track = tracks[voice // len(CHANNELS)]
+        release = bytes((NOTE_OFF << 4 | channel, pitch, 0))
+        stroke = bytes((NOTE_ON << 4 | channel, pitch, velocity))
+        track.append((off, False, stop, release))
+        track.append((on, True, begin, stroke))
+    for track in tracks:
+        track.sort(key=lambda message: message[:3])
+
+    pianos = [bytes((PROGRAM << 4 | channel, 0)) for channel in channels]
+    head = [TEMPO_120, NAME, *pianos]
+    tracks[0] = [(0, False, 0.0, data) for data in head] + tracks[0]
+    chunks = []
+    for track in tracks:
+        ticks = [tick for tick, _, _, _ in track]
+        chunks.append(track_chunk(ticks, [data for _, _, _, data in track]))
     with whole(path) as part:
         part.write_bytes(midi_file(chunks, division=TICKS))
+
+
+def _pedal_messages(pedal: np.ndarray, channels: list[int]) -> list[Message]:
+    """The pedal going down and up, on every channel."""
+    messages = []
+    edges = pedal.ravel()  # down, up, down, up, …
+    for i, (tick, second) in enumerate(zip(_ticks(edges).tolist(), edges.tolist())):
+        pressed = 127 if i % 2 == 0 else 0
+        for channel in channels:
+            data = bytes((CONTROL << 4 | channel, SUSTAIN, pressed))
+            messages.append((tick, False, second, data))
+    return messages
 
 
 def _ticks(seconds: np.ndarray) -> np.ndarray:
@@ -192,20 +218,24 @@ def _ring(end: np.ndarray, pedal: np.ndarray) -> np.ndarray:
 def clip_repeats(notes: np.ndarray) -> np.ndarray:
     """End each note at the latest when its own key is struck again."""
     notes = notes.copy()
-    order = np.lexsort((notes["start"], notes["pitch"]))
-    pitch, start = notes["pitch"][order], notes["start"][order]
+    order = np.lexsort((notes["start"], notes["pitch"]))  # a key's notes beside one another
+    pitch = notes["pitch"][order]
+    start = notes["start"][order]
+    # the first note of each instant at which a key is struck
     fresh = np.append(True, (np.diff(pitch) != 0) | (np.diff(start) != 0))[: len(notes)]
-    strokes = np.flatnonzero(fresh)  # the first note of each instant at which a key is struck
+    strokes = np.flatnonzero(fresh)
     following = np.append(strokes, -1)[np.cumsum(fresh)]
     struck_again = (pitch[following] == pitch) & (start[following] > start)
-    clipped, again = order[struck_again], start[following[struck_again]]
+    clipped = order[struck_again]
+    again = start[following[struck_again]]
     notes["end"][clipped] = np.minimum(notes["end"][clipped], again)
     return notes
 
 
 def crop(music: Music, start: float, end: float) -> Music:
     """The notes that begin in [start, end) and the pedal there, shifted so that `start` is 0."""
-    notes = music.notes[(music.notes["start"] >= start) & (music.notes["start"] < end)].copy()
+    begins = music.notes["start"]
+    notes = music.notes[(begins >= start) & (begins < end)].copy()
     notes["start"] -= start
     notes["end"] -= start
     inside = (music.pedal[:, 1] > start) & (music.pedal[:, 0] < end)
@@ -213,7 +243,8 @@ def crop(music: Music, start: float, end: float) -> Music:
     return Music(notes, pedal)
 
 
-def augment(notes: np.ndarray, *, semitones: int = 0, stretch: float = 1.0, velocity: int = 0) -> np.ndarray:
+def augment(notes: np.ndarray, *, semitones: int = 0, stretch: float = 1.0,
+            velocity: int = 0) -> np.ndarray:
     """Transpose, slow down (`stretch` > 1) and play louder; notes off the keyboard are dropped."""
     if not 0.25 <= stretch <= 4:
         raise UserError(f"stretch {stretch} is outside 0.25 to 4: give a factor near 1")

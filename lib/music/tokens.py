@@ -40,11 +40,13 @@ class TokenConfig:
 
     def __post_init__(self):
         if not 4 <= self.grid_ms <= 125:
-            raise UserError(f"grid_ms={self.grid_ms} is outside 4 to 125: 10 keeps expressive timing")
+            raise UserError(f"grid_ms={self.grid_ms} is outside 4 to 125: 10 keeps expressive "
+                            "timing")
         if self.pedal not in ("extend", "tokens", "drop"):
             raise UserError(f"pedal={self.pedal!r} is unknown: choose extend, tokens or drop")
         if self.vocab_size is not None and not self.vocab_size <= 65_535:
-            raise UserError(f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most 65535")
+            raise UserError(f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most "
+                            "65535")
 
     @property
     def steps(self) -> int:
@@ -63,17 +65,23 @@ def _import():
 
 def _miditok(config: TokenConfig):
     """An untrained MidiTok REMI tokenizer with our settings."""
-    miditok, fine = _import(), config.steps
+    miditok = _import()
+    fine = config.steps
+    pedals = config.pedal == "tokens"
     return miditok.REMI(miditok.TokenizerConfig(
         pitch_range=(LOWEST, HIGHEST),  # MidiTok's upper end is inclusive
         # steps a beat for notes of up to 1 s, 4 s and 16 s: a pedalled bass note rings that long
         beat_res={(0, 2): fine, (2, 8): min(fine, 10), (8, 32): min(fine, 4)},
         num_velocities=config.velocities,
         special_tokens=["PAD", "BOS", "EOS"],
-        use_sustain_pedals=config.pedal == "tokens",
-        sustain_pedal_duration=config.pedal == "tokens",
-        use_pitchdrum_tokens=False, use_time_signatures=False, use_tempos=False,
-        use_chords=False, use_rests=False, use_programs=False,
+        use_sustain_pedals=pedals,
+        sustain_pedal_duration=pedals,
+        use_pitchdrum_tokens=False,
+        use_time_signatures=False,
+        use_tempos=False,
+        use_chords=False,
+        use_rests=False,
+        use_programs=False,
     ))
 
 
@@ -90,13 +98,17 @@ class Tokenizer:
         self._refresh()
 
     def _refresh(self):
-        names = {i: name for name, i in self.base.vocab.items()}
-        if self.base._model is None:
+        model = self.base._model
+        if model is None:
+            names = {i: name for name, i in self.base.vocab.items()}
             self.pieces = [(names[i],) for i in range(len(names))]
         else:
-            model, expand = self.base._model, self.base._vocab_learned_bytes_to_tokens
-            self.pieces = [tuple(expand[model.id_to_token(i)]) for i in range(model.get_vocab_size())]
-        self.pad, self.bos, self.eos = (self.base[f"{s}_None"] for s in ("PAD", "BOS", "EOS"))
+            expand = self.base._vocab_learned_bytes_to_tokens
+            learnt = [model.id_to_token(i) for i in range(model.get_vocab_size())]
+            self.pieces = [tuple(expand[token]) for token in learnt]
+        self.pad = self.base["PAD_None"]
+        self.bos = self.base["BOS_None"]
+        self.eos = self.base["EOS_None"]
         self.notes_of = count_in(self.pieces, "Pitch")
         self.bars_of = count_in(self.pieces, "Bar")
 
@@ -110,25 +122,32 @@ class Tokenizer:
         return len(self.base.vocab)
 
     def __repr__(self):
-        merges = sum(len(names) > 1 for names in self.pieces)  # one further token is a mark, for no music
-        return f"Tokenizer({self.base_size} base tokens + {merges} merges, {self.config.grid_ms:g} ms)"
+        # one further token is a mark, for no music
+        merges = sum(len(names) > 1 for names in self.pieces)
+        return (f"Tokenizer({self.base_size} base tokens + {merges} merges, "
+                f"{self.config.grid_ms:g} ms)")
 
     def _score(self, music: Music):
         import symusic
 
         if self.config.pedal == "extend":
             music = sustain(music)
-        ticks = TICKS / BEAT
-        score, track = symusic.Score(TICKS), symusic.Track("Piano", 0, False)
-        score.tempos.append(symusic.Tempo(0, 120))
-        start = np.round(music.notes["start"] * ticks).astype("i4")
-        end = np.round(music.notes["end"] * ticks).astype("i4")
-        track.notes = symusic.Note.from_numpy(
-            start, np.maximum(end - start, 1),
-            music.notes["pitch"].astype("i1"), music.notes["velocity"].astype("i1"))
+        def ticks(seconds: np.ndarray) -> np.ndarray:
+            return np.round(seconds * (TICKS / BEAT)).astype("i4")
+
+        notes = music.notes
+        start = ticks(notes["start"])
+        duration = np.maximum(ticks(notes["end"]) - start, 1)
+        pitch = notes["pitch"].astype("i1")
+        velocity = notes["velocity"].astype("i1")
+        track = symusic.Track("Piano", 0, False)
+        track.notes = symusic.Note.from_numpy(start, duration, pitch, velocity)
         if self.config.pedal == "tokens":
-            down, up = (np.round(c * ticks).astype("i4") for c in music.pedal.T)
+            down = ticks(music.pedal[:, 0])
+            up = ticks(music.pedal[:, 1])
             track.pedals = symusic.Pedal.from_numpy(down, np.maximum(up - down, 1))
+        score = symusic.Score(TICKS)
+        score.tempos.append(symusic.Tempo(0, 120))
         score.tracks.append(track)
         return score
 
@@ -167,21 +186,24 @@ class Tokenizer:
         if len(strange):
             raise UserError(f"token {strange[0]} is not in this vocabulary of {self.vocab_size}: "
                             "use the tokenizer that made the tokens")
-        names = [n for t in self.names(ids) for n in t if is_music(n)]
+        names = [name for inside in self.names(ids) for name in inside if is_music(name)]
+        silence = Music(make_notes([], [], [], []))
         if not names:
-            return Music(make_notes([], [], [], []))
-        sequence = TokSequence(tokens=names, ids=[self.base.vocab[n] for n in names])
+            return silence
+        sequence = TokSequence(tokens=names, ids=[self.base.vocab[name] for name in names])
         score = self.base.decode([sequence])
-        seconds = BEAT / score.tpq
         if not score.tracks:
-            return Music(make_notes([], [], [], []))
-        columns, pedals = score.tracks[0].notes.numpy(), score.tracks[0].pedals.numpy()
+            return silence
+        seconds = BEAT / score.tpq  # a tick
+        columns = score.tracks[0].notes.numpy()
         start = columns["time"] * seconds
-        notes = make_notes(start, start + columns["duration"] * seconds,
-                           columns["pitch"], columns["velocity"])
+        end = start + columns["duration"] * seconds
+        notes = make_notes(start, end, columns["pitch"], columns["velocity"])
+        pedals = score.tracks[0].pedals.numpy()
         down = pedals["time"] * seconds
+        up = down + pedals["duration"] * seconds
         # rounding can make a note reach into the next one on its key: a piano string cannot
-        return Music(clip_repeats(notes), np.stack([down, down + pedals["duration"] * seconds], 1))
+        return Music(clip_repeats(notes), np.stack([down, up], 1))
 
     def learn(self, base_streams: list[np.ndarray]) -> None:
         """Learn byte-pair merges from base tokens of training pieces, up to `vocab_size`."""
@@ -189,16 +211,17 @@ class Tokenizer:
         if size is None:
             return
         if size <= self.base_size:
-            raise UserError(f"vocab_size={size} leaves no room for merges: there are {self.base_size} "
-                            "base tokens; choose more, or None")
+            raise UserError(f"vocab_size={size} leaves no room for merges: there are "
+                            f"{self.base_size} base tokens; choose more, or None")
         from miditok import TokSequence
 
-        bars = []
+        bars = []  # each as MidiTok's learner reads it: a letter a base token
         for stream in base_streams:
             sequence = TokSequence(ids=[int(i) for i in stream])
             self.base.complete_sequence(sequence)
-            bars += [[self.base._ids_to_bytes([b.ids], as_one_str=True)[0]]
-                     for b in sequence.split_per_bars() if len(b)]
+            for bar in sequence.split_per_bars():
+                if len(bar):
+                    bars.append(self.base._ids_to_bytes([bar.ids], as_one_str=True))
         with _no_blank_lines():
             self.base.train(vocab_size=size, iterator=bars)
         self._refresh()
@@ -254,18 +277,30 @@ def round_trip(tokenizer: Tokenizer, music: Music) -> dict[str, np.ndarray | flo
     heard = sustain(music).notes
     ids = tokenizer.encode(music, begin=False)
     back = sustain(tokenizer.decode(ids)).notes
-    onset, length = [], []
+    onset = []
+    duration = []
     for pitch in np.unique(heard["pitch"]):
-        ours, theirs = heard[heard["pitch"] == pitch], back[back["pitch"] == pitch]
-        n = min(len(ours), len(theirs))
-        if len(ours) != len(theirs) and n:  # a repeated key fell into one step of the grid
-            ours = ours[[np.abs(ours["start"] - t).argmin() for t in theirs["start"]]]
-            n = len(ours)
-        onset.append(np.abs(ours["start"][:n] - theirs["start"][:n]))
-        length.append(np.abs((ours["end"] - ours["start"])[:n] - (theirs["end"] - theirs["start"])[:n]))
-    return {"onset_ms": np.concatenate(onset) * 1e3, "duration_ms": np.concatenate(length) * 1e3,
-            "kept": len(np.unique(back[["start", "pitch"]])) / len(heard),
-            "tokens_per_note": len(ids) / len(heard)}
+        ours, theirs = _partners(heard[heard["pitch"] == pitch], back[back["pitch"] == pitch])
+        onset.append(np.abs(ours["start"] - theirs["start"]))
+        lasted = ours["end"] - ours["start"]
+        lasts = theirs["end"] - theirs["start"]
+        duration.append(np.abs(lasted - lasts))
+    return {
+        "onset_ms": np.concatenate(onset) * 1e3,
+        "duration_ms": np.concatenate(duration) * 1e3,
+        "kept": len(np.unique(back[["start", "pitch"]])) / len(heard),
+        "tokens_per_note": len(ids) / len(heard),
+    }
+
+
+def _partners(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Notes on one key, before and after, beside one another."""
+    if len(ours) != len(theirs) and len(ours) and len(theirs):
+        # a repeated key fell into one step of the grid: the nearest is what is left
+        nearest = [np.abs(ours["start"] - start).argmin() for start in theirs["start"]]
+        return ours[nearest], theirs
+    count = min(len(ours), len(theirs))
+    return ours[:count], theirs[:count]
 
 
 def prompt_music(music: Music, seconds: float, pedal: str = "extend") -> Music:

@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from lib.env.errors import UserError
 
-# Elements of one (rows, chunk, D, N) tensor in `parallel`. Measured on a CPU: a chunk should stay in
-# the cache of a core (2^18 float32 = 1 MiB), half or twice that is no better. On a GPU it should be
-# large, to keep every core busy; that value was chosen, not measured.
+# Elements of one (rows, chunk, D, N) tensor in `parallel`. Measured on a CPU: a chunk should stay
+# in the cache of a core (2^18 float32 = 1 MiB), half or twice that is no better. On a GPU it should
+# be large, to keep every core busy; that value was chosen, not measured.
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 SHORTEST_CHUNK = 16  # steps: a state is kept for each chunk, so shorter ones would fill the memory
 
@@ -28,15 +28,18 @@ def hillis_steele(a: Tensor, b: Tensor) -> Tensor:
     """All h[t] = a[t] h[t-1] + b[t] along dimension 1 of (B, L, …), from h = 0 before the start.
 
     Hillis and Steele 1986. In round k every step is joined with the one 2^k before it: log2 L
-    rounds, about L log2 L joins. Autograd can differentiate it, but keeps the tensors of every round.
+    rounds, about L log2 L joins. Autograd can differentiate it, but keeps every round's tensors.
     """
     _same_shape(a, b)
     step = 1
     while step < b.shape[1]:  # the first `step` entries reach back to the start already
-        joined, product = b.clone(), a.clone()
+        joined = b.clone()
         joined[:, step:].addcmul_(a[:, step:], b[:, :-step])
+        product = a.clone()
         product[:, step:] *= a[:, :-step]
-        a, b, step = product, joined, 2 * step
+        a = product
+        b = joined
+        step *= 2
     return b
 
 
@@ -55,15 +58,20 @@ def blelloch(a: Tensor, b: Tensor) -> Tensor:
 
 def _blelloch_(a: Tensor, b: Tensor) -> Tensor:
     """`blelloch` in the memory of its arguments: b becomes h, a is spoilt."""
-    length, step = b.shape[1], 1
-    while 2 * step <= length:  # up: the last entry of each block of 2 step sums up its block
-        left, right = slice(step - 1, length - step, 2 * step), slice(2 * step - 1, None, 2 * step)
+    length = b.shape[1]
+    block = 2
+    while block <= length:  # up: the last entry of each block sums up its block
+        half = block // 2
+        left = slice(half - 1, length - half, block)
+        right = slice(block - 1, None, block)
         b[:, right].addcmul_(a[:, right], b[:, left])
         a[:, right] *= a[:, left]
-        step *= 2
-    while step > 1:  # down: a finished entry finishes the entry half a block after it
-        step //= 2
-        left, right = slice(2 * step - 1, length - step, 2 * step), slice(3 * step - 1, None, 2 * step)
+        block *= 2
+    while block > 2:  # down: a finished entry finishes the entry half a block after it
+        block //= 2
+        half = block // 2
+        left = slice(block - 1, length - half, block)
+        right = slice(block + half - 1, None, block)
         b[:, right].addcmul_(a[:, right], b[:, left])
     return b
 
@@ -79,9 +87,9 @@ def linear_recurrence(a: Tensor, b: Tensor, h0: Tensor | None = None,
     Returns h (B, L, …). `UserError` for other shapes or an unknown method.
     """
     _same_shape(a, b)
-    if h0 is not None and h0.shape != b.shape[:1] + b.shape[2:]:
-        raise UserError(f"the recurrence needs h0 of shape {tuple(b.shape[:1] + b.shape[2:])}, "
-                        f"not {tuple(h0.shape)}")
+    wanted = b.shape[:1] + b.shape[2:]
+    if h0 is not None and h0.shape != wanted:
+        raise UserError(f"the recurrence needs h0 of shape {tuple(wanted)}, not {tuple(h0.shape)}")
     return _LinearRecurrence.apply(a, b, h0, _method(method))
 
 
@@ -114,14 +122,17 @@ def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
     g[t] = dh[t] + a[t+1] g[t+1];  db = g,  da[t] = g[t] h[t-1],  dh0 = a[0] g[0].
     """
     if not a.shape[1]:
-        return a, dh, None if h0 is None else torch.zeros_like(h0)
+        dh0 = None if h0 is None else torch.zeros_like(h0)
+        return a, dh, dh0
     # from the last step to the first; the last has no later one, and a scan never reads its first a
-    a_after = torch.cat([a[:, :1], a[:, 1:].flip(1)], 1)
-    g = scan(a_after, dh.flip(1)).flip(1)
+    first = a[:, :1]
+    later = a[:, 1:].flip(1)
+    g = scan(torch.cat([first, later], 1), dh.flip(1)).flip(1)
     da = torch.empty_like(g)
     torch.mul(g[:, 1:], h[:, :-1], out=da[:, 1:])
     da[:, 0] = 0 if h0 is None else g[:, 0] * h0
-    return da, g, a[:, 0] * g[:, 0]
+    dh0 = a[:, 0] * g[:, 0]
+    return da, g, dh0
 
 
 def parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
@@ -133,41 +144,61 @@ def parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tens
     inside a chunk, the state carried to the next. Kept for the backward pass: the arguments and
     one state a chunk; the rest is computed again. Agrees with the loop to some roundings.
     """
+    batch = x.shape[0]
     if h0 is None:
-        h0 = x.new_zeros(x.shape[0], *A.shape)
+        h0 = x.new_zeros(batch, *A.shape)
     if chunk is None:
         elements = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["cuda"])
         rows = max(1, elements // (SHORTEST_CHUNK * max(1, A.numel())))
-        if rows < x.shape[0]:  # too wide for one chunk: some rows of the batch at a time
-            parts = zip(*(t.split(rows) for t in (x, delta, B, C, h0)))
-            done = [parallel(x, delta, A, B, C, h0, method=method) for x, delta, B, C, h0 in parts]
-            return torch.cat([y for y, _ in done]), torch.cat([h for _, h in done])
+        if rows < batch:  # too wide for one chunk
+            return _some_rows_at_a_time(rows, x, delta, A, B, C, h0, method)
         chunk = max(SHORTEST_CHUNK, elements // max(1, h0.numel()))
     return _Parallel.apply(x, delta, A, B, C, h0, _method(method), chunk)
+
+
+def _some_rows_at_a_time(rows: int, x, delta, A, B, C, h0, method: str) -> tuple[Tensor, Tensor]:
+    """`parallel` of so many rows of the batch after another."""
+    ys = []
+    last = []
+    parts = zip(*(t.split(rows) for t in (x, delta, B, C, h0)))
+    for x_r, delta_r, B_r, C_r, h0_r in parts:
+        y, h = parallel(x_r, delta_r, A, B_r, C_r, h0_r, method=method)
+        ys.append(y)
+        last.append(h)
+    return torch.cat(ys), torch.cat(last)
 
 
 class _Parallel(Function):
     @staticmethod
     def forward(ctx, x, delta, A, B, C, h0, scan, chunk):
-        h, ys, carried = h0, [], []
-        for x_c, delta_c, B_c, C_c in zip(*(t.split(chunk, 1) for t in (x, delta, B, C))):
+        h = h0
+        carried = []  # the state before each chunk
+        ys = []
+        chunks = zip(*(t.split(chunk, 1) for t in (x, delta, B, C)))
+        for x_c, delta_c, B_c, C_c in chunks:
             carried.append(h)
             states = _states(*_discretise(x_c, delta_c, A, B_c), h, scan)  # (B, chunk, D, N)
             ys.append((states @ C_c[..., None])[..., 0])
             h = states[:, -1].clone()  # a view would keep the whole chunk alive
         ctx.save_for_backward(x, delta, A, B, C, *carried)
-        ctx.scan, ctx.chunk = scan, chunk
+        ctx.scan = scan
+        ctx.chunk = chunk
         return torch.cat(ys, 1), h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dh):
         x, delta, A, B, C, *carried = ctx.saved_tensors
-        dx, ddelta, dB, dC = (torch.empty_like(t) for t in (x, delta, B, C))
+        dx = torch.empty_like(x)
+        ddelta = torch.empty_like(delta)
         dA = torch.zeros_like(A)
-        parts = [t.split(ctx.chunk, 1) for t in (x, delta, B, C, dy, dx, ddelta, dB, dC)]
-        for h0, (x_c, delta_c, B_c, C_c, dy_c, dx_c, ddelta_c, dB_c, dC_c) in zip(
-                reversed(carried), reversed(list(zip(*parts)))):
+        dB = torch.empty_like(B)
+        dC = torch.empty_like(C)
+        read = zip(*(t.split(ctx.chunk, 1) for t in (x, delta, B, C, dy)))
+        written = zip(*(t.split(ctx.chunk, 1) for t in (dx, ddelta, dB, dC)))
+        for h0, given, wanted in reversed(list(zip(carried, read, written))):
+            x_c, delta_c, B_c, C_c, dy_c = given
+            dx_c, ddelta_c, dB_c, dC_c = wanted
             A_bar, Bx_bar = _discretise(x_c, delta_c, A, B_c)
             h = _states(A_bar.clone(), Bx_bar, h0, ctx.scan)
             dh_c = dy_c[..., None] * C_c[:, :, None]

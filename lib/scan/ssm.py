@@ -3,9 +3,10 @@
     h'(t) = A h(t) + B x(t)     becomes     h[k] = A_bar h[k-1] + B_bar x[k]
     y(t)  = C h(t)                          y[k] = C h[k]
 
-A is dense, of shape (N, N) with B (N,), or diagonal, of any shape with B of the same shape: (N,) for
-one system, (D, N) for D of them. A signal is (L,), or (B, L, D) with one system a channel, or with the
-same for all. Sources: Gu et al. 2020 (HiPPO), Gu, Goel, Ré 2022 (S4), Gu, Gupta et al. 2022 (S4D).
+A is dense, of shape (N, N) with B (N,), or diagonal, of any shape with B of the same shape: (N,)
+for one system, (D, N) for D of them. A signal is (L,), or (B, L, D) with one system a channel, or
+with the same for all. Sources: Gu et al. 2020 (HiPPO), Gu, Goel, Ré 2022 (S4), Gu, Gupta et al.
+2022 (S4D).
 """
 
 import math
@@ -26,8 +27,8 @@ def is_dense(A: Tensor, B: Tensor) -> bool:
         return True
     if A.dim() >= 1 and B.shape[-A.dim():] == A.shape:
         return False
-    raise UserError(f"A and B do not fit: a dense A is (N, N) with B (N,), a diagonal A has the shape of B, "
-                    f"not {tuple(A.shape)} and {tuple(B.shape)}")
+    raise UserError(f"A and B do not fit: a dense A is (N, N) with B (N,), a diagonal A has the "
+                    f"shape of B, not {tuple(A.shape)} and {tuple(B.shape)}")
 
 
 def phi(z: Tensor) -> Tensor:
@@ -35,10 +36,12 @@ def phi(z: Tensor) -> Tensor:
     small = z.abs() < 1e-3
     series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5)))
     # dividing by 1 where z is small keeps that branch's gradient finite: where() adds both branches
-    return torch.where(small, series, torch.expm1(z) / torch.where(small, 1, z))
+    divisor = torch.where(small, 1, z)
+    return torch.where(small, series, torch.expm1(z) / divisor)
 
 
-def discretize(A: Tensor, B: Tensor, delta: float | Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:
+def discretize(A: Tensor, B: Tensor, delta: float | Tensor,
+               method: str = "zoh") -> tuple[Tensor, Tensor]:
     """A_bar and B_bar of a system whose time goes in steps of `delta`.
 
     zoh        exact if x holds still within a step: A_bar = exp(ΔA), B_bar = A⁻¹ (exp(ΔA) - 1) B
@@ -46,9 +49,9 @@ def discretize(A: Tensor, B: Tensor, delta: float | Tensor, method: str = "zoh")
     euler      A_bar = 1 + ΔA, B_bar = ΔB
     mamba      A_bar = exp(ΔA), B_bar = ΔB, as the official selective scan does
 
-    A dense (N, N) with B (N,), and `delta` of shape (…): results (…, N, N) and (…, N). Or A diagonal
-    with B of its shape, and `delta` that broadcasts against them. Raises `UserError` for an unknown
-    method, shapes that do not fit, or a step that is a number and not positive.
+    A dense (N, N) with B (N,), and `delta` of shape (…): results (…, N, N) and (…, N). Or A
+    diagonal with B of its shape, and `delta` that broadcasts against them. Raises `UserError` for
+    an unknown method, shapes that do not fit, or a step that is a number and not positive.
     """
     if method not in METHODS:
         raise UserError(f"method {method!r} is unknown: choose {', '.join(METHODS)}")
@@ -58,47 +61,62 @@ def discretize(A: Tensor, B: Tensor, delta: float | Tensor, method: str = "zoh")
     delta = torch.as_tensor(delta, dtype=A.real.dtype, device=A.device)
     if dense:
         return _discretize_dense(A, B, delta[..., None], method)
-    A, Delta_B = delta * A, delta * B
+    Delta_A = delta * A
+    Delta_B = delta * B
     if method == "euler":
-        return 1 + A, Delta_B
+        return 1 + Delta_A, Delta_B
     if method == "bilinear":
-        return (1 + A / 2) / (1 - A / 2), Delta_B / (1 - A / 2)
-    return torch.exp(A), phi(A) * Delta_B if method == "zoh" else Delta_B
+        below = 1 - Delta_A / 2
+        return (1 + Delta_A / 2) / below, Delta_B / below
+    A_bar = torch.exp(Delta_A)
+    if method == "mamba":
+        return A_bar, Delta_B
+    return A_bar, phi(Delta_A) * Delta_B
 
 
 def _discretize_dense(A, B, delta, method):
     """As `discretize`, for a matrix A; delta has an axis of length one at its end."""
     n = len(B)
-    A, Delta_B, one = delta[..., None] * A, delta * B, torch.eye(n, dtype=A.dtype, device=A.device)
+    one = torch.eye(n, dtype=A.dtype, device=A.device)
+    Delta_A = delta[..., None] * A
+    Delta_B = delta * B
+    column = Delta_B[..., None]
     if method == "euler":
-        return one + A, Delta_B
+        return one + Delta_A, Delta_B
     if method == "bilinear":
-        both = torch.linalg.solve(one - A / 2, torch.cat([one + A / 2, Delta_B[..., None]], -1))
+        right = torch.cat([one + Delta_A / 2, column], -1)
+        both = torch.linalg.solve(one - Delta_A / 2, right)
         return both[..., :n], both[..., n]
     if method == "mamba":
-        return torch.linalg.matrix_exp(A), Delta_B
-    # x as one more state that never changes: exp of the larger matrix holds both, and divides by nothing
-    both = torch.linalg.matrix_exp(F.pad(torch.cat([A, Delta_B[..., None]], -1), (0, 0, 0, 1)))
+        return torch.linalg.matrix_exp(Delta_A), Delta_B
+    # x as one more state that never changes: exp of the larger matrix holds both, and divides by
+    # nothing
+    larger = F.pad(torch.cat([Delta_A, column], -1), (0, 0, 0, 1))
+    both = torch.linalg.matrix_exp(larger)
     return both[..., :n, :n], both[..., :n, n]
 
 
 def recurrence(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor,
                h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """One step after another: the oracle. x (L,) or (B, L, D); returns y of x's shape and the last h.
+    """One step after another: the oracle. x (L,) or (B, L, D); gives y of x's shape and the last h.
 
     A_bar, B_bar as `discretize` gives them, C like B_bar. h and `h0` are (N,) for x (L,), else
     (B, D, N). Of a complex system y is complex: take the part you mean.
     """
-    dense, time = is_dense(A_bar, B_bar), _time_axis(x)
+    dense = is_dense(A_bar, B_bar)
+    time = _time_axis(x)
     shape = (*x.movedim(time, 0).shape[1:], B_bar.shape[-1])
     h = h0 if h0 is not None else torch.zeros(shape, dtype=A_bar.dtype, device=x.device)
     if h.shape != shape:
         raise UserError(f"the state must be of shape {shape} for this input, not {tuple(h.shape)}")
     ys = []
-    for x_k in x.unbind(time):  # unbind, not x[:, k]: the gradient of a slice is a whole tensor of zeros
-        h = (h @ A_bar.mT if dense else A_bar * h) + B_bar * x_k[..., None]
+    # unbind, not x[:, k]: the gradient of a slice is a whole tensor of zeros
+    for x_k in x.unbind(time):
+        kept = h @ A_bar.mT if dense else A_bar * h
+        h = kept + B_bar * x_k[..., None]
         ys.append((C * h).sum(-1))
-    return (torch.stack(ys, time) if ys else x.to(h.dtype)), h
+    y = torch.stack(ys, time) if ys else x.to(h.dtype)
+    return y, h
 
 
 def _time_axis(x: Tensor) -> int:
@@ -109,9 +127,11 @@ def _time_axis(x: Tensor) -> int:
 
 def _orbit(A_bar: Tensor, v: Tensor, count: int) -> Tensor:
     """v, A_bar v, A_bar² v, …: (count, *v.shape), doubling what there is until it is enough."""
-    dense, powers = is_dense(A_bar, v), v[None]
+    dense = is_dense(A_bar, v)
+    powers = v[None]
     while len(powers) < count:
-        powers = torch.cat([powers, powers @ A_bar.mT if dense else A_bar * powers])
+        further = powers @ A_bar.mT if dense else A_bar * powers
+        powers = torch.cat([powers, further])
         A_bar = A_bar @ A_bar if dense else A_bar * A_bar
     return powers[:count]
 
@@ -122,7 +142,8 @@ def _power(A_bar: Tensor, exponent: int) -> Tensor:
     while exponent:
         if exponent & 1:
             result = result * A_bar
-        A_bar, exponent = A_bar * A_bar, exponent >> 1
+        A_bar = A_bar * A_bar
+        exponent >>= 1
     return result
 
 
@@ -137,15 +158,17 @@ def kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> Tensor:
     if is_dense(A_bar, B_bar):
         return _orbit(A_bar, B_bar, length) @ C
     width = math.isqrt(length) or 1
+    rows = -(-length // width)
     fine = _orbit(A_bar, torch.ones_like(A_bar), width)
-    coarse = _orbit(_power(A_bar, width), C * B_bar, -(-length // width))
-    return torch.einsum("i...n,j...n->ij...", coarse, fine).flatten(0, 1)[:length]
+    coarse = _orbit(_power(A_bar, width), C * B_bar, rows)
+    table = torch.einsum("i...n,j...n->ij...", coarse, fine)
+    return table.flatten(0, 1)[:length]
 
 
 def convolve(x: Tensor, K: Tensor) -> Tensor:
     """y[t] = Σ K[k] x[t-k] over the past, by FFT; real x (L,) or (B, L, D), K (M,) or (M, D).
 
-    Both are padded with zeros to at least L + M - 1, so that the end does not wrap into the beginning.
+    Both are padded with zeros to at least L + M - 1, so that the end does not wrap around.
     """
     time = _time_axis(x)
     if x.is_complex() or K.is_complex():
@@ -153,42 +176,49 @@ def convolve(x: Tensor, K: Tensor) -> Tensor:
     if K.dim() == 1 and x.dim() == 3:
         K = K[:, None]
     if K.shape[1:] != x.shape[2:] and K.shape[1:] != (1,):
-        raise UserError(f"the kernel must be of shape (M,) or (M, D) for x {tuple(x.shape)}, not {tuple(K.shape)}")
-    length, dtype = x.shape[time], torch.promote_types(x.dtype, K.dtype)
+        raise UserError(f"the kernel must be of shape (M,) or (M, D) for x {tuple(x.shape)}, "
+                        f"not {tuple(K.shape)}")
+    length = x.shape[time]
+    dtype = torch.promote_types(x.dtype, K.dtype)
     if length == 0 or len(K) == 0:
         return torch.zeros_like(x, dtype=dtype)
     size = 1 << (length + len(K) - 2).bit_length()  # the next power of two is the fastest
-    product = torch.fft.rfft(x.to(dtype), size, dim=time) * torch.fft.rfft(K.to(dtype), size, dim=0)
-    return torch.fft.irfft(product, size, dim=time).narrow(time, 0, length)
+    x_f = torch.fft.rfft(x.to(dtype), size, dim=time)
+    K_f = torch.fft.rfft(K.to(dtype), size, dim=0)
+    y = torch.fft.irfft(x_f * K_f, size, dim=time)
+    return y.narrow(time, 0, length)
 
 
 def last_state(A_bar: Tensor, B_bar: Tensor, x: Tensor, h0: Tensor) -> Tensor:
-    """The state (B, D, N) that `recurrence` ends in, for a diagonal system (D, N), without its loop.
+    """The state (B, D, N) that `recurrence` ends in, for a diagonal system (D, N), with no loop.
 
     h = A_bar^L h0 + Σ A_bar^(L-1-k) B_bar x[k], the powers split as in `kernel`. x (B, L, D).
     """
     length = x.shape[1]
     width = math.isqrt(length) or 1
     rows = -(-length // width)
-    x = F.pad(x, (0, 0, rows * width - length, 0)).unflatten(1, (rows, width))  # zeros in front: no effect
+    x = F.pad(x, (0, 0, rows * width - length, 0))  # zeros in front: no effect
+    x = x.unflatten(1, (rows, width))
     one = torch.ones_like(A_bar)
     fine = _orbit(A_bar, one, width).flip(0)
     coarse = _orbit(_power(A_bar, width), one, rows).flip(0)
     inner = torch.einsum("jdn,bijd->bidn", fine, x.to(A_bar.dtype))
-    return _power(A_bar, length) * h0 + B_bar * (coarse * inner).sum(1)
+    added = (coarse * inner).sum(1)
+    return _power(A_bar, length) * h0 + B_bar * added
 
 
 def hippo_legs(n: int) -> tuple[Tensor, Tensor]:
     """HiPPO-LegS, A (n, n) and B (n,) in float64 (Gu et al. 2020, theorem 2, with the sign of S4).
 
-    h' = (A h + B x) / t keeps in h the coefficients of all of x until t in Legendre polynomials that are
-    orthonormal over [0, t]. With log t for a clock, it is an ordinary h' = A h + B x.
+    h' = (A h + B x) / t keeps in h the coefficients of all of x until t in Legendre polynomials
+    that are orthonormal over [0, t]. With log t for a clock, it is an ordinary h' = A h + B x.
     """
     if n < 1:
         raise UserError(f"HiPPO needs at least one coefficient, not {n}")
     k = torch.arange(n, dtype=torch.float64)
     root = torch.sqrt(2 * k + 1)
-    return -torch.tril(root[:, None] * root, -1) - torch.diag(k + 1), root
+    A = -torch.tril(root[:, None] * root, -1) - torch.diag(k + 1)
+    return A, root
 
 
 class DiagonalSystems(nn.Module):
@@ -196,7 +226,8 @@ class DiagonalSystems(nn.Module):
 
     The states come in conjugate pairs, of which one is kept: `d_state` counts both, N = d_state / 2
     complex numbers are stored, and y = 2 Re(C h) + D x. B is 1: only its product with C matters.
-    `forward` convolves, `step` recurs; both go on from a state, so that a piece can be read in segments.
+    `forward` convolves, `step` recurs; both go on from a state, so that a piece can be read in
+    segments.
     """
 
     def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):
@@ -214,15 +245,19 @@ class DiagonalSystems(nn.Module):
         self.A_imag = nn.Parameter(math.pi * torch.arange(n).float().repeat(d_model, 1))
         self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5)  # real and imaginary part
         self.D = nn.Parameter(torch.ones(d_model))
-        spread = math.log(dt_max) - math.log(dt_min)
-        self.log_delta = nn.Parameter(math.log(dt_min) + spread * torch.rand(d_model))
+        low = math.log(dt_min)
+        high = math.log(dt_max)
+        self.log_delta = nn.Parameter(low + (high - low) * torch.rand(d_model))
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """A_bar, B_bar and 2 C, complex (D, N), of the parameters as they are now."""
         high = torch.promote_types(self.C.dtype, torch.float32)
-        A = torch.complex(-torch.exp(self.A_log.to(high)), self.A_imag.to(high))
+        real = -torch.exp(self.A_log.to(high))
+        A = torch.complex(real, self.A_imag.to(high))
         delta = torch.exp(self.log_delta.to(high))[:, None]
-        return *discretize(A, torch.ones_like(A), delta), 2 * torch.view_as_complex(self.C.to(high))
+        A_bar, B_bar = discretize(A, torch.ones_like(A), delta)
+        C = torch.view_as_complex(self.C.to(high))
+        return A_bar, B_bar, 2 * C
 
     def new_state(self, batch: int = 1) -> Tensor:
         """The state before the first input: zeros, complex (B, D, N)."""
@@ -234,21 +269,25 @@ class DiagonalSystems(nn.Module):
         return y
 
     def forward(self, u: Tensor, state: Tensor | None = None, return_state: bool = False):
-        """u (B, L, d_model) to y, going on from `state`; with `return_state` also the state after it.
+        """u (B, L, d_model) to y, going on from `state`; with `return_state` also the state after.
 
         The systems compute in float32 at least (an FFT knows no bfloat16).
         """
         if u.dim() != 3 or u.shape[2] != self.d_model:
-            raise UserError(f"S4D needs an input of shape (B, L, {self.d_model}), not {tuple(u.shape)}")
+            raise UserError(f"S4D needs an input of shape (B, L, {self.d_model}), "
+                            f"not {tuple(u.shape)}")
+        batch, length, _ = u.shape
         A_bar, B_bar, C = self.system()
         x = u.to(A_bar.real.dtype)
-        y = convolve(x, kernel(A_bar, B_bar, C, x.shape[1]).real) + self.D * x
-        if state is not None:  # what was remembered rings on, like an impulse that came one step ago
-            y = y + kernel(A_bar, A_bar * state, C, x.shape[1]).real.movedim(0, 1)
+        K = kernel(A_bar, B_bar, C, length).real
+        y = convolve(x, K) + self.D * x
+        if state is not None:  # what was remembered rings on, like an impulse one step ago
+            y = y + kernel(A_bar, A_bar * state, C, length).real.movedim(0, 1)
         y = self.mix(y.to(u.dtype))
         if not return_state:
             return y
-        return y, last_state(A_bar, B_bar, x, self.new_state(len(u)) if state is None else state)
+        h0 = self.new_state(batch) if state is None else state
+        return y, last_state(A_bar, B_bar, x, h0)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One position: u (B, d_model). The same numbers as `forward`, from the state alone."""

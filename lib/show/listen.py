@@ -10,7 +10,7 @@ import html
 import importlib.util
 import io
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +66,11 @@ def player(music: Music, title: str = "", seconds: float | None = None):
     source = "data:audio/mpeg;base64," + base64.b64encode(data).decode()
     title = html.escape(title)
     label = f"{title or 'Piano'}, {len(sound) / PLAYER_RATE:.0f} seconds of sound"
-    caption = f'<figcaption style="font-size:90%;margin:0 0 3px 4px">{title}</figcaption>'
+    caption = ""
+    if title:
+        caption = f'<figcaption style="font-size:90%;margin:0 0 3px 4px">{title}</figcaption>'
     return HTML(
-        f'<figure style="margin:6px 0;max-width:480px">{caption if title else ""}'
+        f'<figure style="margin:6px 0;max-width:480px">{caption}'
         f'<audio controls preload="metadata" aria-label="{label}" style="width:100%;height:36px" '
         f'src="{source}">Open this page in a browser that plays MP3.</audio></figure>')
 
@@ -124,10 +126,8 @@ def _play(music: Music, rate: int) -> np.ndarray:
         raise UserError(f"a piece of {total / 3600:.1f} hours is too long to play: "
                         "give at most two hours")
     notes = sustain(music).notes
-    font, synth = _font(), _sines
-    if font:
-        def synth(*chunk):
-            return _midirenderer(font, *chunk)
+    font = _font()
+    synth = partial(_midirenderer, font) if font else _sines
     out = np.zeros(math.ceil(total) * rate, "f4")
     for volume in _VOLUMES:
         if _fill(out, notes, rate, volume, synth):
@@ -144,9 +144,10 @@ def _fill(out, notes, rate, volume, synth) -> bool:
     length = len(out) // rate
     for begin in range(0, length, _CHUNK):
         end = min(begin + _CHUNK, length)
-        first, last = max(0, begin - _BEFORE), min(length, end + _AFTER)
-        near = notes[(notes["start"] >= first) & (notes["start"] < last)
-                     & (notes["end"] > begin - 4)].copy()
+        first = max(0, begin - _BEFORE)
+        last = min(length, end + _AFTER)
+        within = (notes["start"] >= first) & (notes["start"] < last)
+        near = notes[within & (notes["end"] > begin - 4)].copy()
         if not len(near):
             continue
         near["start"] -= first
@@ -217,7 +218,8 @@ def _midi_bytes(notes: np.ndarray, seconds: float, volume: int) -> bytes:
     import symusic
 
     start = np.round(notes["start"] * 960).astype("i4")
-    duration = np.maximum(np.round(notes["end"] * 960).astype("i4") - start, 1)
+    end = np.round(notes["end"] * 960).astype("i4")
+    duration = np.maximum(end - start, 1)
     score = symusic.Score(480)
     score.tempos.append(symusic.Tempo(0, 120))
     track = symusic.Track("Piano", 0, False)
@@ -239,7 +241,8 @@ def _tone(pitch: int) -> np.ndarray:
     for k in range(1, 11):
         hertz = k * pitch_hz * math.sqrt(1 + 3e-4 * k * k)  # a stiff string is slightly sharp
         if hertz < 11_000:
-            tone += np.sin(2 * np.pi * hertz * time) * np.exp(-decay * k * time) / k**1.6
+            partial_tone = np.sin(2 * np.pi * hertz * time) * np.exp(-decay * k * time)
+            tone += partial_tone / k**1.6
     attack = round(0.004 * _NATIVE)
     tone[:attack] *= np.linspace(0, 1, attack, dtype="f4")
     return tone
@@ -250,10 +253,12 @@ def _sines(notes: np.ndarray, seconds: int, volume: int) -> np.ndarray:
     out = np.zeros(seconds * _NATIVE, "f4")
     release = np.exp(-np.arange(round(0.5 * _NATIVE), dtype="f4") / (0.08 * _NATIVE))
     for start, end, pitch, velocity in notes.tolist():
-        begin, held = round(start * _NATIVE), round((end - start) * _NATIVE)
+        begin = round(start * _NATIVE)
+        held = round((end - start) * _NATIVE)
         sound = _tone(pitch)[:held + len(release)].copy()
         dying = sound[held:]
         dying *= release[:len(dying)]
         room = out[begin:begin + len(sound)]
-        room += sound[:len(room)] * (0.2 * (velocity / 127) ** 2 * (volume / 127) ** 2)
+        loudness = 0.2 * (velocity / 127) ** 2 * (volume / 127) ** 2
+        room += sound[:len(room)] * loudness
     return out

@@ -1,4 +1,4 @@
-"""A training run: its choices, its batches, the loop, its files, and what it is worth in bits per note."""
+"""A training run: its choices, its batches, the loop, its files, and its worth in bits per note."""
 
 from lib.train.batches import Crops, validation_pieces
 from lib.train.bits import bits_per_note, counting_baselines

@@ -17,15 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train a Mamba on MAESTRO's token streams."""
     from lib.train.cost import plan
 
-    parser = argparse.ArgumentParser(prog="python -m lib.train", description=main.__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--out", default=None, help="folder of the run (default: data/runs/PRESET)")
-    parser.add_argument("--streams", help="folder of token streams (default: built from what lib.music.maestro finds)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--init", help="a checkpoint folder whose weights the run starts from")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    add_options(parser)
-    args = parser.parse_args(argv)
+    args = parse(argv)
     config = replace(PRESETS[args.preset], **given(args))
     if args.init:  # its sizes, unless the command line names others, which the trainer then refuses
         sizes = mamba.load(args.init).config
@@ -39,15 +31,34 @@ def main(argv: list[str] | None = None) -> None:
         if world.first:
             world.wait()
         folder = Path(args.out or RUNS / args.preset)
-        trainer = Trainer(streams, config, folder, device=args.device, resume=args.resume, init=args.init)
+        trainer = Trainer(streams, config, folder, device=args.device, resume=args.resume,
+                          init=args.init)
         if not trainer.finished:
             trainer.say(plan(trainer))
         stop_politely(trainer)
         trainer.run()
-        trainer.say(f"best validation: {trainer.best:.2f} bits a note, kept in {folder.name}/best" if trainer.finished
-                    else f"stopped at step {trainer.step}: go on with --resume")
+        if trainer.finished:
+            trainer.say(f"best validation: {trainer.best:.2f} bits a note, kept in "
+                        f"{folder.name}/best")
+        else:
+            trainer.say(f"stopped at step {trainer.step}: go on with --resume")
     finally:
         distributed.stop()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line: where and from what, and an option for each choice of `TrainConfig`."""
+    parser = argparse.ArgumentParser(prog="python -m lib.train", description=main.__doc__)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="laptop")
+    add("--out", default=None, help="folder of the run (default: data/runs/PRESET)")
+    add("--streams",
+        help="folder of token streams (default: built from what lib.music.maestro finds)")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--init", help="a checkpoint folder whose weights the run starts from")
+    add("--device", help="cpu or cuda (default: cuda where there is one)")
+    add_options(parser)
+    return parser.parse_args(argv)
 
 
 def open_streams(args, say) -> Streams:
@@ -61,7 +72,7 @@ def open_streams(args, say) -> Streams:
 
 
 def stop_politely(trainer: Trainer) -> None:
-    """Ctrl-C, and what torchrun or a cluster sends: finish the step, save, stop. A second one stops at once."""
+    """Ctrl-C, and what torchrun or a cluster sends: finish the step, save, stop. Twice: at once."""
     def ask(number, frame):
         if trainer.stop_asked:
             raise KeyboardInterrupt

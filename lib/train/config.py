@@ -6,11 +6,16 @@ from dataclasses import dataclass, fields
 from lib.env.errors import UserError
 
 OPTIMIZERS = ("adamw", "muon")
+AT_LEAST_ONE = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "steps", "accumulate",
+                "eval_every", "save_every")
+SHARES = ("dropout", "warmup", "final_lr", "beta2")
+POSITIVE = ("minutes", "lr", "clip")
+NOT_NEGATIVE = ("transpose", "louder", "patience", "weight_decay", "seed")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `steps` or `minutes`, whichever is reached first, ends it, or `patience`."""
+    """One training run. What is reached first ends it: `steps`, `minutes` or `patience`."""
 
     d_model: int = 256
     n_layer: int = 5
@@ -18,7 +23,7 @@ class TrainConfig:
     dropout: float = 0.0  # on each block's output
     batch: int = 8  # sequences a step, of all processes together
     length: int = 512  # tokens a sequence
-    carry: int = 8  # sequences that follow one another in a piece before a row jumps; 1: every state starts empty
+    carry: int = 8  # sequences a row reads on in a piece before it jumps; 1: all start empty
     copies: bool = True  # also the augmented copies that the streams hold
     transpose: int = 0  # semitones, down or up, drawn at each jump; needs streams of base tokens
     louder: int = 0  # levels of loudness, softer or louder, likewise
@@ -33,50 +38,57 @@ class TrainConfig:
     beta2: float = 0.95
     clip: float = 1.0  # largest norm of all gradients together
     precision: str = "auto"  # auto, fp32, bf16 or fp16
-    accumulate: int = 1  # parts that a batch is read in, one after another: less memory, the same gradient
-    recompute: bool = False  # gradient checkpointing: keep only what goes into a block, compute it again backward
-    compile: bool = False  # torch.compile; see `python -m lib.lab.bench train` for what it does here
+    accumulate: int = 1  # parts that a batch is read in: less memory, the same gradient
+    recompute: bool = False  # gradient checkpointing: keep what goes into a block, no more
+    compile: bool = False  # torch.compile; `python -m lib.lab.bench train` says what it does here
     eval_every: int = 500  # steps between validations
     eval_tokens: int = 100_000  # of whole validation pieces, about
     save_every: int = 200  # steps between checkpoints to resume from
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("d_model", "n_layer", "d_state", "batch", "length", "carry", "steps", "accumulate", "eval_every",
-                     "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} makes no sense: give at least 1")
-        for name in ("dropout", "warmup", "final_lr", "beta2"):
-            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("final_lr", 1):
-                raise UserError(f"{name}={getattr(self, name)} is a share: give a number from 0 to below 1")
-        for name in ("minutes", "lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name}={getattr(self, name)} must be above 0 and finite")
-        for name in ("transpose", "louder", "patience", "weight_decay", "seed"):
-            if not 0 <= getattr(self, name):
-                raise UserError(f"{name}={getattr(self, name)} is below 0: give 0 or more")
+        for name in AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name}={value} makes no sense: give at least 1")
+        for name in SHARES:
+            value = getattr(self, name)
+            stays = name == "final_lr" and value == 1  # a rate that does not come down
+            if not 0 <= value < 1 and not stays:
+                raise UserError(f"{name}={value} is a share: give a number from 0 to below 1")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise UserError(f"{name}={value} must be above 0 and finite")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not 0 <= value:
+                raise UserError(f"{name}={value} is below 0: give 0 or more")
         if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"optimizer {self.optimizer!r} is unknown: choose {' or '.join(OPTIMIZERS)}")
+            choices = " or ".join(OPTIMIZERS)
+            raise UserError(f"optimizer {self.optimizer!r} is unknown: choose {choices}")
         if self.batch % self.accumulate:
-            raise UserError(f"batch={self.batch} cannot be read in {self.accumulate} equal parts: change accumulate")
+            raise UserError(f"batch={self.batch} cannot be read in {self.accumulate} equal parts: "
+                            "change accumulate")
 
 
 # the data and the model decide these together: a run goes on only with the same
-FIXED = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "copies", "transpose", "louder", "seed",
-         "optimizer")
+FIXED = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "copies", "transpose",
+         "louder", "seed", "optimizer")
 
 PRESETS = {
     # seconds: for tests, and to see that everything works
-    "quick": TrainConfig(d_model=64, n_layer=2, d_state=8, batch=4, length=128, steps=60, minutes=1.0,
-                         lr=5e-3, eval_every=30, eval_tokens=6_000, save_every=30),
+    "quick": TrainConfig(d_model=64, n_layer=2, d_state=8, batch=4, length=128, steps=60,
+                         minutes=1.0, lr=5e-3, eval_every=30, eval_tokens=6_000, save_every=30),
     # an evening on two or more CPU cores
     "laptop": TrainConfig(minutes=90.0),
     # a T4, within one session
-    "colab": TrainConfig(d_model=384, n_layer=8, dropout=0.1, batch=32, minutes=150.0, lr=2e-3, patience=6,
-                         eval_tokens=200_000, save_every=500),
+    "colab": TrainConfig(d_model=384, n_layer=8, dropout=0.1, batch=32, minutes=150.0, lr=2e-3,
+                         patience=6, eval_tokens=200_000, save_every=500),
     # one large GPU, about 600 million tokens
-    "h100": TrainConfig(d_model=512, n_layer=12, dropout=0.1, batch=64, length=1024, steps=9_200, minutes=600.0,
-                        lr=2e-3, eval_every=250, eval_tokens=400_000, save_every=250),
+    "h100": TrainConfig(d_model=512, n_layer=12, dropout=0.1, batch=64, length=1024, steps=9_200,
+                        minutes=600.0, lr=2e-3, eval_every=250, eval_tokens=400_000,
+                        save_every=250),
 }
 
 
@@ -84,7 +96,8 @@ def add_options(parser) -> None:
     """An option for every field of `TrainConfig`."""
     for field in fields(TrainConfig):
         kind = truth if isinstance(field.default, bool) else type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=None, metavar=kind.__name__)
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, default=None, metavar=kind.__name__)
 
 
 def truth(text: str) -> bool:
@@ -96,4 +109,5 @@ def truth(text: str) -> bool:
 
 def given(args) -> dict:
     """The fields that the command line named."""
-    return {f.name: getattr(args, f.name) for f in fields(TrainConfig) if getattr(args, f.name) is not None}
+    chosen = {field.name: getattr(args, field.name) for field in fields(TrainConfig)}
+    return {name: value for name, value in chosen.items() if value is not None}

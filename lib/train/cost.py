@@ -15,26 +15,38 @@ SEGMENTS = 16  # rows that validation reads side by side, as `lib.train.bits` do
 
 
 def rehearse(trainer, steps: int = 4) -> dict:
-    """Seconds a step, tokens a second, bytes at most, expected minutes and steps of a `lib.train.Trainer`.
+    """Seconds a step, tokens a second, bytes at most, expected minutes and steps of a `Trainer`.
 
     It takes a few real steps and puts the run back to where it was, as a resumed one is: what
     follows is the same, to the last digit, as without a rehearsal.
     """
-    config, world = trainer.config, trainer.world
+    config = trainer.config
+    world = trainer.world
     tensors, facts = trainer.snapshot()
     times = []
     for _ in range(steps):
         begin = time.perf_counter()
         trainer.train_step()  # reads its loss, so it has waited for the device
         times.append(time.perf_counter() - begin)
-    seen = (trainer.tokens - facts["tokens"]) / steps
-    evaluation = _seconds_a_token(trainer) * sum(p.length for p in trainer.held_out) / world.size
+    seen = (trainer.tokens - facts["tokens"]) / steps  # tokens a step
+    held_out = sum(p.length for p in trainer.held_out)
+    evaluation = _seconds_a_token(trainer) * held_out / world.size
     trainer.restore(tensors, facts)
+
     step, evaluation = world.agree(float(np.median(times[1:] or times)), evaluation)
-    each = step + evaluation / config.eval_every
-    minutes = max(0.0, min((config.steps - trainer.step) * each / 60, config.minutes - trainer.seconds / 60))
-    return {"step_seconds": step, "tokens_per_second": seen / step, "bytes": peak_memory(trainer.device),
-            "minutes": minutes, "steps": int(minutes * 60 / each), "tokens": minutes * 60 / each * seen}
+    each = step + evaluation / config.eval_every  # seconds a step, its part of validation included
+    minutes_of_steps = (config.steps - trainer.step) * each / 60
+    minutes_left = config.minutes - trainer.seconds / 60
+    minutes = max(0.0, min(minutes_of_steps, minutes_left))
+    expected = minutes * 60 / each  # steps
+    return {
+        "step_seconds": step,
+        "tokens_per_second": seen / step,
+        "bytes": peak_memory(trainer.device),
+        "minutes": minutes,
+        "steps": int(expected),
+        "tokens": expected * seen,
+    }
 
 
 @torch.inference_mode()
@@ -49,20 +61,25 @@ def _seconds_a_token(trainer) -> float:
 
 def plan(trainer, steps: int = 4) -> str:
     """Everything about the run, to be read before it starts."""
-    found, train = rehearse(trainer, steps), trainer.crops.pieces
-    total = sum(p.length for p in train)
-    return "\n".join([
-        textwrap.fill(", ".join(f"{k}={v}" for k, v in asdict(trainer.config).items()), 110, break_on_hyphens=False),
-        f"{trainer.model.parameter_count():,} parameters"
-        + (f", from {json.dumps(trainer.init)}" if trainer.init else ""),
-        (f"{total:,} training tokens in {_count(len(train), 'stream', 'streams')}, "
-         f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"),
-        (f"on {where(trainer.device)} in {trainer.precision or torch.float32}, "
-         f"{_count(trainer.world.size, 'process', 'processes')}"),
-        (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
-         f"{found['tokens_per_second']:,.0f} tokens/s, {found['bytes'] / 2**30:.2f} GiB of memory at most"),
-        (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, {found['tokens'] / 1e6:,.1f} million "
-         f"tokens, {found['tokens'] / total:.2f} passes over the data")])
+    found = rehearse(trainer, steps)
+    choices = ", ".join(f"{name}={value}" for name, value in asdict(trainer.config).items())
+    model = f"{trainer.model.parameter_count():,} parameters"
+    if trainer.init:
+        model += f", from {json.dumps(trainer.init)}"
+    streams = trainer.crops.pieces
+    tokens = sum(p.length for p in streams)
+    data = (f"{tokens:,} training tokens in {_count(len(streams), 'stream', 'streams')}, "
+            f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}")
+    machine = (f"on {where(trainer.device)} in {trainer.precision or torch.float32}, "
+               f"{_count(trainer.world.size, 'process', 'processes')}")
+    measured = (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
+                f"{found['tokens_per_second']:,.0f} tokens/s, "
+                f"{found['bytes'] / 2**30:.2f} GiB of memory at most")
+    expected = (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, "
+                f"{found['tokens'] / 1e6:,.1f} million tokens, "
+                f"{found['tokens'] / tokens:.2f} passes over the data")
+    choices = textwrap.fill(choices, 110, break_on_hyphens=False)
+    return "\n".join([choices, model, data, machine, measured, expected])
 
 
 def where(device: torch.device) -> str:
@@ -75,7 +92,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held so far, PyTorch's on a GPU, else the system's; 0 if unknown."""
+    """The most bytes that this process has held so far, PyTorch's on a GPU; 0 where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

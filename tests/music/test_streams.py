@@ -142,7 +142,7 @@ def test_several_workers_give_the_same_streams(found, tmp_path):
 
 def test_a_second_run_reads_the_cache(found, tmp_path, monkeypatch):
     first, _ = make(found, tmp_path, MERGED)
-    monkeypatch.setattr(module, "_encode", lambda *a, **k: pytest.fail("it encoded again"))
+    monkeypatch.setattr(module, "encode_piece", lambda *a, **k: pytest.fail("it encoded again"))
     said = []
     second, tokenizer = make(found, tmp_path, MERGED, say=said.append)
     assert np.array_equal(first.tokens, second.tokens) and first.pieces == second.pieces
@@ -167,7 +167,7 @@ def test_an_interrupted_build_leaves_nothing(found, tmp_path, monkeypatch, where
         raise error
 
     if where == "encode":
-        monkeypatch.setattr(module, "_encode", stop)
+        monkeypatch.setattr(module, "encode_piece", stop)
     else:
         monkeypatch.setattr(module.np, "save", stop)
     with pytest.raises(error):

@@ -214,6 +214,10 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
         Trainer(streams, replace(TINY, d_model=18), tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
     with pytest.raises(UserError, match="vocab_size"):
         Trainer(make_streams(vocab=12), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+    (tmp_path / "tokens.json").write_text("ours")
+    (folder / "best" / "tokens.json").write_text("theirs")
+    with pytest.raises(UserError, match="speak other tokens"):
+        Trainer(replace(streams, folder=tmp_path), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
 
 
 def test_the_history_of_the_shipped_model_is_that_of_its_results():

@@ -62,6 +62,30 @@ def test_resuming_is_as_if_it_had_never_stopped(tmp_path, optimizer):
         assert torch.equal(a, b)
 
 
+def test_a_run_goes_back_to_a_snapshot(tmp_path):
+    """Whatever it did since: the same losses again to the last digit, dropout, optimiser and log included."""
+    trainer = Trainer(make_streams(), replace(TINY, dropout=0.3), tmp_path / "run", device="cpu", say=quiet)
+    for _ in range(3):
+        trainer.train_step()
+    tensors, facts = trainer.snapshot()
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    after = [trainer.train_step() for _ in range(4)]
+    trainer.log.append({"validation_bits_per_note": trainer.validate()})
+    assert all(torch.equal(tensors[name], copies[name]) for name in copies), "a snapshot shares nothing with the run"
+    trainer.restore(tensors, facts)
+    assert (trainer.step, trainer.log, trainer.best) == (3, [], math.inf)
+    assert [trainer.train_step() for _ in range(4)] == after
+
+
+def test_what_is_evaluated_is_kept_where_it_is_the_best(tmp_path):
+    trainer = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet)
+    bits = trainer.evaluate()
+    assert trainer.best == math.inf and not (tmp_path / "run" / "best").exists()
+    assert trainer.validate() == bits == trainer.best
+    kept = mamba.load(tmp_path / "run" / "best")
+    assert bits == pytest.approx(bits_per_note(kept, trainer.streams, trainer.held_out))
+
+
 def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
     """A coarse clock may read the same after a fast step: no speed is known then, and nothing divides by zero."""
     monkeypatch.setattr("lib.train.trainer.time.monotonic", lambda: 7.0)
