@@ -15,6 +15,14 @@ ROOT = Path(__file__).parents[2]
 # -O1: at -O3 the compiler takes some minutes a kernel
 FLAGS = ("-march=native -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all "
          "-fsanitize=address,bounds,integer-divide-by-zero,shift,signed-integer-overflow,alignment")
+BUILD = """
+from lib.mamba import block_cpu, step_cpu
+from lib.scan import cpu, native
+for kernel in (block_cpu.KERNEL, step_cpu.KERNEL, cpu.KERNEL):
+    if not kernel.target().exists():
+        print("compiling", kernel.what)
+        kernel.compile(kernel.target(), "g++", native.THREADS[0])
+"""
 MOVING = ("x", "delta", "B", "C", "z")  # what a scan has at every step of time
 
 
@@ -23,9 +31,7 @@ def begin_anew() -> None:
     where = lambda name: subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True,
                                         text=True).stdout.strip()
     environment = os.environ | {"CPU_FLAGS": FLAGS, "CXX": "g++", "PYTHONPATH": str(ROOT)}
-    build = "from lib.mamba.step_cpu import KERNEL as a\nfrom lib.mamba.block_cpu import KERNEL as b\n" \
-            "from lib.scan.cpu import KERNEL as c\nassert all([k.build() for k in (a, b, c)])"
-    subprocess.run([sys.executable, "-c", build], check=True, cwd=ROOT, env=environment)
+    subprocess.run([sys.executable, "-c", BUILD], check=True, cwd=ROOT, env=environment)
     # libstdc++ beside it, or the sanitizer does not find what throws exceptions
     environment |= {"LD_PRELOAD": f"{where('libasan.so')} {where('libstdc++.so')}", "ASAN_OPTIONS": "detect_leaks=0"}
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
