@@ -202,3 +202,13 @@ def test_show_closes_a_pyplot_figure(monkeypatch):
 def test_show_wants_alt_text():
     with pytest.raises(ValueError, match="alt text"):
         plots.show(plots.figure()[0], " ")
+
+
+@pytest.mark.parametrize("title", ["Ba$$in", "a $x_$ b", r"$\\frac{", "\u3042\u3044 \U0001f3b9", "F\udcfcr Elise", "a\tb\nc", "Pr\u00e9lude"])
+def test_any_name_of_a_file_is_a_title(title, recwarn):
+    """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
+    ax = plots.piano_roll(some_music(count=3), title=title)
+    plots.png_bytes(ax.figure)
+    assert not recwarn.list
+    shown = ax.get_title(loc="left")
+    assert len(shown) == len(title) and shown.replace("\ufffd", "") in (title, *title.split(" "), "Fr Elise", "ab\nc", " ")
