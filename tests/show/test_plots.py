@@ -204,11 +204,12 @@ def test_show_wants_alt_text():
         plots.show(plots.figure()[0], " ")
 
 
-@pytest.mark.parametrize("title", ["Ba$$in", "a $x_$ b", r"$\\frac{", "\u3042\u3044 \U0001f3b9", "F\udcfcr Elise", "a\tb\nc", "Pr\u00e9lude"])
-def test_any_name_of_a_file_is_a_title(title, recwarn):
+@pytest.mark.parametrize("title, shown", [
+    ("Ba$$in", None), ("a $x_$ b", None), (r"$\frac{", None), ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
+    ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
+def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
     """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
     ax = plots.piano_roll(some_music(count=3), title=title)
     plots.png_bytes(ax.figure)
     assert not recwarn.list
-    shown = ax.get_title(loc="left")
-    assert len(shown) == len(title) and shown.replace("\ufffd", "") in (title, *title.split(" "), "Fr Elise", "ab\nc", " ")
+    assert ax.get_title(loc="left") == (shown or title)
