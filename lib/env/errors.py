@@ -1,6 +1,7 @@
 """A user's mistake is one clear sentence, never a traceback."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -35,8 +36,28 @@ def os_errors(doing: str):
         raise UserError(f"could not {doing}: {explain_os_error(error)}") from error
 
 
+def escape_what_cannot_be_printed() -> None:
+    """Let a terminal that knows few letters show an escape where it has no letter, and not fail."""
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):  # not where a notebook or a test has put its own
+            output.reconfigure(errors="backslashreplace")
+
+
 def cli(main: Callable[[list[str] | None], None]) -> NoReturn:
-    """Run a command line: a ``UserError`` becomes one line on stderr and exit code 2."""
+    """Run a command line: a ``UserError`` becomes one line on stderr and exit code 2.
+
+    Ctrl-C ends it with the word "stopped" and exit code 130, also where a library that was just
+    being imported turned the interruption into an error of its own.
+    """
+    interrupted = []
+
+    def interrupt(*_) -> NoReturn:
+        interrupted.append(True)
+        raise KeyboardInterrupt
+
+    escape_what_cannot_be_printed()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         main(None)
     except UserError as error:
@@ -46,6 +67,11 @@ def cli(main: Callable[[list[str] | None], None]) -> NoReturn:
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        if not interrupted:
+            raise
         print("stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -37,4 +37,6 @@ def on_disk(path: Path) -> None:
 def write_json(path: str | Path, value, what: str = "") -> None:
     """A result or a description as JSON that people can read, whole or not at all."""
     with whole(path, what) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        # a file's name may hold bytes that are no UTF-8: JSON reads the escape as what it was
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -137,7 +137,8 @@ def read_results(name: str) -> dict:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError, never leaves half a file."""
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+        # a file's name may hold bytes that are no UTF-8
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _expected_minutes() -> str:

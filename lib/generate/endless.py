@@ -4,13 +4,16 @@ The file can be opened at any moment: after every bar it is a whole MIDI file of
 """
 
 import heapq
+import itertools
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from lib.env.errors import UserError, os_errors
+from lib.env.errors import UserError, explain_os_error, os_errors
 from lib.generate.grammar import NoteReader
 from lib.music.midi import END_NOW, TEMPO_120, variable
 from lib.music.tokens import BAR
@@ -24,20 +27,22 @@ class GrowingMidi:
     """A format 0 file that takes notes in the order of their starts; `flush` makes it whole.
 
     It remembers only the keys that are down. A key struck while it sounds ends its earlier note.
+    Where the file cannot be written any more, as on a full disk, nothing is left under its name that
+    would be in the way of another try: what was whole before goes on under another name.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with os_errors(f"write {self.path}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("wb")
-            header = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2)
-            self._file.write(header + b"MTrk" + bytes(4))
-            self._end = self._file.tell()  # where the next event goes, over the end of track
+            self._file = self.path.open("wb", buffering=0)
+        self._end = 0  # where the next event goes, over the end of track
+        self._tail = b""  # what ends the track in the file now; nothing before the first `flush`
         self._now = 0  # ticks of the last event
         self._down: dict[int, int] = {}  # key: tick at which it comes up
-        self._ups: list[tuple[int, int]] = []  # (tick, key), earliest first; some are out of date
-        self._pending = bytearray(b"\0" + TEMPO_120)
+        self._ups: list[tuple[int, int]] = []  # (tick, key), the earliest first; some are out of date
+        head = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2) + b"MTrk" + bytes(4)
+        self._pending = bytearray(head + b"\0" + TEMPO_120)
         self.notes = 0
 
     def add(self, start: float, end: float, pitch: int, velocity: int) -> None:
@@ -69,20 +74,42 @@ class GrowingMidi:
         """Write what has come; keys still down come up at its end, and in time in a later flush."""
         if last:
             self._release(max(self._down.values(), default=0))
-        ups = [bytes((0, 0x80, pitch, 0)) for pitch in sorted(self._down)]
-        tail = b"".join(ups) + END_NOW
-        with os_errors(f"write {self.path}"):
-            self._file.seek(self._end)
-            self._file.write(self._pending + tail)
-            self._end += len(self._pending)
-            if self._end > FULL:
-                raise UserError(f"{self.path} is as long as a MIDI file can be: begin another one")
-            size = self._end + len(tail)
-            self._file.seek(LENGTH_AT)
-            self._file.write(struct.pack(">I", size - LENGTH_AT - 4))
-            self._file.truncate(size)
-            self._file.flush()
+        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END_NOW
+        if self._end + len(self._pending) > FULL:
+            raise UserError(f"{self.path} is as long as a MIDI file can be: begin another one")
+        try:
+            self._finish(self._end, self._pending, tail)
+        except OSError as error:
+            self._give_up(error)
+        self._end += len(self._pending)
+        self._tail = tail
         self._pending = bytearray()
+
+    def _finish(self, at: int, events: bytes, tail: bytes) -> None:
+        """Write events at a place, end the track behind them, and note its length."""
+        end = at + len(events) + len(tail)
+        for place, data in ((at, bytes(events) + tail), (LENGTH_AT, struct.pack(">I", end - LENGTH_AT - 4))):
+            self._file.seek(place)
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+        self._file.truncate(end)
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        """Free the file's name, keep what was whole, and say both."""
+        kept = ""
+        if self._tail:
+            with suppress(OSError):  # the disk has that place already
+                self._finish(self._end, b"", self._tail)
+        self._file.close()
+        if self._tail:
+            names = (self.path.with_stem(f"{self.path.stem}-until-{n}") for n in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
+            os.replace(self.path, aside)
+            kept = f"; what was played until then is in {aside}"
+        else:
+            self.path.unlink(missing_ok=True)
+        raise UserError(f"could not write {self.path}: {explain_os_error(error)}{kept}") from error
 
     def __enter__(self):
         return self
@@ -93,6 +120,8 @@ class GrowingMidi:
                 self.flush(last=True)
         finally:
             self._file.close()
+            if not self._tail:  # nothing was played
+                self.path.unlink(missing_ok=True)
 
 
 def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None,

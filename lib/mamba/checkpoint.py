@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from lib.env.errors import UserError
 from lib.env.files import whole, write_json
+from lib.mamba.config_schema import AGAIN, CONFIG, WEIGHTS, check_checkpoint
 from lib.mamba.model import MambaConfig, MambaLM
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What a configuration may say of the computation, where `MambaLM` knows one way, in one or two spellings
+ONLY = {
+    "model_type": ["mamba"], "architectures": [["MambaForCausalLM"], ["MambaLMHeadModel"]],
+    "hidden_act": ["silu", "swish"], "rms_norm": [True], "layer": ["Mamba1"],
+    "d_intermediate": [0], "attn_layer_idx": [[]], "num_experts": [0], "quantization_config": [None],
+    "time_step_limit": [[0.0, float("inf")]], "dt_limit": [[0.0, float("inf")]],
+    "embedding_multiplier": [1], "residual_multiplier": [1], "logits_scaling": [1], "lm_head_multiplier": [1]}
 
 
 def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -40,31 +47,88 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
     """Open a checkpoint folder, in float32: ours, transformers' `MambaForCausalLM`, or mamba-ssm's.
 
     It needs config.json and model.safetensors; pickles (pytorch_model.bin) are never opened.
-    Raises `UserError` when something is missing, damaged or not a Mamba.
+    Raises `UserError` when something is missing or damaged, is no Mamba, or is one that computes
+    anything else than `MambaLM` does.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    if (folder / "pytorch_model.bin").exists() and not (folder / WEIGHTS).is_file():
-        raise UserError(f"the weights in {folder} are a pickle, which may run code: save them again as {WEIGHTS}")
+    check_files(folder)
+    description = check_checkpoint(folder)
+    check_computation(folder, description)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged: {AGAIN}") from error
+    try:
+        model = from_weights(weights, description.get("layer_norm_epsilon", 1e-5))
+    except UserError as error:
+        raise UserError(f"the checkpoint in {folder} cannot be opened, {error}: {AGAIN}") from error
+    config = model.config
+    for name, (wanted, found) in sizes(description, config, "lm_head.weight" in weights).items():
+        if wanted not in (None, "auto", found):
+            raise UserError(f"{folder / CONFIG} and {WEIGHTS} are of two models, {name} is {wanted} in "
+                            f"the one and {found} in the other: {AGAIN}")
+    model.config = replace(config, dt_min=description.get("time_step_min", config.dt_min),
+                           dt_max=description.get("time_step_max", config.dt_max))
+    return model.to(device).eval()
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder without weights that can be read as they are, and say why."""
+    if not (folder / WEIGHTS).is_file():
+        if any(folder.glob("*.safetensors.index.json")):
+            raise UserError(f"the weights in {folder} are cut into several files: save them as one {WEIGHTS}, "
+                            "with save_pretrained(…, max_shard_size='100GB') of transformers")
+        if any(folder.glob("pytorch_model*.bin*")):
+            raise UserError(f"the weights in {folder} are a pickle, which may run code: save them again as {WEIGHTS}")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}")
-    try:
-        c = json.loads((folder / CONFIG).read_text())
-        model = from_weights(load_file(folder / WEIGHTS), c.get("layer_norm_epsilon", 1e-5))
-        sizes = model.config.vocab_size, model.config.d_model, model.config.n_layer
-        # transformers' names, and mamba-ssm's, which pads the vocabulary up to a multiple
-        said = (c.get("vocab_size"), c.get("hidden_size", c.get("d_model")),
-                c.get("num_hidden_layers", c.get("n_layer")))
-        if "d_model" in c:
-            said = (-(-said[0] // c.get("pad_vocab_size_multiple", 8)) * c.get("pad_vocab_size_multiple", 8), *said[1:])
-        if sizes != said:
-            raise UserError(f"{CONFIG} speaks of sizes {said}, the weights of {sizes}")
-        model.config = replace(model.config, dt_min=c.get("time_step_min", 0.001), dt_max=c.get("time_step_max", 0.1))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, UserError) as error:
-        raise UserError(f"the checkpoint in {folder} is damaged or not a Mamba: fetch it again") from error
-    return model.to(device).eval()
+
+
+def check_computation(folder: Path, description: Mapping) -> None:
+    """Refuse a model that computes anything else than `MambaLM` does, by what its config.json says.
+
+    The names are those of transformers, of mamba-ssm and of their kin. What is said of training
+    alone, as where delta begins, is no matter; nor is the residual's precision, as all is float32 here.
+    """
+    said = {**description, **_inner(description)}
+    for name, ours in ONLY.items():
+        if name in said and said[name] not in (*ours, None):
+            raise UserError(f"the model in {folder} is another than the Mamba of this course: its {CONFIG} says that "
+                            f"{name} is {json.dumps(said[name])[:80]}, here it is {json.dumps(ours[0])}")
+
+
+def sizes(description: Mapping, config: MambaConfig, has_head: bool) -> dict[str, tuple]:
+    """What config.json says, in transformers' names or mamba-ssm's, beside what the weights are; None: not said."""
+    inner = _inner(description)
+    vocab_size = description["vocab_size"]
+    if "d_model" in description:  # mamba-ssm pads the vocabulary up to a multiple
+        multiple = description.get("pad_vocab_size_multiple", 8)
+        vocab_size = -(-vocab_size // multiple) * multiple
+    first = lambda name, other: description.get(name, description.get(other, inner.get(other)))
+    tied = first("tie_word_embeddings", "tie_embeddings")
+    if not tied and has_head:  # an output layer of its own, though it may be the embedding again
+        tied = None
+    return {
+        "vocab_size": (vocab_size, config.vocab_size),
+        "hidden_size": (first("hidden_size", "d_model"), config.d_model),
+        "num_hidden_layers": (first("num_hidden_layers", "n_layer"), config.n_layer),
+        "state_size": (first("state_size", "d_state"), config.d_state),
+        "conv_kernel": (first("conv_kernel", "d_conv"), config.d_conv),
+        "expand": (first("expand", "expand"), config.expand),
+        "intermediate_size": (description.get("intermediate_size"), config.d_inner),
+        "time_step_rank": (first("time_step_rank", "dt_rank"), config.rank),
+        "use_bias": (first("use_bias", "bias"), config.bias),
+        "use_conv_bias": (first("use_conv_bias", "conv_bias"), config.conv_bias),
+        "tie_word_embeddings": (tied, config.tied)}
+
+
+def _inner(description: Mapping) -> Mapping:
+    """mamba-ssm says what its block is like in a table of its own."""
+    inner = description.get("ssm_cfg")
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> MambaLM:
@@ -83,16 +147,21 @@ def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> Mamba
             layer["conv1d.weight"].shape[-1], d_inner // d_model, layer["dt_proj.weight"].shape[1], norm_eps=norm_eps,
             bias="in_proj.bias" in layer, conv_bias="conv1d.bias" in layer,
             tied=head is None or torch.equal(head, embeddings))
-    except (KeyError, AttributeError, ValueError) as error:
+    except (KeyError, AttributeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise UserError(f"these weights are not those of a Mamba language model: {error}") from error
-    model = MambaLM(config)
-    wanted = {k: v.shape for k, v in model.state_dict().items()}
+    if d_inner != config.d_inner:
+        raise UserError(f"the weights have {d_inner} channels, which is no multiple of their width {d_model}")
+    with torch.device("meta"):  # no memory yet: a few small tensors may ask for a huge model
+        wanted = {k: v.shape for k, v in MambaLM(config).state_dict().items()}
     for name, shape in wanted.items():
         if name not in weights or weights[name].shape != shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
             raise UserError(f"the weights need {name} of shape {tuple(shape)}, but hold {found}")
+        if not weights[name].is_floating_point():
+            raise UserError(f"the weights hold {name} in {weights[name].dtype}, which is no floating-point number")
     if extra := weights.keys() - wanted.keys() - {"lm_head.weight"}:
         raise UserError(f"the weights hold {min(extra)}, which a Mamba of this kind does not have")
+    model = MambaLM(config)
     model.load_state_dict({k: weights[k].float() for k in wanted})
     return model.eval()
 

@@ -1,9 +1,10 @@
 """C++ kernels: compile a source once, keep the library, load it through ctypes.
 
 The libraries are plain C to the outside: they compile in seconds and need no header of torch.
-They are kept in data/cache under a name made of the source, the compiler, torch's version (both
-share one OpenMP in a process) and the processor's features, so that a cache carried to another
-machine is never loaded there.
+They are kept in data/cache under a name made of the source, the compiler, its flags, torch's version
+(both share one OpenMP in a process) and the processor's features, so that a cache carried to another
+machine is never loaded there. Where data/cache cannot be written, or nothing in it may be run, a
+folder in the user's own cache takes its place.
 """
 
 import ctypes
@@ -11,12 +12,14 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lib.env.errors import UserError
+from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
 from lib.env.paths import CACHE
 
@@ -58,6 +61,34 @@ def bfloat16_is_fast() -> bool:
     return units() == "AVX-512 with matrix units"
 
 
+def own_cache() -> Path:
+    """A folder for this user alone, for libraries that data/cache cannot keep."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "music-with-state-spaces"
+
+
+def is_private(folder: Path) -> bool:
+    """Whether a folder is this user's, no link to another, and nobody else may enter it."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    mine = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+    return stat.S_ISDIR(found.st_mode) and mine
+
+
+def is_trusted(library: Path) -> bool:
+    """Whether a file is this user's, the course's owner's or root's, and nobody else could have changed it."""
+    try:
+        found = library.lstat()
+    except OSError:
+        return False
+    if not hasattr(os, "getuid"):  # Windows
+        return stat.S_ISREG(found.st_mode)
+    owners = {os.getuid(), LIB.stat().st_uid, 0}
+    return stat.S_ISREG(found.st_mode) and found.st_uid in owners and not found.st_mode & 0o022
+
+
 class Kernel:
     """One C++ source of this package, compiled when it is first wanted.
 
@@ -68,20 +99,17 @@ class Kernel:
         self.source, self.what, self.instead = Path(source), what, instead
         self._library, self._tried = None, False
 
-    def target(self) -> Path:
+    def target(self, threads: Sequence[str] = THREADS[0], folder: Path | None = None) -> Path:
         """Where this machine's library is kept."""
         texts = [path.read_text(encoding="utf-8") for path in (self.source, *sorted(LIB.glob("*.h")))]
-        key = "\n".join([*texts, str(compiler()), " ".join(FLAGS), torch.__version__, processor(), platform.platform()])
-        return CACHE / f"{self.source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.so"
+        key = "\n".join([*texts, str(compiler()), " ".join([*FLAGS, *threads]), torch.__version__, processor(),
+                         platform.platform()])
+        return (folder or CACHE) / f"{self.source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.so"
 
     def ready(self) -> bool:
         """Whether the library is built and loads here. Never compiles."""
-        if self._library is None and (target := self.target()).exists():
-            try:
-                self._library = ctypes.CDLL(str(target))
-            except OSError:  # damaged
-                return False
-        return self._library is not None
+        own = own_cache()
+        return self._load(self.target()) or (is_private(own) and self._load(self.target(folder=own)))
 
     def build(self, say=print) -> bool:
         """Compile the library if it is not there yet; say so. Returns whether it can be used."""
@@ -92,16 +120,66 @@ class Kernel:
             say(f"no C++ compiler found: {self.instead}")
             return False
         say(f"compiling {self.what} (a few seconds, once)")
-        for threads in THREADS:
+        reason = ""
+        for folder in (CACHE, own_cache()):
             try:
-                with whole(self.target()) as part:
-                    subprocess.run([found, *FLAGS, f"-I{LIB}", *threads, str(self.source), "-o", str(part)], check=True,
-                                   capture_output=True, timeout=300)
-                return self.ready()
-            except (UserError, subprocess.SubprocessError):
-                continue
-        say(f"{found} could not compile {self.what}: {self.instead}")
+                self._build_in(folder, found)
+            except UserError as error:
+                reason = reason or str(error)
+            except subprocess.SubprocessError as error:
+                say(f"{found} could not compile {self.what}{_complaint(error)}: {self.instead}")
+                return False
+            else:
+                if reason:
+                    say(f"{reason}; {self.what} is kept in {folder} instead")
+                return True
+        say(f"{reason}; {self.instead}")
         return False
+
+    def _build_in(self, folder: Path, found: str) -> None:
+        """Compile into a folder and load.
+
+        Raises `UserError` where the folder is in the way, and `SubprocessError` where the compiler is.
+        """
+        if folder != CACHE:
+            with os_errors(f"make the folder {folder}"):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
+            if not is_private(folder):
+                raise UserError(f"{folder} is open to others: make it yours alone, or remove it")
+        # where the compiler fails with threads, without them: under a name of its own, so that
+        # what failed today is tried again tomorrow
+        for threads in THREADS:
+            target = self.target(threads, folder)
+            try:
+                if threads or not self._load(target):
+                    self.compile(target, found, threads)
+                break
+            except subprocess.SubprocessError as error:
+                if "the disk is full" in _complaint(error):
+                    raise UserError(f"could not write {target}: the disk is full") from error
+                if threads == THREADS[-1]:
+                    raise
+        if not self._load(target):
+            if not is_trusted(target):
+                raise UserError(f"{folder} lets others change what lies in it")
+            raise UserError(f"{folder} lets no program run: its disk may be mounted noexec")
+
+    def compile(self, target: Path, found: str, threads: Sequence[str]) -> None:
+        """Write the library, whole or not at all, so that only its owner can change it."""
+        with whole(target) as part:
+            subprocess.run([found, *FLAGS, f"-I{LIB}", *threads, str(self.source), "-o", str(part)], check=True,
+                           capture_output=True, timeout=300)
+            part.chmod(0o755)
+
+    def _load(self, target: Path) -> bool:
+        """Load a library that is there, whole, and to be trusted. Returns whether one is loaded."""
+        if self._library is None and is_trusted(target):
+            try:
+                self._library = ctypes.CDLL(str(target))
+            except OSError:  # damaged, or on a disk that runs no programs
+                return False
+        return self._library is not None
 
     def available(self) -> bool:
         """Whether the library can be used here; compiles it if need be. Tries, and says so, once a process."""
@@ -116,6 +194,17 @@ class Kernel:
         if not self.available():
             raise UserError(f"{self.what} needs a C++ compiler (g++ or clang++) that works: install one")
         return self._library
+
+
+def _complaint(error: subprocess.SubprocessError) -> str:
+    """What a compiler complained of, in brackets; "" where it said nothing."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return " (it took more than five minutes)"
+    said = error.stderr.decode(errors="replace")
+    if "No space left" in said:
+        return " (the disk is full)"
+    lines = [line.strip() for line in said.splitlines() if "error" in line.lower()]
+    return f" ({lines[0][:200]})" if lines else ""
 
 
 def address(tensor) -> ctypes.c_void_p:

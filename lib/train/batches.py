@@ -85,21 +85,19 @@ class Crops:
         return {"rows": self.rows, "drawn": self.drawn, "first": self.first, "rng": random}
 
     def load(self, position: dict) -> None:
-<<<<<<< HEAD
-        """Go on from what `position` gave. Raises `UserError` where that was on other pieces or another batch."""
-        self.rows, self.first = [list(row) for row in position["rows"]], position["first"]
-        self.drawn = [list(pair) for pair in position.get("drawn", [[0, 0]] * len(self.rows))]
-        batch = self.config.batch
-        if len(self.rows) != batch or len(self.drawn) != batch or max(r[0] for r in self.rows) >= len(self.pieces):
-            raise UserError("the checkpoint is not one of this run (crops are of other pieces or of another batch): "
-                            "choose another --out")
-=======
-        """Go on from what `position` gave."""
+        """Go on from what `position` gave.
+
+        Raises `UserError` where that was on other pieces or another batch.
+        """
         self.rows = [list(row) for row in position["rows"]]
         self.first = position["first"]
         unchanged = [[0, 0]] * len(self.rows)  # the course's first version knew no changes
         self.drawn = [list(pair) for pair in position.get("drawn", unchanged)]
->>>>>>> spine
+        batch = self.config.batch
+        fits = len(self.rows) == batch and len(self.drawn) == batch
+        if not fits or max(number for number, _, _ in self.rows) >= len(self.pieces):
+            raise UserError("the checkpoint is not one of this run (crops are of other pieces or of "
+                            "another batch): choose another --out")
         self.rng.bit_generator.state = position["rng"]
 
 
@@ -158,18 +156,9 @@ def in_a_row(ids: list[int]) -> bool:
 def base_names(streams: Streams) -> list[str]:
     """The name of each token, for streams without byte-pair merges."""
     if streams.folder is None:
-<<<<<<< HEAD
-        raise UserError("--transpose and --louder need the names of the tokens: give streams that lie in a folder")
-    names = read_index(Path(streams.folder)).names
-=======
         raise UserError("--transpose and --louder need the names of the tokens: give streams that "
                         "lie in a folder")
-    try:
-        names = json.loads((Path(streams.folder) / INDEX).read_text()).get("names")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the token streams in {streams.folder} are damaged: "
-                        "build them again") from error
->>>>>>> spine
+    names = read_index(Path(streams.folder)).names
     if names is None:  # streams of the course's first version: ask MidiTok
         from lib.music.tokens import Tokenizer
 

@@ -1,5 +1,6 @@
 """Claims about lib.generate.endless: it plays on in constant memory and constant time, and its file is always whole."""
 
+import errno
 import re
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lib.env.errors import UserError
+from lib.generate import endless
 from lib.generate.endless import GrowingMidi, forever, stream
 from lib.generate.grammar import NoteReader
 from lib.generate.player import Player, Sampling, hear, load_model, sample
@@ -140,3 +142,64 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(UserError) as error:
         GrowingMidi(tmp_path / "file" / "x.mid")
     assert "\n" not in str(error.value)
+
+
+# ---- a disk that is full --------------------------------------------------------------------
+
+
+class Full:
+    """A file on a disk that takes so many bytes more, and a half of the write that is one too many."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        beyond = max(0, self.file.tell() + len(data) - self.room)
+        if beyond >= len(data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data[: len(data) - beyond])
+
+
+@pytest.mark.parametrize("room", [0, 10, 30])
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, room):
+    path = tmp_path / "new.mid"
+    with pytest.raises(UserError, match="the disk is full") as error, GrowingMidi(path) as midi:
+        midi._file = Full(midi._file, room)
+        midi.add(0, 1, 60, 80)
+        midi.flush()
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 9, 40])
+def test_a_disk_that_fills_up_leaves_the_name_free_and_keeps_what_was_played(tmp_path, room):
+    path = tmp_path / "new.mid"
+    for attempt in (1, 2):
+        with pytest.raises(UserError, match=f"the disk is full.*played until then is in .*new-until-{attempt}.mid"):
+            with GrowingMidi(path) as midi:
+                midi.add(0, 1, 60, 80)
+                midi.add(0.5, 2, 64, 80)
+                midi.flush()
+                midi._file = Full(midi._file, path.stat().st_size + room)
+                for pitch in range(30, 60):
+                    midi.add(1, 2, pitch, 80)
+                midi.flush()
+        kept = read_midi(tmp_path / f"new-until-{attempt}.mid").notes
+        assert kept["pitch"].tolist() == [60, 64] and not path.exists()
+
+
+def test_what_fails_before_the_first_note_leaves_nothing(tmp_path):
+    with pytest.raises(UserError), GrowingMidi(tmp_path / "new.mid"):
+        raise UserError("something else")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_as_long_as_can_be_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(endless, "FULL", 60)
+    with pytest.raises(UserError, match="as long as a MIDI file can be"), GrowingMidi(tmp_path / "new.mid") as midi:
+        for pitch in range(40, 60):
+            midi.add(0, 1, pitch, 80)
+            midi.flush()
+    assert len(read_midi(tmp_path / "new.mid").notes) > 1

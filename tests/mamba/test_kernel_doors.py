@@ -62,25 +62,29 @@ def test_a_convolution_over_no_step_has_gradients_of_zero(K):
         assert torch.equal(gradient, torch.zeros_like(tensor))
 
 
+def random_convolution(seed):
+    """Odd shapes, with a bias or without one, of an input that lies in memory in several ways."""
+    random = np.random.default_rng(seed)
+    batch, channels, K = (int(random.integers(1, top)) for top in (5, 40, 9))
+    length = int(random.choice([1, 2, 7, 16, 17, 64, 66]))
+    given = {k: t.requires_grad_() for k, t in convolution(length, channels, K, batch).items()}
+    if random.integers(2):
+        given["bias"] = None
+    if random.integers(2):  # the batch inside
+        given["x"].data = torch.randn(length, batch, channels).transpose(0, 1)
+    if random.integers(2):  # a part of longer rows
+        given["x"].data = torch.randn(batch, length, channels + 5)[..., 2 : 2 + channels]
+    return given
+
+
 def test_any_shape_of_the_convolution_is_torch_s_with_every_gradient(monkeypatch):
     """Forty random shapes, among them one step in rows that lie apart, in memory that comes filled with NaN."""
     empty = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda t, **how: empty(t, **how).fill_(torch.nan))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *shape: torch.full(shape, torch.nan))
-    random = np.random.default_rng(0)
-    for _ in range(40):
-        batch, channels, K = (int(random.integers(1, top)) for top in (5, 40, 9))
-        length = int(random.choice([1, 2, 7, 16, 17, 64, 66]))
-        given = {k: t.requires_grad_() for k, t in convolution(length, channels, K, batch).items()}
-        if random.integers(2):
-            given["bias"] = None
-        if random.integers(2):  # the batch inside
-            given["x"].data = torch.randn(length, batch, channels).transpose(0, 1)
-        if random.integers(2):  # a part of longer rows
-            given["x"].data = torch.randn(batch, length, channels + 5)[..., 2 : 2 + channels]
-        if length == 1 and random.integers(2):
-            given["x"].data = torch.randn(1, batch, channels).transpose(0, 1)
-        assert_close(given, torch.randn(batch, length, channels))
+    for seed in range(40):
+        given = random_convolution(seed)
+        assert_close(given, torch.randn(given["x"].shape))
 
 
 def test_numbers_that_are_only_marked_as_negative_are_negative():
@@ -130,13 +134,17 @@ def test_weights_may_lie_in_memory_as_they_like():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_any_block_is_the_plain_one_with_every_gradient(seed, monkeypatch):
+def random_block(seed):
     random = np.random.default_rng(seed)
     draw = lambda top: int(random.integers(1, top))
     config = MambaConfig(11, draw(30), 1, draw(20), d_conv=draw(8), expand=draw(4), bias=bool(seed % 2),
                          conv_bias=bool(seed % 3), dt_rank=draw(5))
-    module, x, memory = block_and_input(int(random.choice([1, 2, 3, 12, 13, 65])), config, draw(6))
+    return block_and_input(int(random.choice([1, 2, 3, 12, 13, 65])), config, draw(6))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_block_is_the_plain_one_with_every_gradient(seed, monkeypatch):
+    module, x, memory = random_block(seed)
     leaves = [t.requires_grad_() for t in (x, *memory)]
     assert block_cpu.suits(module, x)
     found = []
@@ -205,16 +213,21 @@ def test_a_model_that_lies_in_two_places_has_no_step():
     assert "takes a model on a CPU" in refused(Stepper, model)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_the_step_of_any_model_is_its_own(seed):
-    """Random models, some with more taps than the fused convolution has; the worst error of 80 was 3.2e-5."""
+def random_model(seed):
+    """A model, some with more taps than the fused convolution has, and a number of rows."""
     random = np.random.default_rng(seed)
     draw = lambda top: int(random.integers(1, top))
     yes = lambda: bool(random.integers(2))
     config = MambaConfig(draw(90), draw(40), draw(4), draw(20), d_conv=draw(11), expand=draw(4), dt_rank=draw(6),
                          bias=yes(), conv_bias=yes(), tied=yes())
-    rows = draw(10)
-    model = MambaLM(config).eval()
+    return MambaLM(config).eval(), draw(10)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_step_of_any_model_is_its_own(seed):
+    """The worst error of 80 was 3.2e-5."""
+    model, rows = random_model(seed)
+    config = model.config
     _, state = model.prefill(torch.randint(config.vocab_size, (rows, 3)))
     fast = Stepper(model, rows)
     fast.load(state)

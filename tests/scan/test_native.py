@@ -1,5 +1,6 @@
 """Claims about lib.scan.native: a kernel is compiled once, kept for this machine alone, and never in the way."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ co
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "cache"
 
 
@@ -110,3 +112,119 @@ def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(sourc
     source.write_text(SOURCE + "\n")
     names.append(one.target().name)
     assert len(set(names)) == 6
+
+
+# ---- folders that are in the way ------------------------------------------------------------
+
+
+@pytest.fixture
+def own(cache, tmp_path, monkeypatch):
+    """The user's own cache, which is not there yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return native.own_cache()
+
+
+def built(source):
+    """Whether a new kernel can be used, and what it said."""
+    said = []
+    return Kernel(source, "a test", "plain Python").build(said.append), said
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_written_is_named_and_the_user_s_own_cache_is_used(cache, own, source):
+    cache.write_text("a file where the folder should be")
+    ready, said = built(source)
+    assert ready and len(said) == 2
+    assert said[1].startswith(f"could not write {cache}") and "File exists" in said[1]
+    assert said[1].endswith(f"; a test is kept in {own} instead")
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert built(source) == (True, []), "the next one finds it there"
+
+
+@needs_compiler
+def test_a_disk_that_cannot_be_written_is_named(cache, own, source, monkeypatch):
+    def read_only(part, path, replace=os.replace):
+        if cache in path.parents:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        replace(part, path)
+    monkeypatch.setattr(os, "replace", read_only)
+    ready, said = built(source)
+    assert ready and "no permission to write" in said[1] and str(cache) in said[1]
+
+
+@needs_compiler
+def test_a_disk_that_runs_no_programs_is_named(cache, own, source, monkeypatch):
+    def noexec(path, load=native.ctypes.CDLL):
+        if path.startswith(str(cache)):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return load(path)
+    monkeypatch.setattr(native.ctypes, "CDLL", noexec)
+    ready, said = built(source)
+    assert ready and said[1].startswith(f"{cache} lets no program run") and "noexec" in said[1]
+    assert built(source) == (True, [])
+
+
+@needs_compiler
+def test_a_full_disk_is_named(cache, own, source, tmp_path, monkeypatch):
+    real = native.compiler()
+    full = f'case "$*" in *{cache}*) echo "ld: final link failed: No space left on device" >&2; exit 1;; esac'
+    monkeypatch.setenv("CXX", script(tmp_path / "full", f'{full}; exec {real} "$@"'))
+    ready, said = built(source)
+    assert ready and "the disk is full" in said[1] and str(cache) in said[1]
+    assert list(cache.iterdir()) == []
+
+
+def test_where_no_folder_serves_the_first_reason_is_said(cache, own, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", script(tmp_path / "any", "exit 0"))
+    cache.write_text("a file")
+    own.parent.write_text("a file")
+    ready, said = built(source)
+    assert not ready and str(cache) in said[1] and said[1].endswith("; plain Python")
+    assert "could not compile" not in said[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no owners of this kind")
+@pytest.mark.parametrize("open_to_others", ["mode", "link", "owner"])
+def test_a_cache_that_others_may_enter_is_neither_loaded_from_nor_written_to(cache, own, source, open_to_others,
+                                                                            tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", script(tmp_path / "any", "exit 0"))
+    cache.write_text("a file")
+    own.parent.mkdir()
+    if open_to_others == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        own.symlink_to(tmp_path / "elsewhere")
+    else:
+        own.mkdir(mode=0o755 if open_to_others == "mode" else 0o700)
+    if open_to_others == "owner":
+        another = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: another)
+    one = Kernel(source, "a test", "plain Python")
+    monkeypatch.setattr(one, "_load", lambda target: pytest.fail("loaded") if own in target.parents else False)
+    assert not native.is_private(own) and not one.build([].append)
+    assert list(own.iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no modes of this kind")
+def test_a_library_that_others_could_have_changed_is_built_again(cache, source):
+    one = Kernel(source, "a test", "plain Python")
+    assert one.build([].append)
+    one.target().chmod(0o777)
+    again = Kernel(source, "a test", "plain Python")
+    assert not again.ready() and again.build([].append)
+    assert one.target().stat().st_mode & 0o777 == 0o755
+
+
+@needs_compiler
+def test_a_failure_that_passes_leaves_nothing_slow_behind(cache, source, tmp_path, monkeypatch):
+    """Built without threads for once, under a name of its own; the next process tries with threads again."""
+    real, broken = native.compiler(), tmp_path / "broken"
+    flaky = f'case "$*" in *-fopenmp*) [ -e {broken} ] && exit 1;; esac; exec {real} "$@"'
+    monkeypatch.setenv("CXX", script(tmp_path / "flaky", flaky))
+    broken.touch()
+    one = Kernel(source, "a test", "plain Python")
+    assert one.available() and not one.target().exists() and one.target(threads=[]).exists()
+    broken.unlink()
+    two = Kernel(source, "a test", "plain Python")
+    assert not two.ready() and two.available() and two.target().exists()
+    assert Kernel(source, "a test", "plain Python").ready()

@@ -1,0 +1,110 @@
+"""Claims about checkpoints of other makers: what the model here does not compute is refused, for its true reason."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib.env.errors import UserError
+from lib.mamba import checkpoint
+from lib.mamba.model import MambaConfig, MambaLM
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoint.save(MambaLM(MambaConfig(19, 16, 2, 3)), tmp_path)
+    return tmp_path
+
+
+def say(folder, **said):
+    """Let config.json say something else."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+
+
+def refused(folder):
+    with pytest.raises(UserError) as error:
+        checkpoint.load(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("said", [
+    {"model_type": "falcon_mamba"}, {"model_type": "mamba2"}, {"hidden_act": "gelu"}, {"hidden_act": "relu"},
+    {"architectures": ["MambaForSequenceClassification"]}, {"rms_norm": False}, {"d_intermediate": 64},
+    {"attn_layer_idx": [1]}, {"ssm_cfg": {"layer": "Mamba2"}}, {"time_step_limit": [0.01, 0.5]},
+    {"ssm_cfg": {"dt_limit": [0.0, 1.0]}}, {"quantization_config": {"quant_method": "bitsandbytes"}},
+    {"logits_scaling": 2.0}], ids=json.dumps)
+def test_another_computation_is_refused_and_named(folder, said):
+    (name, value), = (said["ssm_cfg"] if "ssm_cfg" in said else said).items()
+    say(folder, **said)
+    assert f"says that {name} is {json.dumps(value)}" in refused(folder)
+
+
+@pytest.mark.parametrize("said", [
+    {"hidden_act": "swish"}, {"residual_in_fp32": False}, {"use_mambapy": True}, {"time_step_scale": 3.0},
+    {"time_step_rank": "auto"}, {"rms_norm": True}, {"attn_layer_idx": []}, {"ssm_cfg": {}},
+    {"time_step_limit": [0.0, float("inf")]}, {"something_of_next_year": 5}], ids=str)
+def test_what_says_the_same_or_is_no_matter_opens(folder, said):
+    model = checkpoint.load(folder)
+    say(folder, **said)
+    ids = torch.arange(12)[None]
+    assert torch.equal(checkpoint.load(folder)(ids), model(ids))
+
+
+@pytest.mark.parametrize("said", [
+    {"use_bias": True}, {"use_conv_bias": False}, {"state_size": 4}, {"conv_kernel": 3}, {"expand": 3},
+    {"intermediate_size": 48}, {"time_step_rank": 2}, {"num_hidden_layers": 3}, {"vocab_size": 20}], ids=str)
+def test_a_configuration_of_another_model_is_refused(folder, said):
+    name, = said
+    say(folder, **said)
+    assert f"are of two models, {name} is" in refused(folder)
+
+
+def test_the_output_layer_is_the_one_that_the_configuration_says(tmp_path):
+    """transformers would play the embedding where the configuration ties it, and draw one where it does not."""
+    checkpoint.save(MambaLM(MambaConfig(19, 16, 1, 3, tied=False)), tmp_path / "own")
+    say(tmp_path / "own", tie_word_embeddings=True)
+    assert "tie_word_embeddings" in refused(tmp_path / "own")
+    checkpoint.save(MambaLM(MambaConfig(19, 16, 1, 3)), tmp_path / "tied")
+    say(tmp_path / "tied", tie_word_embeddings=False)
+    assert "tie_word_embeddings" in refused(tmp_path / "tied")
+
+
+def test_weights_in_several_files_get_their_own_sentence(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "cut into several files" in refused(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder, dtype):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = "backbone.layers.1.mixer.A_log"
+    save_file(weights | {name: weights[name].to(dtype)}, path)
+    assert name in refused(folder) and str(dtype) in refused(folder)
+
+
+def test_a_few_small_tensors_cannot_ask_for_a_huge_model():
+    """Two long vectors would make a matrix of 4 TB: no memory is taken before the shapes are seen."""
+    layer = {"A_log": torch.zeros(2**20, 1), "conv1d.weight": torch.zeros(1, 1, 4), "dt_proj.weight": torch.zeros(1, 1)}
+    weights = {f"backbone.layers.0.mixer.{name}": tensor for name, tensor in layer.items()}
+    with pytest.raises(UserError, match="the weights need"):
+        checkpoint.from_weights(weights | {"backbone.embeddings.weight": torch.zeros(1, 2**20)})
+
+
+def test_channels_that_are_no_multiple_of_the_width_are_named():
+    weights = dict(MambaLM(MambaConfig(19, 16, 1, 3)).state_dict())
+    weights["backbone.embeddings.weight"] = torch.zeros(19, 20)
+    with pytest.raises(UserError, match="32 channels, which is no multiple of their width 20"):
+        checkpoint.from_weights(weights)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
+def test_a_model_of_transformers_with_another_activation_is_refused(tmp_path, activation):
+    transformers = pytest.importorskip("transformers", reason="the tests' own reference is not installed")
+    config = transformers.MambaConfig(vocab_size=19, hidden_size=16, num_hidden_layers=1, hidden_act=activation)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    assert f'hidden_act is "{activation}"' in refused(tmp_path)
