@@ -61,7 +61,7 @@ from lib.train.trainer import Trainer
 step = Trainer.train_step
 
 def last_step(trainer):
-    if trainer.world.rank == DEAD and trainer.step == 3:
+    if trainer.world.rank == DEAD and trainer.step == 4 and (trainer.folder / "last.safetensors").exists():
         os.kill(os.getpid(), signal.SIGKILL)
     return step(trainer)
 
