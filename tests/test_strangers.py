@@ -132,7 +132,7 @@ def runs(home: Path) -> SPOILT:
     from lib.train.trainer import Trainer
 
     streams, folder = make_streams(), home / "run"
-    for optimizer in ("muon", "adamw"):
+    for optimizer in ("adamw", "muon"):
         config = replace(TINY, steps=2, save_every=1, eval_every=1, optimizer=optimizer)
         Trainer(streams, config, folder, device="cpu", say=quiet).run(progress=False)
         (folder / files.PREVIOUS).unlink()
@@ -147,11 +147,13 @@ def runs(home: Path) -> SPOILT:
             return trainer.train_step()
 
         yield "", use
-        for what, changed, said in spoilt:  # with a right checksum, as a stranger can make one
-            if said and "run" in said:
-                said = {"run": said["run"]}
-            save_file(changed, path, said)
-            yield what, use
+        for what, changed, said in spoilt:
+            if optimizer == "adamw" or what.startswith("muon."):
+                # without the checksum, which a stranger can make right
+                save_file(changed, path, {"run": said["run"]} if said and "run" in said else said)
+                yield what, use
+        if optimizer == "muon":
+            break
         for what, text in wrong_facts.texts(json.loads(notes["run"])):
             save_file(tensors, path, {"run": text})
             yield what, use
@@ -259,18 +261,16 @@ def tables(home: Path) -> SPOILT:
                 changed[line][column] = cell
                 written(changed)
                 yield f"line {line}, column {column}: {cell[:20]!r}", use
-    large = 7_900_000
+    large = 2_000_000  # just below what is read at all
     for what, text in (("commas", b"," * large), ("lines of nothing", b"\n" * large), ("quotes", b'"' * large),
-                       ("no line ends", b"x" * large), ("no UTF-8", b"\xff" * 9), ("empty", b""), ("zeros", bytes(999))):
+                       ("one word", b"x" * large), ("no UTF-8", b"\xff" * 9), ("empty", b""), ("zeros", bytes(999))):
         path.write_bytes(text)
         yield what, use
         path.write_bytes((",".join(names) + "\n").encode() + text)
         yield f"{what} below the names", use
-    short = ",".join(names) + "\n" + "a,b,train,2018,0.midi,c,1\n" * 280_000
-    path.write_text(short)
-    yield "280,000 rows", use
-    path.write_text(short + "a,b,train,2018,0.midi,c,1\n" * 720_000)
-    yield "a million rows", use
+    for count in (70_000, 1_000_000):
+        path.write_text(",".join(names) + "\n" + "a,b,train,2018,0.midi,c,1\n" * count)
+        yield f"{count:,} rows", use
     with path.open("wb") as file:
         file.truncate(500_000_000)
     yield "500 MB", use
@@ -307,12 +307,11 @@ def zips(home: Path) -> SPOILT:
                  "❄.midi", "maestro/con.midi", "." * 300):
         written(good | {name: b"MThd"})
         yield f"an entry {name[:30]!r}", use
-    written(good | {"maestro/maestro.csv": b"," * 9_000_000})
-    yield "a table of 9 MB of commas", use
-    written(good | {"maestro/maestro.csv": b"," * 8_000_000})
-    yield "a table of 8 MB of commas", use
-    written(good | {"maestro/x.json": bytes(9_000_000)})
-    yield "a JSON of 9 MB", use
+    for megabytes in (2, 3, 50):
+        written(good | {"maestro/maestro.csv": b"," * (megabytes * 1_000_000)})
+        yield f"a table of {megabytes} MB of commas", use
+    written(good | {"maestro/x.json": bytes(3_000_000)})
+    yield "a JSON of 3 MB", use
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         yield f"{size} bytes of it", use

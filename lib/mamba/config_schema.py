@@ -55,9 +55,10 @@ def check_checkpoint(folder: str | Path) -> Description:
     check_tensors(weights, do=AGAIN)
     try:
         with safe_open(weights, "pt") as file:
-            empty = [name for name in file.keys() if 0 in file.get_slice(name).get_shape()]
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{weights} is damaged (it is no safetensors file, or an incomplete one): {AGAIN}") from error
-    if empty:
-        raise UserError(f"{weights} is damaged ({empty[0][:80]} has no element): {AGAIN}")
+    for name, shape in shapes.items():
+        if not shape or 0 in shape:
+            raise UserError(f"{weights} is damaged ({name[:80]} has shape {tuple(shape)}): {AGAIN}")
     return description

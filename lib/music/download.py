@@ -25,7 +25,7 @@ TIMEOUT = (5.0, 20.0)  # seconds to connect, seconds of silence that count as a 
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be different in a moment
 MAX_UNPACKED = 1 << 30  # bytes; MAESTRO's MIDI files take 85 MB
 MAX_DIRECTORY = 4 << 20  # bytes of a zip's list of entries; MAESTRO's takes 0.2 MB
-MAX_TABLE = 8 << 20  # bytes of a table of performances; MAESTRO's takes 0.3 MB
+MAX_TABLE = 2 << 20  # bytes of a table of performances; MAESTRO's takes 0.3 MB
 TABLES = (".csv", ".json")
 
 

@@ -25,23 +25,24 @@ def main(argv: list[str] | None = None) -> None:
         config = replace(config, **named | given(args))
     world, _ = distributed.start(args.device)
     try:
-        if not world.first:
-            world.wait()  # the first process builds the streams
-        streams = open_streams(args, say=print if world.first else lambda text: None)
-        if world.first:
-            world.wait()
-        folder = Path(args.out or RUNS / args.preset)
-        trainer = Trainer(streams, config, folder, device=args.device, resume=args.resume,
-                          init=args.init)
-        if not trainer.finished:
-            trainer.say(plan(trainer))
-        stop_politely(trainer)
-        trainer.run()
-        if trainer.finished:
-            trainer.say(f"best validation: {trainer.best:.2f} bits a note, kept in "
-                        f"{folder.name}/best")
-        else:
-            trainer.say(f"stopped at step {trainer.step}: go on with --resume")
+        with distributed.together(world):
+            if not world.first:
+                world.wait()  # the first process builds the streams
+            streams = open_streams(args, say=print if world.first else lambda text: None)
+            if world.first:
+                world.wait()
+            folder = Path(args.out or RUNS / args.preset)
+            trainer = Trainer(streams, config, folder, device=args.device, resume=args.resume,
+                              init=args.init)
+            if not trainer.finished:
+                trainer.say(plan(trainer))
+            stop_politely(trainer)
+            trainer.run()
+            if trainer.finished:
+                trainer.say(f"best validation: {trainer.best:.2f} bits a note, kept in "
+                            f"{folder.name}/best")
+            else:
+                trainer.say(f"stopped at step {trainer.step}: go on with --resume")
     finally:
         distributed.stop()
 

@@ -5,6 +5,7 @@ PyTorch's DistributedDataParallel. So the number of processes changes the speed,
 """
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,18 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+@contextmanager
+def together(world: World):
+    """Say in a sentence that another process has died, where gloo and NCCL raise errors of their own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")):
+            raise
+        raise UserError("another process of this run has ended, see what it said above: start all of them again with "
+                        "--resume, and the run goes on from its last checkpoint") from error
 
 
 def stop() -> None:

@@ -1,9 +1,11 @@
 """Claims about a run's files: whole or not at all, few, checked, and enough to go on as if nothing had happened."""
 
+import itertools
 import json
 import os
 import struct
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +169,34 @@ def test_a_second_process_is_kept_out_and_rubbish_is_swept_up(run):
         assert not list(folder.glob(".*.part*"))
         with pytest.raises(UserError, match="another process trains"):
             resume(folder, streams, steps=20).run(progress=False)
+
+
+def test_a_trainer_that_another_has_overtaken_does_not_go_back(run):
+    """Both opened the run at step 8, one after the other trains: the second knows an old state."""
+    folder, streams = run
+    first, second = (resume(folder, streams, steps=20) for _ in range(2))
+    first.run(progress=False)
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="another process has trained on"):
+        second.run(progress=False)
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    third = resume(folder, streams, steps=24)
+    assert third.step == 20
+    third.run(progress=False)
+    assert checkpoints.read(folder)[1]["step"] == 24
+
+
+def test_a_clock_that_jumps_back_costs_no_time_and_no_order(run, monkeypatch):
+    """An hour back at every other look: the minutes of the log never shrink, and nothing ends too early."""
+    folder, streams = run
+    trainer = resume(folder, streams, steps=20, minutes=1.0)
+    before, looks, real = trainer.seconds, itertools.count(), time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() - 3600 * (next(looks) // 2))
+    log = trainer.run(progress=False)
+    assert trainer.step == 20 and before <= trainer.seconds < 60
+    minutes = [row["minutes"] for row in log]
+    assert minutes == sorted(minutes)
+    assert resume(folder, streams, steps=20).seconds == trainer.seconds
 
 
 def test_the_checkpoint_of_a_run_is_plain_data(run):

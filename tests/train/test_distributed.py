@@ -52,6 +52,43 @@ def test_two_processes_train_as_one_does_and_either_goes_on_with_the_other_s_run
     assert again.train_step() == pytest.approx(alone.train_step(), abs=1e-4)
 
 
+DYING = """
+import os, signal, sys
+from lib.env.errors import cli
+from lib.train import __main__ as command
+from lib.train.trainer import Trainer
+
+step = Trainer.train_step
+
+def last_step(trainer):
+    if trainer.world.rank == DEAD and trainer.step == 4 and (trainer.folder / "last.safetensors").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer)
+
+Trainer.train_step = last_step
+cli(command.main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills are POSIX's")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_is_killed_ends_the_run_in_a_sentence(tmp_path, rank):
+    """torchrun itself tells of the signal, at length; ours is one sentence, and the run can go on."""
+    streams = store(make_streams(), tmp_path / "streams")
+    (tmp_path / "dying.py").write_text(DYING.replace("DEAD", str(rank)))
+    options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           str(tmp_path / "dying.py"), "--preset", "quick", "--device", "cpu", "--out",
+                           str(tmp_path / "run"), "--streams", str(tmp_path / "streams"), *options], cwd=ROOT,
+                          capture_output=True, text=True, timeout=280, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    assert done.returncode != 0
+    assert done.stderr.count("error: another process of this run has ended") == 1, done.stderr[-3000:]
+    assert f'File "{ROOT}' not in done.stderr, "no traceback of ours"
+    again = Trainer(streams, replace(TINY, **OPTIONS), tmp_path / "run", device="cpu", resume=True, say=quiet)
+    assert again.step == 3
+
+
 def test_a_batch_that_cannot_be_shared_is_one_sentence():
     assert [World(rank, 3).mine(6) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(UserError, match="8 rows cannot be shared by 3 processes"):

@@ -207,6 +207,6 @@ def _check_sizes(config, path: Path) -> None:
     """Raise `UserError` for a size that no model has."""
     most = {"n_layer": 1024, "dropout": 1, "norm_eps": 1}
     for name, value in asdict(config).items():
-        least = 0 if name == "dropout" else 1e-12
+        least = 0 if name in ("dropout", "dt_rank") else 1e-12
         if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most.get(name, 2**20):
             raise UserError(f"{path} is damaged ({name} is {value}, a size that no model has): {AGAIN}")
