@@ -6,7 +6,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lib.env import machine as env
 from lib.lab.bench.scan_figures import draw_figure3
-from lib.lab.experiments.efficiency import STEPPER, label, show
+from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
 from lib.lab.rivals.matched import LABELS
 from lib.show import plots
 
@@ -35,7 +35,9 @@ def table1(scale: str = "cpu") -> str:
         cells.append(f"{row['bits_per_note']:.2f} ({row['interval_95'][0]:.2f} to {row['interval_95'][1]:.2f})" if row
                      else env.UNKNOWN)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    ranges = ("" if not efficiency else "\n\nexponents fitted on the upper half of what was measured: training "
+              f"{fitted_on(efficiency, 'training')}, generation {fitted_on(efficiency, 'generation')}")
+    return "\n".join(lines) + ranges
 
 
 def _curve(ax, rows: list[dict], x: str, y: str, unit: str, *, bars: bool = False, logarithmic: bool = True) -> None:
