@@ -199,7 +199,7 @@ BUILT = {
 # The same name, another thing; or a part of what is compared as a whole.
 ELSEWHERE = {
     "05_parallel_scan": {"our_loop": "the oracle of this notebook, as lib.scan.loop is of the course",
-                         "draw": "a diagram", "train": "one gradient"},
+                         "train": "one gradient"},
     "06_triton_scan": {"combine": "part of scan_runs", "up": "part of scan_runs", "down": "part of scan_runs",
                        "recurrence": "a kernel, compared with the loop", "draw": "random numbers"},
     "09_generation": {"draw": "tokens without end"},
