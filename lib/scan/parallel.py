@@ -44,7 +44,7 @@ def hillis_steele(a: Tensor, b: Tensor) -> Tensor:
 
 
 def blelloch(a: Tensor, b: Tensor) -> Tensor:
-    """The same states as `hillis_steele` with fewer than 2 L joins in about 2 log2 L rounds.
+    """The same states as `hillis_steele` with fewer than 2 L joins in 2 log2 L - 1 rounds (of a power of two).
 
     Blelloch 1990, with the tree of Brent and Kung 1982, which yields h[t] itself and takes any
     length. It writes over copies of a and b, which autograd cannot follow: `UserError` where a

@@ -86,7 +86,7 @@ def test_glossary_has_the_letters_of_the_course():
 # printed by that notebook or stand in its code, which a reader can run. Everything else is here, with where it is from.
 NUMBER = re.compile(r"(?<![\w.,^_{\\=/-])(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\d+(?=\s?%))(?![\w.]\w|\w)")
 SOURCED = {
-    "00_tour": {"1.82": "Perceiver AR, its paper", "10.6": "1.82 nats · 4.02 events a note / ln 2"},
+    "00_tour": {"1.82": "Perceiver AR, its paper", "10.5": "1.82 nats · 4 events a note / ln 2"},
     "01_maestro": {"4.0": "the licence's version"},
     "02_remi_bpe": {"0.37": "0.37.50 in steps of 10 ms", "0.475": "95 % of half a step"},
     "03_state_spaces": {"98": "S4's paper, section 4", "3.6": "a section of Mamba's paper"},
@@ -201,7 +201,7 @@ BUILT = {
 # The same name, another thing; or a part of what is compared as a whole.
 ELSEWHERE = {
     "05_parallel_scan": {"our_loop": "the oracle of this notebook, as lib.scan.loop is of the course",
-                         "draw": "a diagram", "train": "one gradient"},
+                         "train": "one gradient"},
     "06_triton_scan": {"combine": "part of scan_runs", "up": "part of scan_runs", "down": "part of scan_runs",
                        "recurrence": "a kernel, compared with the loop", "draw": "random numbers"},
     "09_generation": {"draw": "tokens without end"},

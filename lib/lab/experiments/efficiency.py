@@ -348,17 +348,27 @@ def table(result: dict) -> str:
     for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
         cells = [show(result, arch, kind, quantity) for kind, quantity in QUANTITIES]
         lines.append(f"| {label(arch)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\nexponents of length or position, ± one standard error"
+    fitted = "; ".join(f"{kind} {fitted_on(result, kind)}" for kind in dict.fromkeys(kind for kind, _ in QUANTITIES))
+    return "\n".join(lines) + f"\n\nexponents of length or position, ± one standard error, fitted on {fitted}"
+
+
+def fitted_on(result: dict, kind: str) -> str:
+    """The range of lengths or positions that the exponents of a kind are fitted on: the upper half of those measured."""
+    first = [row["upper_half"]["from"] for row in result.get("exponents", []) if row["kind"] == kind]
+    lengths = [row["length"] for row in result.get("rows", []) if row["kind"] == kind]
+    return f"{min(first):,} to {max(lengths):,} tokens" if first else env.UNKNOWN
 
 
 def show(result: dict, arch: str, kind: str, quantity: str) -> str:
-    """One exponent in words."""
+    """One exponent of the upper half in words: below it, fixed costs and a mixture of two powers bend the curve."""
     for row in result.get("exponents", []):
-        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity) and row[
-            "exponent"
-        ] is not None:
-            error = f" ± {row['standard_error']:.2f}" if row["standard_error"] is not None else ""
-            return f"{row['exponent']:.2f}{error}"
+        if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity):
+            upper = row["upper_half"]
+            if upper["exponent"] is None:
+                return env.UNKNOWN
+            error = upper["standard_error"]
+            spread = f" ± {error:.2f}" if error is not None else ""
+            return f"{upper['exponent']:.2f}{spread}"
     return env.UNKNOWN
 
 

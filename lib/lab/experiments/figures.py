@@ -6,7 +6,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lib.env import machine as env
 from lib.lab.bench.scan_figures import draw_figure3
-from lib.lab.experiments.efficiency import STEPPER, label, show
+from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
 from lib.lab.experiments.likelihood import show as estimate
 from lib.lab.rivals.matched import LABELS
 from lib.show import plots
@@ -59,7 +59,9 @@ def table1(scale: str = "cpu") -> str:
         row = rows.get(arch)
         cells.append(estimate(row) if row else env.UNKNOWN)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    ranges = ("" if not efficiency else "\n\nexponents fitted on the upper half of what was measured: training "
+              f"{fitted_on(efficiency, 'training')}, generation {fitted_on(efficiency, 'generation')}")
+    return "\n".join(lines) + ranges
 
 
 def _curve(
