@@ -20,7 +20,7 @@ from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 LOOKS = {"loop": ("-", plots.INK), "Hillis–Steele": ("o-", plots.OTHER[0]), "Blelloch": ("s-", plots.OTHER[2])}
-LAYER = {"batch": 8, "length": 2048, "channels": 4096, "states": 16}  # one layer of a model with 1.4 billion parameters
+LAYER = {"batch": 8, "length": 2048, "channels": 1536, "states": 16}  # one layer of a model with 130 million parameters
 
 
 def _board(width: float, height: float, inches: float):
