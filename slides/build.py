@@ -1,9 +1,10 @@
 """Build the decks and papers: `python -m slides.build [NAME …]`; see whether they are stale: `--check`.
 
-The source of a deck, or of a paper (a sheet to print, slides/room), is Markdown for Marp. The build puts in what the deck quotes (slides/quotes.py), draws its
-figures and renders its sounds (slides/pictures.py), and lets Marp make a page and a PDF; of a paper the PDF
-alone. Everything then lies inside the page. What went in is noted in slides/built.json, so that `--check` and the tests see without Marp when
-a number, an excerpt, a figure or the source is no longer what was built.
+The source of a deck, or of a paper (a sheet to print, slides/room), is Markdown for Marp. The build puts in what it
+quotes (slides/quotes.py), draws its figures and renders its sounds (slides/pictures.py), and lets Marp make a page
+and a PDF; of a paper the PDF alone. Everything then lies inside the page. What went in is noted in
+slides/built.json, so that `--check` and the tests see without Marp when a number, an excerpt, a figure or the
+source is no longer what was built.
 """
 
 import argparse
@@ -321,7 +322,8 @@ def _put(file: Path, tables: dict[str, str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     ask = argparse.ArgumentParser(prog="python -m slides.build", description=__doc__.split("\n\n")[0])
-    ask.add_argument("names", nargs="*", metavar="NAME", help="decks and papers, such as 1_data, route_90, handout; else those that are stale")
+    ask.add_argument("names", nargs="*", metavar="NAME",
+                     help="decks and papers, such as 1_data, route_90, handout; else those that are stale")
     ask.add_argument("--check", action="store_true", help="build nothing: say what is stale, and fail if anything is")
     ask.add_argument("--images", action="store_true",
                      help="also write a picture of each slide to slides/.build/images, to look at")

@@ -112,7 +112,8 @@ def units_of_likelihood():
     token = [row["native_bits_per_note"] / row["tokens_per_note"] for row in rows]
     note = [row["native_bits_per_note"] for row in rows]
     fig, axes = plots.figure(1, 2, width=WIDTH, height=3.5)
-    for ax, values, colour, title in zip(axes, (token, note), (plots.GREY, plots.OUTPUT), ("bits a token", "bits a note")):
+    for ax, values, colour, title in ((axes[0], token, plots.GREY, "bits a token"),
+                                      (axes[1], note, plots.OUTPUT, "bits a note")):
         bars = ax.bar(names, values, color=colour, width=0.7)
         ax.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
         ax.set(title=title, yticks=[], xlabel="vocabulary", ylim=(0, 1.12 * max(values)))

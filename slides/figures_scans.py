@@ -20,7 +20,7 @@ from lib.show import plots
 
 WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
 LOOKS = {"loop": ("-", plots.INK), "Hillis–Steele": ("o-", plots.OTHER[0]), "Blelloch": ("s-", plots.OTHER[2])}
-LAYER = {"batch": 8, "length": 2048, "channels": 4096, "states": 16}  # one layer of a model with 1.4 billion parameters
+LAYER = {"batch": 8, "length": 2048, "channels": 1536, "states": 16}  # one layer of a model with 130 million parameters
 
 
 def _board(width: float, height: float, inches: float):
@@ -307,7 +307,8 @@ def memory_wall():
                    color=(plots.OTHER[0], plots.OUTPUT, plots.OUTPUT))
     ax.bar_label(bars, [f" {value / 1e9:.1f} GB" for value in moved.values()])
     ax.invert_yaxis()
-    ax.set(xlabel="gigabytes through main memory, one layer, forward (computed)", xlim=(0, 1.15 * max(moved.values()) / 1e9))
+    ax.set(xlabel="gigabytes through main memory, one layer, forward (computed)")
+    ax.set_xlim(0, 1.15 * max(moved.values()) / 1e9)
     ax.tick_params(axis="y", length=0)
     return fig
 
@@ -380,7 +381,7 @@ def scan_on_cpu():
     labels = [about["label"] for name, about in result["contenders"].items() if name in drawn]
     by_height = sorted(zip(ax.lines, labels, strict=True), key=lambda pair: -pair[0].get_ydata()[0])
     ax.legend(*zip(*by_height), loc="lower right", ncols=2, fontsize=10)
-    ax.set_xlim(right=1.2 * result["rows"][-1]["length"])
+    ax.set_xlim(right=1.2 * max(row["length"] for row in result["rows"]))
     return fig
 
 

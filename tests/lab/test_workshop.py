@@ -13,6 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from test_colab import git, wheel
 
@@ -35,6 +36,7 @@ def course(tmp_path, monkeypatch):
     for name in (*workshop.MODEL, "README.md", "notebooks/00_tour.ipynb"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
+    (root / "notebooks" / "00_tour.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
     (root / "requirements.txt").write_text("music-tiny-thing==1.0  # made up\n")
     git(root, "init", "-q")
     git(root, "add", ".")
@@ -58,7 +60,7 @@ def course(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pip(course, tmp_path, monkeypatch):
-    """A stand-in for pip: it knows the two wheels, and the list of its calls is returned."""
+    """A stand-in for pip, which knows the two wheels, and for the teacher's pages; returns the list of pip's calls."""
     calls = []
 
     def stand_in(command, *arguments, doing, offline=False):
@@ -75,6 +77,7 @@ def pip(course, tmp_path, monkeypatch):
         return ""
 
     monkeypatch.setattr(workshop, "_pip", stand_in)
+    monkeypatch.setattr(workshop.teaching, "files", lambda: {"index.html": b"made", "pages/00_tour.html": b"made"})
     return calls
 
 
@@ -98,9 +101,9 @@ def test_pip_itself_makes_proves_and_installs(course, tmp_path, monkeypatch):
     """The page's commands, from `--no-index` on, bring the packages and the course into a fresh environment."""
     folder, said = tmp_path / "bundle", []
     workshop.main(folder, say=said.append)
-    assert said[-1].startswith(f"ready: {folder}, 2 packages, 0 MB, for Python {sys.version_info.major}.")
+    assert said[-1].startswith(f"ready: {folder}, 2 packages, 1 MB, for Python {sys.version_info.major}.")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "bundle.json", "course.zip", "requirements.txt", "wheels"]
+        "README.md", "bundle.json", "course.zip", "requirements.txt", "teaching", "wheels"]
 
     lines = [line.strip() for line in (folder / "README.md").read_text().splitlines() if line.startswith("    ")]
     assert lines[0] == "python -m venv room" and lines[3] == "room/bin/jupyter lab course/notebooks/00_tour.ipynb"
@@ -154,7 +157,7 @@ def test_a_second_call_fetches_nothing(bundle, pip):
     said = []
     workshop.main(bundle, say=said.append)
     workshop.main(bundle, check_only=True, say=said.append)
-    assert [line.split(":")[0] for line in said] == ["ready", "ready"]
+    assert [line.split(":")[0] for line in said] == ["ready", "ready"]  # the teacher's pages are not made again
     assert pip == ["install", "install"]  # the two proofs
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
@@ -188,6 +191,7 @@ def test_a_stop_loses_one_batch(pip, tmp_path, monkeypatch):
     ("requirements.txt", "requirements.txt"),
     ("course.zip", "a whole course.zip"),
     ("bundle.json", "bundle.json, the list of packages"),
+    ("teaching/index.html", "teaching/, what the teacher carries"),
 ])
 def test_what_is_gone_is_named_and_made_again(bundle, what, words):
     (bundle / what).unlink()
@@ -224,6 +228,12 @@ def test_a_course_that_changed_is_named(bundle, course):
     assert found[1] == "the repository as it is now (README.md and 1 more files changed)"
     workshop.main(bundle, say=lambda _: None)
     assert [path.name for path in (bundle / "wheels").iterdir()] == ["music_smaller_thing-0.5-py3-none-any.whl"]
+
+
+def test_pages_of_another_course_are_named(bundle, course):
+    (course / "README.md").write_text("new")
+    workshop.pack(bundle / "course.zip")
+    assert missing(bundle) == ["teaching/, what the teacher carries"]
 
 
 def test_another_machine_says_for_whom_it_is(bundle, pip, monkeypatch):

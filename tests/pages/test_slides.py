@@ -3,13 +3,15 @@
 import base64
 import html
 import re
+import zlib
+from contextlib import suppress
 
 import pytest
 
 from slides import build, deck, pictures
 from slides.quotes import ROOT
 
-DECKS = deck.decks()
+DECKS, PAPERS = deck.decks(), deck.papers()
 
 each_deck = pytest.mark.parametrize("name", DECKS)
 
@@ -22,7 +24,7 @@ def page(name):
 # every deck ------------------------------------------------------------------------------------
 
 
-@each_deck
+@pytest.mark.parametrize("name", DECKS + PAPERS)
 def test_nothing_is_stale(name):
     """Source, numbers, excerpts, figures, sounds and the built files are as they were when built."""
     assert not build.stale(name), "run python -m slides.build"
@@ -60,6 +62,11 @@ def test_page_fetches_nothing(name):
 
 
 @each_deck
+def test_page_says_that_it_is_english(name):
+    assert '<html lang="en"' in page(name)[:200]
+
+
+@each_deck
 def test_sound_plays_from_inside_the_page(name):
     found = re.findall(r"<audio\b([^>]*)>", page(name))
     assert len(found) == len(pictures.SOUND.findall(deck.read(name))) > 0
@@ -86,12 +93,46 @@ def test_sizes(name):
 @each_deck
 def test_links_lead_somewhere(name):
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", deck.read(name)):
-        assert re.match(r"https?://|#", target) or (ROOT / "slides" / target).exists(), target
+        assert re.match(r"https?://|#", target) or (ROOT / "slides" / target.partition("#")[0]).exists(), target
 
 
 def test_manifest_and_readme_name_the_decks_that_are_there():
-    assert list(build.built()) == DECKS
-    assert build.table() in (ROOT / "slides" / "README.md").read_text(encoding="utf-8"), "run python -m slides.build"
+    assert list(build.built()) == DECKS + PAPERS
+    page = (ROOT / "slides" / "README.md").read_text(encoding="utf-8")
+    assert build.table() in page and build.route_table() in page, "run python -m slides.build"
+
+
+# papers and the timer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, pages", [("feedback", 1), ("handout", 1), ("quiz", 2)])
+def test_a_paper_has_its_pages(name, pages):
+    assert name in PAPERS
+    objects = pdf_objects((ROOT / "slides" / "room" / f"{name}.pdf").read_bytes())
+    assert len(re.findall(rb"/Type\s*/Page\b", objects)) == pages
+    assert re.search(rb"/MediaBox\s*\[\s*0 0 59[56][.\d]* 84[123]", objects), "not a sheet of A4"
+
+
+def pdf_objects(data):
+    """What a PDF says of its pages: the objects that it keeps compressed, and the rest."""
+    found = [data]
+    for stream in re.findall(rb"stream\r?\n(.*?)endstream", data, re.DOTALL):
+        with suppress(zlib.error):  # a picture, or not compressed
+            found.append(zlib.decompressobj().decompress(stream))
+    return b"\n".join(found)
+
+
+def test_the_quiz_has_an_answer_for_each_question_and_each_answer_is_on_offer():
+    questions, answers = deck.read("quiz").split("\n---\n")[1:]
+    asked = dict(re.findall(r"^\*\*(\d+)\.\*\* .+\n(a\) .+\nb\) .+\nc\) .+)$", questions, re.MULTILINE))
+    given = dict(re.findall(r"^\| (\d+) \| ([abc]) \| .+ \| \d\d \|$", answers, re.MULTILINE))
+    assert len(asked) == 10 and asked.keys() == given.keys()
+    assert len(set(given.values())) == 3, "one letter is always right, or never"
+
+
+def test_the_timer_fetches_nothing():
+    text = (ROOT / "slides" / "room" / "timer.html").read_text(encoding="utf-8")
+    assert "location.hash" in text and not fetched(text) and "//" not in re.sub(r" //.*| <!--.*?-->", "", text)
 
 
 # The checks above would pass on anything if their patterns were wrong. So:

@@ -326,6 +326,93 @@ def test_a_deck_with_a_mistake_is_one_clear_sentence(small_deck, old, new, says)
         deck.quotes("1_x")
 
 
+ROUTE = """---
+marp: true
+theme: course
+math: mathjax
+---
+
+<!-- part: the beginning -->
+<!-- slides: 1_x “This deck is a test” -->
+
+---
+
+<!-- part: a slide of our own -->
+
+## Now you
+
+<!-- 3 min. Let them. -->
+"""
+
+
+@pytest.fixture
+def route(small_deck):
+    """A route of ten minutes through the small deck."""
+    (small_deck / "slides" / "route_10.md").write_text(ROUTE)
+    (small_deck / "slides" / "route_9.md").write_text(ROUTE)
+    return small_deck / "slides" / "route_10.md"
+
+
+def test_a_route_shows_what_it_picks_and_its_own(route):
+    assert deck.parts() == ["1_x"] and deck.routes() == ["route_9", "route_10"]
+    assert [slide.title for slide in deck.slides("route_10")] == ["This deck is a test", "Now you"]
+    assert "{{ results:speed.json hours .1f }}" in deck.read("route_10")
+    assert build.plan("route_10").splitlines()[2:] == [
+        "| 2 | 1 | the beginning |", "| 3 | 2 | a slide of our own |", "| 5 | | slack |"]
+    assert "part:" not in build.expand("route_10", {}) and "2.5 hours" in build.expand("route_10", {})
+
+
+def test_a_route_may_pick_from_a_shorter_one_and_takes_its_own_section_names(route):
+    change(route, "1_x “This deck is a test”", "route_9 “This deck is a test” to “Now you”")
+    assert [[slide.title for slide in section] for section in deck.sections("route_10")] == [
+        ["This deck is a test", "Now you"], ["Now you"]]
+
+
+def test_a_route_is_stale_when_a_slide_that_it_picks_changes_and_only_then(route):
+    made = json.loads(build.BUILT.read_text())
+    for ending in ("html", "pdf"):
+        route.with_suffix(f".{ending}").write_text("built")
+    made["route_10"] = build.inputs("route_10") | {
+        ending: pictures.file_hash(f"slides/route_10.{ending}") for ending in ("html", "pdf")}
+    build.BUILT.write_text(json.dumps(made))
+    assert build.stale("route_10") == []
+    change(route.with_name("1_x.md"), "Say that it is code.", "Say nothing.")
+    assert build.stale("route_10") == [] and build.stale("1_x")
+    change(route.with_name("1_x.md"), "Say that it is a test.", "Say nothing.")
+    assert build.stale("route_10") == ["route_10.md has changed"]
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("1_x “This", "2_y “This", "may not pick slides of '2_y', only of 1_x, route_9"),
+    ("1_x “This", "route_10 “This", "may not pick slides of 'route_10'"),
+    ("“This deck is a test”", "“This deck is an exam”", "1_x.md has no slide “This deck is an exam”"),
+    ("test” -->", "test” to “Nowhere” -->", "1_x.md has no slide “Nowhere”"),
+    ("“This deck is a test”", "“Code is taken from lib” to “This deck is a test”", "comes before"),
+    ("<!-- slides: 1_x", "<!-- slides 1_x", "slide 1: no title"),
+    ("<!-- part: the beginning -->", "", "slide 1: it must say what its section is for"),
+    ("“This deck is a test” -->", "This deck is a test -->", "slide 1: no title"),
+])
+def test_a_route_with_a_mistake_is_one_clear_sentence(route, old, new, says):
+    change(route, old, new)
+    with pytest.raises(UserError, match=says) as error:
+        deck.sections("route_10")
+    assert "\n" not in str(error.value)
+
+
+def test_a_paper_has_no_page_and_needs_no_notes(small_deck):
+    folder = small_deck / "slides" / "room"
+    folder.mkdir()
+    settings = "---\nmarp: true\ntheme: paper\nmath: mathjax\n---\n\n"
+    (folder / "sheet.md").write_text(f"{settings}# A sheet\n\n{{{{ course:address }}}}\n")
+    (folder / "mail.md").write_text("# A mail is not built\n")
+    assert deck.papers() == ["sheet"] and deck.title("sheet") == "A sheet"
+    assert list(build.made_files("sheet")) == ["pdf"] and list(build.made_files("1_x")) == ["html", "pdf"]
+    assert quotes.REPOSITORY in build.expand("sheet", {})
+    assert build.stale("sheet") == ["sheet was never built"]
+    with pytest.raises(UserError, match="there is course:address"):
+        quotes.number("course", "name")
+
+
 def test_expansion_puts_in_numbers_code_and_files(small_deck):
     text = build.expand("1_x", {"figure:notebook/01_x#1": "media/x.png"})
     assert "2.5 hours" in text and "```python\ndef second(x):" in text and "![a b c](media/x.png)" in text

@@ -2,6 +2,7 @@
 
     python -m lib.lab.pages stamp              write results and addresses into README.md and the notebooks
     python -m lib.lab.pages lone 00 07         lone notebooks in fresh environments, up to their first sound
+    python -m lib.lab.pages teaching FOLDER    notebooks as pages, exercises apart from solutions, decks, papers, mails
     python -m lib.lab.pages workshop FOLDER    make, or finish, and check what a room without a network needs
 """
 
@@ -23,6 +24,10 @@ def main(argv: list[str] | None = None) -> None:
         "lone", help="run lone notebooks in fresh environments up to their first sound"
     )
     lone.add_argument("names", nargs="*", metavar="NN", help="such as 00 07 (default: all)")
+    teaching = errands.add_parser(
+        "teaching", help="write what a teacher carries, for the day when nothing works"
+    )
+    teaching.add_argument("folder", nargs="?", type=Path, default=Path("out/teaching"))
     workshop = errands.add_parser(
         "workshop", help="make or finish a bundle for a room without a network, and check it"
     )
@@ -38,6 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         from lib.lab.pages.lone import main as lone_notebooks
 
         lone_notebooks(given.names)
+    elif given.errand == "teaching":
+        from lib.lab.pages.teaching import main as write_teaching
+
+        write_teaching(given.folder)
     else:
         from lib.lab.pages.workshop import main as make_workshop
 

@@ -4,9 +4,10 @@
     python -m lib.lab.pages workshop FOLDER --check   check it, fetch nothing
 
 The folder holds a wheel of every package (`wheels/`), the repository as git knows it with the shipped
-model and ten real performances (`course.zip`), the requirements, and a page that says how to install
-without a network. `bundle.json` names every wheel with its checksum. A bundle serves one kind of machine
-and one version of Python: those of the machine that makes it.
+model and ten real performances (`course.zip`), the requirements, a page that says how to install
+without a network, and what the teacher carries (`teaching/`: lib/lab/pages/teaching.py). `bundle.json`
+names every wheel with its checksum. A bundle serves one kind of machine and one version of Python:
+those of the machine that makes it.
 
 Each file appears whole or not at all, so a second call goes on where the first was stopped.
 """
@@ -28,10 +29,11 @@ from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
 from lib.env.install import pip_reason
 from lib.lab.pages import address as colab
+from lib.lab.pages import teaching
 from lib.music import ten as sample
 from lib.music.download import sha256_of
 
-WHEELS, COURSE, LIST = "wheels", "course.zip", "bundle.json"
+WHEELS, COURSE, LIST, TEACHING = "wheels", "course.zip", "bundle.json", "teaching"
 SAMPLE = "data/maestro-sample"
 MODEL = tuple(
     f"data/model/{name}"
@@ -51,6 +53,10 @@ For Python {python} on {platform}. Copy this folder to each machine, open a shel
 
 On Windows write `room\\Scripts\\` for `room/bin/`. `room/bin/python -m lib.env`, run in `course`, says
 what is there. With `MUSIC_QUICK=1` in the environment every notebook makes its quick run.
+
+Nothing works? `teaching/index.html`, opened in a browser, has every notebook as a page, with its figures and sounds.
+It also has the decks, the papers to print, and the solutions of the exercises: keep a copy without
+`teaching/solutions.html` for the participants.
 
 `course/data/maestro-sample` holds ten performances of MAESTRO (Hawthorne and others, ICLR 2019, licence
 CC BY-NC-SA 4.0), which every notebook takes where there is no network. To use all of MAESTRO, bring its
@@ -170,6 +176,11 @@ def make(folder: Path, say=print) -> None:
     if not sample.whole(env.ROOT / SAMPLE):
         sample.fetch_ten(env.ROOT / SAMPLE, say)
     pack(folder / COURSE)
+    packed = sha256_of(folder / COURSE)
+    if bundle.get(TEACHING) != packed or not (folder / TEACHING / "index.html").is_file():
+        teaching.main(folder / TEACHING, say)
+        bundle[TEACHING] = packed
+        _write_list(folder, bundle)
 
 
 def _fetch_wheels(folder: Path, bundle: dict, say) -> None:
@@ -252,7 +263,11 @@ def lacking(folder: Path) -> Iterator[str]:
         yield "the packages of requirements.txt as it is now"
     broken = [what for _, what in lacking_wheels(folder, bundle)]
     yield from broken
-    yield from lacking_course(folder / COURSE)
+    course = list(lacking_course(folder / COURSE))
+    yield from course
+    index = folder / TEACHING / "index.html"
+    if not index.is_file() or (not course and bundle.get(TEACHING) != sha256_of(folder / COURSE)):
+        yield f"{TEACHING}/, what the teacher carries"
     served = {key: bundle.get(key) for key in here()}
     if not broken and served == here() and (folder / "requirements.txt").is_file():
         try:  # the proof: an installation without a network, but for the writing
