@@ -58,11 +58,13 @@ def longest_shared(
         raise UserError("there is nothing to compare with: give training pieces")
     step = 1 if transposed else 0  # a run of n intervals has n + 1 notes
     prepare = np.diff if transposed else np.asarray
-    ours, theirs = ([prepare(s) + 128 for s in sequences] for sequences in (queries, corpus))
-    mine, yours = (
-        _Runs(s, g) for s, g in zip((ours, theirs), groups or ([0] * len(ours), [1] * len(theirs)))
-    )
-    best, before = [Passage(0)] * len(queries), None
+    ours = [prepare(s) + 128 for s in queries]
+    theirs = [prepare(s) + 128 for s in corpus]
+    of_ours, of_theirs = groups or ([0] * len(ours), [1] * len(theirs))
+    mine = _Runs(ours, of_ours)
+    yours = _Runs(theirs, of_theirs)
+    best = [Passage(0)] * len(queries)
+    before = None
     for length in range(max(1, SHORTEST - step), 2 + max((len(s) for s in ours), default=0)):
         mine.grow(length)
         yours.grow(length)
@@ -78,9 +80,9 @@ def longest_shared(
     for query, passage in enumerate(best):
         if passage.notes:
             size = passage.notes - step
-            same = np.array_equal(ours[query][passage.at : passage.at + size],
-                                  theirs[passage.piece][passage.there : passage.there + size])
-            assert same, "two different passages have one hash"
+            here = ours[query][passage.at : passage.at + size]
+            there = theirs[passage.piece][passage.there : passage.there + size]
+            assert np.array_equal(here, there), "two different passages have one hash"
     return best
 
 
@@ -88,9 +90,8 @@ class _Runs:
     """All runs of one length in some sequences, as hashes; those that cannot matter are dropped."""
 
     def __init__(self, sequences, groups):
-        self.numbers = np.concatenate(
-            [np.asarray(s, np.uint64) for s in sequences] + [np.zeros(1, np.uint64)]
-        )
+        numbers = [np.asarray(s, np.uint64) for s in sequences]
+        self.numbers = np.concatenate([*numbers, np.zeros(1, np.uint64)])
         lengths = np.array([len(s) for s in sequences])
         self.offsets = np.cumsum(lengths) - lengths
         self.start = np.arange(lengths.sum())  # where a run begins in `numbers`
@@ -98,12 +99,12 @@ class _Runs:
         self.end = np.repeat(self.offsets + lengths, lengths)  # of its piece
         self.group = np.repeat(np.asarray(groups, np.uint64), lengths)
         self.hash = np.zeros(len(self.start), np.uint64)
+        self.length = 0  # of the runs that `hash` stands for
 
     def only(self, good):
+        """Drop the runs that the mask does not name."""
         for name in ("start", "piece", "end", "group", "hash"):
             setattr(self, name, getattr(self, name)[good])
-
-        self.length = 0
 
     def grow(self, length):
         """Make every run longer, to `length`; those that would leave their piece are dropped."""
@@ -123,9 +124,11 @@ def _shared(mine, yours):
     hashes = np.unique(mine.hash)
     place = np.minimum(np.searchsorted(hashes, yours.hash[maybe]), len(hashes) - 1)
     real = hashes[place] == yours.hash[maybe] if len(hashes) else np.zeros(0, bool)
-    maybe, place = maybe[real], place[real]
+    maybe = maybe[real]
+    place = place[real]
     # for each hash, does it occur in one group only, and in which?
-    low, high = np.full(len(hashes), np.iinfo(np.int64).max), np.full(len(hashes), -1)
+    low = np.full(len(hashes), np.iinfo(np.int64).max)
+    high = np.full(len(hashes), -1)
     group = yours.group[maybe].astype(np.int64)
     np.minimum.at(low, place, group)
     np.maximum.at(high, place, group)
@@ -145,15 +148,16 @@ def _one_each(mine, yours, without):
     ranked = yours.hash[order]
     for query in gone:
         for i in np.flatnonzero(mine.piece == query):
-            first, last = (
-                np.searchsorted(ranked, mine.hash[i]),
-                np.searchsorted(ranked, mine.hash[i], "right"),
-            )
-            other = order[first:last][yours.group[order[first:last]] != mine.group[i]]
+            first = np.searchsorted(ranked, mine.hash[i])
+            last = np.searchsorted(ranked, mine.hash[i], "right")
+            same = order[first:last]
+            other = same[yours.group[same] != mine.group[i]]
             if len(other):
                 j = other[0]
-                yield (int(query), int(mine.start[i] - mine.offsets[query]), int(yours.piece[j]),
-                       int(yours.start[j] - yours.offsets[yours.piece[j]]))
+                piece = yours.piece[j]
+                at = mine.start[i] - mine.offsets[query]
+                there = yours.start[j] - yours.offsets[piece]
+                yield int(query), int(at), int(piece), int(there)
                 break
 
 

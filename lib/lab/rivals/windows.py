@@ -75,24 +75,11 @@ def window_nats(
     """
     from tqdm import tqdm
 
-    stride = stride or max(1, window // 2)
-    if not 1 <= stride <= window:
-        raise UserError(
-            f"windows of {window} tokens cannot be {stride} apart: the stride must be 1 to {window}"
-        )
-    model.eval()
+    jobs = _jobs(pieces, window, stride or max(1, window // 2))
+    batches = range(0, len(jobs), batch)
     nats = [np.zeros(piece.length - 1) for piece in pieces]
-    jobs = []  # piece, first token, where its predictions begin to count
-    for i, piece in enumerate(pieces):
-        begin, counted = 0, 0
-        while counted < piece.length - 1:
-            jobs.append((i, begin, counted))
-            counted = min(begin + window, piece.length - 1)
-            begin += stride
-    jobs.sort(key=lambda job: min(window, pieces[job[0]].length - 1 - job[1]))  # little padding
-    for first in tqdm(
-        range(0, len(jobs), batch), desc="evaluating", unit="batch", disable=not progress
-    ):
+    model.eval()
+    for first in tqdm(batches, desc="evaluating", unit="batch", disable=not progress):
         rows = jobs[first : first + batch]
         parts = [streams.stream(pieces[i])[begin : begin + window + 1] for i, begin, _ in rows]
         tokens = np.zeros((len(rows), max(map(len, parts))), np.int64)
@@ -102,6 +89,22 @@ def window_nats(
         for (i, begin, counted), part, values in zip(rows, parts, found):
             nats[i][counted : begin + len(part) - 1] = values[counted - begin : len(part) - 1]
     return nats
+
+
+def _jobs(pieces: list[Piece], window: int, stride: int) -> list[tuple[int, int, int]]:
+    """(piece, first token, where its predictions begin to count) of every window, short ones first."""
+    if not 1 <= stride <= window:
+        raise UserError(f"windows of {window} tokens cannot be {stride} apart: "
+                        f"the stride must be 1 to {window}")
+    jobs = []
+    for i, piece in enumerate(pieces):
+        begin, counted = 0, 0
+        while counted < piece.length - 1:
+            jobs.append((i, begin, counted))
+            counted = min(begin + window, piece.length - 1)
+            begin += stride
+    # windows of one length side by side need little padding
+    return sorted(jobs, key=lambda job: min(window, pieces[job[0]].length - 1 - job[1]))
 
 
 @torch.inference_mode()
@@ -135,5 +138,6 @@ def _nats(model, tokens, state, autocast):
     tokens = tokens.to(model.device)
     with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
         logits, state = model(tokens[:, :-1], state, return_state=True)
-    nll = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return nll.view(len(tokens), -1).double().cpu().numpy(), state
+    targets = tokens[:, 1:]
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.view(targets.shape).double().cpu().numpy(), state
