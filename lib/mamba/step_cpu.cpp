@@ -1,9 +1,9 @@
 // One token through a whole Mamba language model on a CPU: what `MambaLM.step` in lib/mamba/model.py does.
 //
 // For one row a step reads every weight once and computes little, so its time is that of reading
-// them. They lie as they are read (`pack` in lib/mamba/step_cpu.py): a matrix in tiles of 32 outputs, a
-// tile as two vectors of 16 numbers for each input, so that a product is one straight read of
-// memory; and in 16 bits each where that is exact.
+// them. They lie as they are read (`pack` in lib/mamba/step_cpu.py): a matrix in tiles of 2 W outputs, W
+// being the floats in a vector of this machine, a tile as two vectors for each input, so that a product
+// is one straight read of memory; and in 16 bits each where that is exact.
 //
 // Where there are many rows, each thread takes some of them through the whole model, and nobody
 // waits for anybody. Where there are few, all threads share each row: the channels are cut into
@@ -11,7 +11,6 @@
 // (x_proj, out_proj), each slab gives its part of the sum, and the threads meet to add the parts,
 // twice a layer. What every channel needs (the residual, its norm) each thread keeps for itself.
 // Sums have one order, so a row has the same digits on any number of threads and beside any others.
-#define LANES 16  // the weights are packed for it
 #include "simd.h"
 #include <algorithm>
 #ifdef _OPENMP
@@ -39,7 +38,7 @@ inline long pairs(long n) { return (n + 2 * W - 1) / (2 * W); }
 // How the packed numbers of a layer follow on each other; all counts in floats.
 struct Plan {
   Sizes s;
-  long G, M, P, V;  // tiles of 16 channels; of 32 of the residual, of x_proj's outputs, of the vocabulary
+  long G, M, P, V;  // tiles of W channels; of 2 W of the residual, of x_proj's outputs, of the vocabulary
   long norm, in, in_bias, conv, xp, dt, A, D, out, out_bias, layer;
 
   explicit Plan(const Sizes& sizes) : s(sizes) {
@@ -48,18 +47,18 @@ struct Plan {
     P = pairs(s.rank + 2 * s.states);
     V = pairs(s.vocab);
     norm = 0;
-    in = norm + M * 2 * W;                // per channel tile: (width, 16 of x and 16 of z)
-    in_bias = in + G * tile(s.width);     // per channel tile: x (16), z (16)
-    conv = in_bias + G * 2 * W;           // per channel tile: taps (K, 16), bias (16)
-    xp = conv + G * (s.taps + 1) * W;     // per slab, per tile of outputs: (its channels, 32)
-    dt = xp + P * tile(G * W);            // per channel tile, in 32 bits: (rank, 16), bias (16)
-    A = dt + G * (s.rank + 1) * W;        // per channel tile: (N, 16), times log2(e)
+    in = norm + M * 2 * W;                // per channel tile: (width, W of x and W of z)
+    in_bias = in + G * tile(s.width);     // per channel tile: x (W), z (W)
+    conv = in_bias + G * 2 * W;           // per channel tile: taps (K, W), bias (W)
+    xp = conv + G * (s.taps + 1) * W;     // per slab, per tile of outputs: (its channels, 2 W)
+    dt = xp + P * tile(G * W);            // per channel tile, in 32 bits: (rank, W), bias (W)
+    A = dt + G * (s.rank + 1) * W;        // per channel tile: (N, W), times log2(e)
     D = A + G * s.states * W;
-    out = D + G * W;                      // per slab, per tile of outputs: (its channels, 32)
+    out = D + G * W;                      // per slab, per tile of outputs: (its channels, 2 W)
     out_bias = out + M * tile(G * W);
     layer = out_bias + M * 2 * W;
   }
-  long tile(long n) const { return n * (s.halves ? W : 2 * W); }  // of n inputs and 32 outputs
+  long tile(long n) const { return n * (s.halves ? W : 2 * W); }  // of n inputs and 2 W outputs
   long first(long slab) const { return slab * G / s.slabs; }      // its first tile of channels
   long weights() const { return s.layers * layer + M * 2 * W + V * tile(s.width); }
   long windows() const { return s.layers * G * s.rows * (s.taps - 1) * W; }
@@ -108,7 +107,7 @@ struct Rows {
 typedef Rows<const float> In;
 typedef Rows<float> Out;
 
-// out[r] = start[r] + tile' in[r] for R rows at once: the tile (n, 32) is read once. Sixteen of the
+// out[r] = start[r] + tile' in[r] for R rows at once: the tile (n, 2 W) is read once. Sixteen of the
 // results lie at out[r], sixteen `apart` behind.
 template <class Weights, int R>
 inline void block(const float* tile, long n, In in, In start, Out out, long apart) {
@@ -140,7 +139,7 @@ inline void blocks(const float* tile, long n, In in, In start, Out out, long apa
   if constexpr (R > 1) blocks<Weights, R / 2>(tile, n, in, start, out, apart, rows);
 }
 
-// A tile that several blocks read is widened once, into `wide` (n, 32).
+// A tile that several blocks read is widened once, into `wide` (n, 2 W).
 template <class Weights>
 void product(const float* tile, long n, In in, In start, Out out, long apart, long rows, float* wide) {
   if (rows <= BLOCK) {
@@ -193,7 +192,7 @@ struct Meeting {
 struct Call {  // what the caller gave, of all rows
   float eps;
   const float *weights, *embeddings;
-  float *windows, *states, *scratch;  // (layers, tiles of channels, rows, K-1 or N, 16)
+  float *windows, *states, *scratch;  // (layers, tiles of channels, rows, K-1 or N, W)
   const long* tokens;
   float* logits;
 };
@@ -360,6 +359,9 @@ void step(const Plan& p, const Call& call, long wanted) {
 }  // namespace
 
 extern "C" {
+
+// Floats in a vector, W: the layout of weights and states depends on it.
+int mamba_lanes() { return W; }
 
 // What the caller must provide, in floats: packed weights, windows and states of all layers, scratch.
 void mamba_sizes(const long* sizes, long threads, long* floats) {

@@ -19,8 +19,6 @@ from lib.mamba.model import MambaLM, State
 from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
 
-LANES = 16  # floats a vector: W in simd.h
-PAIR = 2 * LANES  # outputs of a tile
 SLABS = 8  # the channels are cut into so many parts, which the threads share out: also the most threads of use
 HALF_SCALE = 2**10  # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
@@ -31,15 +29,20 @@ SOURCE = Path(__file__).with_name("step_cpu.cpp")
 KERNEL = Kernel(SOURCE, "the whole-model step", "generation runs in plain PyTorch, several times slower")
 
 
-def _tiles(matrix: Tensor, outputs: int = LANES) -> Tensor:
-    """(outputs, inputs) to (tiles of 16 or 32 outputs, inputs, 16 or 32), with zeros for what is missing."""
+def lanes() -> int:
+    """Floats in a vector of this machine: weights and states are laid out in tiles of so many outputs, or two."""
+    return KERNEL.library.mamba_lanes()
+
+
+def _tiles(matrix: Tensor, outputs: int) -> Tensor:
+    """(outputs, inputs) to (tiles of that many outputs, inputs, outputs), with zeros for what is missing."""
     matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % outputs))
     return matrix.unflatten(0, (-1, outputs)).transpose(1, 2)
 
 
 def _halves(tiles: Tensor) -> Tensor:
-    """(tiles, inputs, 32) to (tiles, inputs, 16): in place of a float32 two float16, the second 16 outputs above."""
-    halves = (tiles * HALF_SCALE).half().unflatten(2, (2, LANES)).transpose(2, 3)
+    """(tiles, inputs, 2 W) to (tiles, inputs, W): in place of a float32 two float16, the second W outputs above."""
+    halves = (tiles * HALF_SCALE).half().unflatten(2, (2, -1)).transpose(2, 3)
     return halves.contiguous().view(torch.float32).squeeze(3)
 
 
@@ -66,17 +69,18 @@ def pack(model: MambaLM, halves: bool) -> Tensor:
     """
     c, pieces = model.config, []
     D, M = c.d_inner, c.d_model
-    groups = math.ceil(D / LANES)
-    cuts = [slab * groups // SLABS * LANES for slab in range(SLABS + 1)]
+    one, pair = lanes(), 2 * lanes()  # outputs of a tile
+    groups = math.ceil(D / one)
+    cuts = [slab * groups // SLABS * one for slab in range(SLABS + 1)]
 
-    def vector(v: Tensor | None, size: int, outputs: int = LANES) -> Tensor:  # a missing bias is zero
+    def vector(v: Tensor | None, size: int, outputs: int = one) -> Tensor:  # a missing bias is zero
         return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None], outputs)
 
     def matrix(tiles: Tensor) -> Tensor:
         return _halves(tiles) if halves else tiles
 
     def by_slab(m: Tensor) -> Tensor:  # slab after slab, of each all tiles of outputs over its channels
-        tiles = matrix(_tiles(F.pad(m, (0, groups * LANES - D)), PAIR))
+        tiles = matrix(_tiles(F.pad(m, (0, groups * one - D)), pair))
         return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
 
     for layer in model.backbone.layers:
@@ -84,17 +88,17 @@ def pack(model: MambaLM, halves: bool) -> Tensor:
         in_x, in_z = m["in_proj.weight"].chunk(2)
         bias_x, bias_z = (m["in_proj.bias"] if "in_proj.bias" in m else torch.zeros(2 * D)).chunk(2)
         pieces += [
-            vector(layer.norm.weight, M, PAIR),
-            matrix(torch.cat([_tiles(in_x), _tiles(in_z)], 2)),
+            vector(layer.norm.weight, M, pair),
+            matrix(torch.cat([_tiles(in_x, one), _tiles(in_z, one)], 2)),
             torch.cat([vector(bias_x, D), vector(bias_z, D)], 2),
-            torch.cat([_tiles(m["conv1d.weight"][:, 0]), vector(m.get("conv1d.bias"), D)], 1),
+            torch.cat([_tiles(m["conv1d.weight"][:, 0], one), vector(m.get("conv1d.bias"), D)], 1),
             by_slab(m["x_proj.weight"]),
-            torch.cat([_tiles(m["dt_proj.weight"]), vector(m["dt_proj.bias"], D)], 1),
-            _tiles(-torch.exp(m["A_log"]) * math.log2(math.e)),
+            torch.cat([_tiles(m["dt_proj.weight"], one), vector(m["dt_proj.bias"], D)], 1),
+            _tiles(-torch.exp(m["A_log"]) * math.log2(math.e), one),
             vector(m["D"], D),
             by_slab(m["out_proj.weight"]),
-            vector(m.get("out_proj.bias"), M, PAIR)]
-    pieces += [vector(model.backbone.norm_f.weight, M, PAIR), matrix(_tiles(_head(model).detach().float(), PAIR))]
+            vector(m.get("out_proj.bias"), M, pair)]
+    pieces += [vector(model.backbone.norm_f.weight, M, pair), matrix(_tiles(_head(model).detach().float(), pair))]
     return torch.cat([piece.flatten() for piece in pieces])
 
 
@@ -153,10 +157,11 @@ class Stepper:
         return logits
 
     def _views(self) -> list[tuple[Tensor, Tensor]]:
-        """The buffers, a layer: window (G, B, K-1, 16) and h (G, B, N, 16), G tiles of channels."""
-        c, groups = self.config, math.ceil(self.config.d_inner / LANES)
-        windows = self._windows.view(c.n_layer, groups, self.batch, c.d_conv - 1, LANES)
-        states = self._states.view(c.n_layer, groups, self.batch, c.d_state, LANES)
+        """The buffers, a layer: window (G, B, K-1, W) and h (G, B, N, W), G tiles of W channels."""
+        c, width = self.config, lanes()
+        groups = math.ceil(c.d_inner / width)
+        windows = self._windows.view(c.n_layer, groups, self.batch, c.d_conv - 1, width)
+        states = self._states.view(c.n_layer, groups, self.batch, c.d_state, width)
         return list(zip(windows, states))
 
     def load(self, state: State | None = None) -> None:
@@ -173,10 +178,11 @@ class Stepper:
                             "make it by prefill or new_state")
         for window, h in state:
             check_tensors("the step", torch.device("cpu"), {"its window": (window, window.shape), "h": (h, h.shape)})
-        missing = -c.d_inner % LANES
+        width = lanes()
+        missing = -c.d_inner % width
         for (window, h), (own_window, own_h) in zip(state, self._views()):
-            own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, LANES)).permute(2, 0, 1, 3))
-            own_h.copy_(F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, LANES)).permute(2, 0, 1, 3))
+            own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3))
+            own_h.copy_(F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3))
 
     def state(self) -> State:
         """A copy of the state, as `MambaLM.step` and `forward` take it."""
