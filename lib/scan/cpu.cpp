@@ -1,10 +1,10 @@
 // The fused selective scan on a CPU: softplus, discretisation, recurrence, C h, D x and the gate in one
 // pass over memory. Shapes are those of lib/scan/selective.py.
 //
-// Sixteen channels, a tile, ride in one vector. Time is cut into chunks; of the forward pass only the
-// state at the start of each chunk is kept, and the backward pass computes those in between again.
-// Numbers are read and written as they lie, in float or bfloat16 (T), and the rows of a tensor may be
-// parts of longer rows; every sum and the running state are float.
+// As many channels as a vector has lanes, a tile, go through time together. Time is cut into chunks; of
+// the forward pass only the state at the start of each chunk is kept, and the backward pass computes
+// those in between again. Numbers are read and written as they lie, in float or bfloat16 (T), and the
+// rows of a tensor may be parts of longer rows; every sum and the running state are float.
 #include "simd.h"
 #include <vector>
 

@@ -12,7 +12,8 @@ from lib.env.errors import UserError
 from lib.scan.arguments import check_scan, check_step
 from lib.scan.native import Kernel, address
 
-CHUNK, LANES, PAD = 12, 16, 8  # steps between kept states, channels a tile, padding of the states: as in cpu.cpp
+# steps between kept states; channels and states are rounded up to these: as in cpu.cpp
+CHUNK, LANES, PAD = 12, 16, 8
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 KERNEL = Kernel(SOURCE, "the fused CPU scan", "the scan runs in plain PyTorch, several times slower")

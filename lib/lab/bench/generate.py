@@ -37,9 +37,11 @@ from lib.lab.bench.timing import (
     without_gpu,
 )
 from lib.mamba import model as mamba
+from lib.mamba.step_cpu import Stepper
 from lib.show import plots
 
 POSITIONS = (512, 2048, 8192, 32768)
+BATCHES = (1, 8, 64)  # pieces at once
 
 # ---- measuring, each part in a process of its own ------------------------------------------
 
@@ -121,6 +123,28 @@ def _round(one: Contender, position: int, tokens: int) -> tuple[float, int]:
     return generate(read, tokens), held
 
 
+def batches(model: mamba.MambaLM, repeats: int, tokens: int) -> list[dict]:
+    """Tokens a second of our step for several pieces at once, which take turns."""
+    works = {rows: partial(_rows_round, Stepper(model, rows), tokens) for rows in BATCHES}
+    found, _ = take_turns(works, dict.fromkeys(works, repeats))
+    return [
+        {"rows": rows, **spread(times), "tokens_per_second": 1e3 * rows / spread(times)["median_ms"]}
+        for rows, times in found.items()
+    ]
+
+
+def _rows_round(stepper: Stepper, tokens: int) -> float:
+    """Milliseconds a step of all rows."""
+    count = max(4, tokens // stepper.batch)
+    token = torch.arange(stepper.batch) % stepper.config.vocab_size
+    stepper.load()
+    stepper.step(token)
+    begin = time.perf_counter()
+    for _ in range(count):
+        stepper.step(token)
+    return 1e3 * (time.perf_counter() - begin) / count
+
+
 @torch.inference_mode()
 def growth(rivals: Rivals, tokens: int) -> dict:
     """How far the process's memory rises while ours generates so many tokens, in one go."""
@@ -160,6 +184,8 @@ def child(task: dict) -> dict:
                                     "instructions": torch.backends.cpu.get_cpu_capability()}
     if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
         machine["versions"]["transformers"] = version("transformers")
+    if "stepper" in found["contenders"]:
+        found["batches"] = batches(rivals.model, task["repeats"], task["tokens"])
     return found | {"rows": rows, "cut": cut, "machine": machine}
 
 
@@ -191,6 +217,9 @@ def key_row(result: dict) -> dict:
         found["times_as_long"].setdefault(row["contender"], {})[str(row["position"])] = round(
             row["times"], 2
         )
+    for row in result.get("batches", []):
+        at_once = found.setdefault("tokens_per_second_by_pieces_at_once", {})
+        at_once[str(row["rows"])] = round(row["tokens_per_second"])
     if "memory" in result:
         found["growth_mib"] = result["memory"]["growth_mib"]
     return found

@@ -5,10 +5,10 @@ rung; the rungs take turns in one process. Writes data/results/ladder_cpu.json.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +20,7 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import write_json
 from lib.env.paths import RESULTS
-from lib.lab.bench.timing import limit_memory, note, spread
+from lib.lab.bench.timing import limit_memory, spread, stopwatch, take_turns
 from lib.mamba import block_cpu
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
@@ -95,21 +95,18 @@ def measure(rounds: int) -> list[dict]:
     weights = MambaLM(MambaConfig(**SIZES)).state_dict()
     tokens = torch.randint(SIZES["vocab_size"], (BATCH, LENGTH + 1))
     ladder = rungs(native.bfloat16_is_fast())
-    steps = [step_of(rung, weights, tokens) for rung in ladder]
-    losses = [step() for step in steps]
-    times: list[list[float]] = [[] for _ in ladder]
-    for turn in range(rounds + 1):
-        for step, taken in zip(steps, times):
-            begin = time.perf_counter()
-            step()
-            if turn:  # the first turn warms up
-                taken.append(1e3 * (time.perf_counter() - begin))
-        note(f"round {turn} of {rounds}")
+    steps = {rung.change: step_of(rung, weights, tokens) for rung in ladder}
+    losses = {change: step() for change, step in steps.items()}
+    clock = stopwatch("cpu")
+    for step in steps.values():
+        clock(step)  # the second call still warms up
+    works = {change: partial(clock, step) for change, step in steps.items()}
+    times, _ = take_turns(works, dict.fromkeys(works, rounds))
     rows = []
-    for rung, taken, loss in zip(ladder, times, losses):
+    for change, taken in times.items():
         found = spread(taken)
-        rows.append({"change": rung.change, "loss": loss, **found,
-                     "tokens_per_second": 1e3 * BATCH * LENGTH / found["median_ms"]})
+        speed = 1e3 * BATCH * LENGTH / found["median_ms"]
+        rows.append({"change": change, "loss": losses[change], **found, "tokens_per_second": speed})
     return rows
 
 
