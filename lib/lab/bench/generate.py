@@ -22,7 +22,7 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import whole, write_json
 from lib.lab.bench.generate_contenders import NAMES, WARM, Rivals
-from lib.lab.bench.scan import slug
+from lib.lab.bench.scan import listed, slug
 from lib.lab.bench.timing import (
     Contender,
     answer,
@@ -266,11 +266,9 @@ def _title(result: dict) -> str:
             fastest = min(of_group)
             digits = 0 if fastest >= 10 else 1
             parts.append(f"{fastest:,.{digits}f} times as fast as {label}")
-    return (
-        f"At position {last:,}, ours is {', '.join(parts)}"
-        if parts
-        else "Tokens a second against position"
-    )
+    if not parts:
+        return "Tokens a second against position"
+    return f"At position {last:,}, ours is {', '.join(parts)}"
 
 
 # ---- command line -------------------------------------------------------------------------
@@ -304,9 +302,6 @@ def table(result: dict) -> str:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     """The command line; `UserError` where it makes no sense."""
-    def listed(text):
-        return [part.strip() for part in text.split(",") if part.strip()]
-
     parser = argparse.ArgumentParser(
         prog="python -m lib.lab.bench generate", description=main.__doc__
     )

@@ -264,7 +264,8 @@ def table(result: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
+    """What stands between the commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -273,13 +274,13 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.lab.bench scan", description=main.__doc__)
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
-    add("--lengths", type=_listed, help="lengths, with commas between")
+    add("--lengths", type=listed, help="lengths, with commas between")
     add("--batch", type=int, help="sequences at once (CPU 4, GPU 8)")
     add("--d-inner", type=int, help="channels (CPU 256, GPU 1536)")
     add("--d-state", type=int, default=16, help="states a channel (%(default)s)")
     add(
         "--dtype",
-        type=_listed,
+        type=listed,
         help="types of number, with commas between (CPU float32, GPU bfloat16,float32)",
     )
     add("--repeats", type=int, default=15, help="rounds (%(default)s)")
@@ -297,7 +298,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         help="a contender stops where a call takes longer than so many seconds, "
         "with a second allocator five times as many (%(default)s)",
     )
-    add("--only", type=_listed, help="names of contenders, with commas between")
+    add("--only", type=listed, help="names of contenders, with commas between")
     add(
         "--allocator",
         choices=("both", "default", "tuned"),

@@ -26,32 +26,13 @@ def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.nd
     return window_bits(model, streams, pieces, window=model.config.window, **options)
 
 
-def window_bits(
-    model,
-    streams: Streams,
-    pieces: list[Piece],
-    *,
-    window: int,
-    stride: int | None = None,
-    batch: int = 16,
-    segment: int = 512,
-    progress: bool = False,
-    autocast: torch.dtype | None = None,
-) -> np.ndarray:
-    """Bits of each whole piece, float64 (pieces,), from windows read afresh every `stride` tokens (default half).
+def window_bits(model, streams: Streams, pieces: list[Piece], *, window: int, segment: int = 512,
+                **options) -> np.ndarray:
+    """Bits of each whole piece, float64 (pieces,), from windows that are read afresh.
 
-    The interface is that of `lib.train.bits.piece_bits`; `segment` has no meaning here.
+    Options as in `window_nats`; `segment`, which `lib.train.bits.piece_bits` has, means nothing here.
     """
-    nats = window_nats(
-        model,
-        streams,
-        pieces,
-        window=window,
-        stride=stride,
-        batch=batch,
-        progress=progress,
-        autocast=autocast,
-    )
+    nats = window_nats(model, streams, pieces, window=window, **options)
     return np.array([one.sum() / math.log(2) for one in nats])
 
 
@@ -69,9 +50,9 @@ def window_nats(
 ) -> list[np.ndarray]:
     """Nats of every token after the first, float64 (length - 1,) a piece.
 
-    A window reads `window` tokens and predicts those that follow each; from the second window on,
-    the last `stride` predictions count. So a token has from window - stride to window tokens before
-    it.
+    A window reads `window` tokens and predicts those that follow each; windows are `stride` tokens
+    apart (default half a window), and from the second one on the last `stride` predictions count.
+    So a token has from window - stride to window tokens before it.
     """
     from tqdm import tqdm
 
