@@ -33,33 +33,6 @@ FOLLOWS = {
 ANYWHERE = 1_000_000  # the first position in a token that has none: behind every other
 
 
-class Rules:
-    """What every token of a vocabulary begins with, ends with, strikes, and does to the clock."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        if tokenizer.config.pedal == "tokens":
-            raise UserError("playing needs a tokenizer without pedal tokens: build one with "
-                            "pedal='extend'")
-        self.grid = BEAT / tokenizer.config.steps
-        # BOS, EOS and PAD follow nothing, so they are never drawn
-        begins = [kind_of(names[0]) if names else "mark" for names in tokenizer.pieces]
-        self.allowed = {end: np.array([begin in kinds for begin in begins])
-                        for end, kinds in FOLLOWS.items()}
-        ends = [kind_of(names[-1]) if names else "mark" for names in tokenizer.pieces]
-        self.ends = [end if end in FOLLOWS else "start" for end in ends]
-
-        self.moves = [read_move(names) for names in tokenizer.pieces]
-        self.bars = np.array([move.bars for move in self.moves])
-        self.first_position = np.array([move.first_position for move in self.moves])
-        last = [-1 if move.position is None else move.position for move in self.moves]
-        self.last_position = np.array(last)
-        self.moving = (self.bars > 0) | (self.last_position >= 0)
-        # whether a token leaves a key alone where the clock stands
-        self.spares = np.ones((128, tokenizer.vocab_size), bool)
-        for token, move in enumerate(self.moves):
-            self.spares[list(move.struck_now), token] = False
-
-
 @dataclass(frozen=True)
 class Move:
     """What one token does to the clock and to the keys."""
@@ -96,9 +69,36 @@ def read_move(names: tuple[str, ...]) -> Move:
     return Move(bars, position, frozenset(struck), first_position, frozenset(struck_now))
 
 
+class Rules:
+    """What every token of a vocabulary begins with, ends with, strikes, and does to the clock."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        if tokenizer.config.pedal == "tokens":
+            raise UserError("playing needs a tokenizer without pedal tokens: build one with "
+                            "pedal='extend'")
+        self.grid = BEAT / tokenizer.config.steps
+        # BOS, EOS and PAD follow nothing, so they are never drawn
+        begins = [kind_of(names[0]) if names else "mark" for names in tokenizer.pieces]
+        self.allowed = {end: np.array([begin in kinds for begin in begins])
+                        for end, kinds in FOLLOWS.items()}
+        ends = [kind_of(names[-1]) if names else "mark" for names in tokenizer.pieces]
+        self.ends = [end if end in FOLLOWS else "start" for end in ends]
+
+        self.moves = [read_move(names) for names in tokenizer.pieces]
+        self.bars = np.array([move.bars for move in self.moves])
+        self.first_position = np.array([move.first_position for move in self.moves])
+        last = [-1 if move.position is None else move.position for move in self.moves]
+        self.last_position = np.array(last)
+        self.moving = (self.bars > 0) | (self.last_position >= 0)
+        # whether a token leaves a key alone where the clock stands
+        self.spares = np.ones((128, tokenizer.vocab_size), bool)
+        for token, move in enumerate(self.moves):
+            self.spares[list(move.struck_now), token] = False
+
+
 @functools.lru_cache(maxsize=8)
 def _rules(tokenizer: Tokenizer, size: int) -> Rules:
-    """Read once a tokenizer, and again when it has learnt merges and its `size` has changed."""
+    """Made once for a tokenizer, and again where merges have changed its `size`."""
     return Rules(tokenizer)
 
 
