@@ -208,5 +208,9 @@ def _complaint(error: subprocess.SubprocessError) -> str:
 
 
 def address(tensor) -> ctypes.c_void_p:
-    """Where a tensor's numbers begin; a null pointer for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    """Where a tensor's numbers begin; a null pointer for None. Raises `UserError` for another device's memory."""
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    if tensor.device.type != "cpu":
+        raise UserError(f"a kernel of the CPU was given a tensor on {tensor.device}: move it to the CPU")
+    return ctypes.c_void_p(tensor.data_ptr())

@@ -205,7 +205,8 @@ def test_show_wants_alt_text():
 
 
 @pytest.mark.parametrize("title, shown", [
-    ("Ba$$in", None), ("a $x_$ b", None), (r"$\frac{", None), ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
+    ("Ba$$in", r"Ba\$\$in"), ("a $x_$ b", r"a \$x_\$ b"), (r"$\frac{", r"\$\frac{"),
+    ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
     ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
 def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
     """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
