@@ -1,6 +1,6 @@
 """Play without end: a MIDI file that grows while the music goes on, in constant memory.
 
-The file can be opened at any moment: after every bar it is a whole MIDI file of what was played so far.
+The file can be opened at any moment: after every bar it is a whole MIDI file of what was played.
 """
 
 import heapq
@@ -19,6 +19,7 @@ from lib.music.midi import END_NOW, TEMPO_120, variable
 from lib.music.tokens import BAR
 
 TICKS = 960  # a second: 480 a quarter note at 120 BPM, as `lib.music.notes.write_midi`
+LENGTH_AT = 18  # where a file's first track says how long it is, in 4 bytes
 FULL = 2**32 - 2**20  # bytes: a track's length has 32 bits (some years of music)
 
 
@@ -39,9 +40,9 @@ class GrowingMidi:
         self._tail = b""  # what ends the track in the file now; nothing before the first `flush`
         self._now = 0  # ticks of the last event
         self._down: dict[int, int] = {}  # key: tick at which it comes up
-        self._ups: list[tuple[int, int]] = []  # (tick, key), the earliest first; some are out of date
-        head = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2) + b"MTrk" + bytes(4)
-        self._pending = bytearray(head + b"\0" + TEMPO_120)
+        self._ups: list[tuple[int, int]] = []  # (tick, key), earliest first; some are out of date
+        header = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2)
+        self._pending = bytearray(header + b"MTrk" + bytes(4) + b"\0" + TEMPO_120)
         self.notes = 0
 
     def add(self, start: float, end: float, pitch: int, velocity: int) -> None:
@@ -70,10 +71,11 @@ class GrowingMidi:
         self._now = tick
 
     def flush(self, last: bool = False) -> None:
-        """Write what has come; the keys still down come up in the file at once, and on a later flush in time."""
+        """Write what has come; keys still down come up at its end, and in time in a later flush."""
         if last:
             self._release(max(self._down.values(), default=0))
-        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END_NOW
+        ups = [bytes((0, 0x80, pitch, 0)) for pitch in sorted(self._down)]
+        tail = b"".join(ups) + END_NOW
         if self._end + len(self._pending) > FULL:
             raise UserError(f"{self.path} is as long as a MIDI file can be: begin another one")
         try:
@@ -86,13 +88,14 @@ class GrowingMidi:
 
     def _finish(self, at: int, events: bytes, tail: bytes) -> None:
         """Write events at a place, end the track behind them, and note its length."""
-        end = at + len(events) + len(tail)
-        for place, data in ((at, bytes(events) + tail), (18, struct.pack(">I", end - 22))):
+        size = at + len(events) + len(tail)
+        length = struct.pack(">I", size - LENGTH_AT - 4)
+        for place, data in ((at, bytes(events) + tail), (LENGTH_AT, length)):
             self._file.seek(place)
             left = memoryview(data)
             while left:
                 left = left[self._file.write(left) :]
-        self._file.truncate(end)
+        self._file.truncate(size)
 
     def _give_up(self, error: OSError) -> NoReturn:
         """Free the file's name, keep what was whole, and say both."""
@@ -123,7 +126,8 @@ class GrowingMidi:
                 self.path.unlink(missing_ok=True)
 
 
-def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None, say=print) -> None:
+def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None,
+           say=print) -> None:
     """Play row 0 of a `Player` into a growing file, to `until` seconds or until Ctrl-C.
 
     `before` are a prompt's notes; the file begins at second `origin` of the piece.
@@ -154,7 +158,7 @@ def stream(player, before: np.ndarray, origin: float, path: Path, until: float |
 
 
 def forever(player, reader: NoteReader):
-    """The first row's tokens without end, as (the notes that a token completes, the second reached)."""
+    """The first row's tokens without end: the notes that each completes, the second reached."""
     while True:
         token = player.step()[0]
         yield reader.read(token), player.grammars[0].seconds

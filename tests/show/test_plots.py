@@ -191,6 +191,18 @@ def test_show_embeds_a_png_with_escaped_alt_text_and_no_link(monkeypatch):
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
+@pytest.mark.parametrize("title, shown", [
+    ("Ba$$in", r"Ba\$\$in"), ("a $x_$ b", r"a \$x_\$ b"), (r"$\frac{", r"\$\frac{"),
+    ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
+    ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
+def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
+    """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
+    ax = plots.piano_roll(some_music(count=3), title=title)
+    plots.png_bytes(ax.figure)
+    assert not recwarn.list
+    assert ax.get_title(loc="left") == (shown or title)
+
+
 def test_show_closes_a_pyplot_figure(monkeypatch):
     import matplotlib.pyplot as plt
 
@@ -202,15 +214,3 @@ def test_show_closes_a_pyplot_figure(monkeypatch):
 def test_show_wants_alt_text():
     with pytest.raises(ValueError, match="alt text"):
         plots.show(plots.figure()[0], " ")
-
-
-@pytest.mark.parametrize("title, shown", [
-    ("Ba$$in", r"Ba\$\$in"), ("a $x_$ b", r"a \$x_\$ b"), (r"$\frac{", r"\$\frac{"),
-    ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
-    ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
-def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
-    """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
-    ax = plots.piano_roll(some_music(count=3), title=title)
-    plots.png_bytes(ax.figure)
-    assert not recwarn.list
-    assert ax.get_title(loc="left") == (shown or title)
