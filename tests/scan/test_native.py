@@ -118,6 +118,9 @@ def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(sourc
 def test_an_address_in_the_memory_of_another_device_never_leaves_python():
     with pytest.raises(UserError, match="tensor on meta"):
         address(torch.empty(3, device="meta"))
+    with pytest.raises(UserError, match="lies nowhere"):
+        address(torch._efficientzerotensor(3))
+    assert address(torch.empty(0)).value is None
 
 
 # ---- folders that are in the way ------------------------------------------------------------
