@@ -40,9 +40,9 @@ class GrowingMidi:
         self._tail = b""  # what ends the track in the file now; nothing before the first `flush`
         self._now = 0  # ticks of the last event
         self._down: dict[int, int] = {}  # key: tick at which it comes up
-        self._ups: list[tuple[int, int]] = []  # (tick, key), the earliest first; some are out of date
-        head = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2) + b"MTrk" + bytes(4)
-        self._pending = bytearray(head + b"\0" + TEMPO_120)
+        self._ups: list[tuple[int, int]] = []  # (tick, key), earliest first; some are out of date
+        header = b"MThd" + struct.pack(">IHHH", 6, 0, 1, TICKS // 2)
+        self._pending = bytearray(header + b"MTrk" + bytes(4) + b"\0" + TEMPO_120)
         self.notes = 0
 
     def add(self, start: float, end: float, pitch: int, velocity: int) -> None:
@@ -74,7 +74,8 @@ class GrowingMidi:
         """Write what has come; keys still down come up at its end, and in time in a later flush."""
         if last:
             self._release(max(self._down.values(), default=0))
-        tail = b"".join(b"\x00" + bytes((0x80, pitch, 0)) for pitch in sorted(self._down)) + END_NOW
+        ups = [bytes((0, 0x80, pitch, 0)) for pitch in sorted(self._down)]
+        tail = b"".join(ups) + END_NOW
         if self._end + len(self._pending) > FULL:
             raise UserError(f"{self.path} is as long as a MIDI file can be: begin another one")
         try:
@@ -87,13 +88,14 @@ class GrowingMidi:
 
     def _finish(self, at: int, events: bytes, tail: bytes) -> None:
         """Write events at a place, end the track behind them, and note its length."""
-        end = at + len(events) + len(tail)
-        for place, data in ((at, bytes(events) + tail), (LENGTH_AT, struct.pack(">I", end - LENGTH_AT - 4))):
+        size = at + len(events) + len(tail)
+        length = struct.pack(">I", size - LENGTH_AT - 4)
+        for place, data in ((at, bytes(events) + tail), (LENGTH_AT, length)):
             self._file.seek(place)
             left = memoryview(data)
             while left:
                 left = left[self._file.write(left) :]
-        self._file.truncate(end)
+        self._file.truncate(size)
 
     def _give_up(self, error: OSError) -> NoReturn:
         """Free the file's name, keep what was whole, and say both."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
-from lib.scan.arguments import check_tensors
+from lib.scan.arguments import axes, check_tensors, described
 from lib.scan.native import Kernel, address
 
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
@@ -104,16 +104,16 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU, and so is the
     result; the rest is used in float32. Ask `available` first. Raises `UserError` for what does not fit.
     """
-    if x.ndim != 3 or taps.ndim != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
+    if axes(x) != 3 or axes(taps) != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
         raise UserError("the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
-                        f"K from 1 to {MOST_TAPS}, not {tuple(x.shape)} and {tuple(taps.shape)}")
+                        f"K from 1 to {MOST_TAPS}, not {described(x)} and {described(taps)}")
     cpu = torch.device("cpu")
     batch, _, channels = x.shape
     window = taps.shape[1] - 1
     check_tensors("the convolution", cpu, {"x": (x, x.shape)}, (torch.float32, torch.bfloat16))
     check_tensors("the convolution", cpu, {
         "taps": (taps, (channels, window + 1)), "bias": (bias, (channels,)),
-        "before": (before, (batch, window, channels))})
+        "before": (before, (batch, window, channels))}, optional=("bias",))
     taps, bias, before = map(scan_cpu.in_floats, (taps.t(), bias, before))
     return _Convolution.apply(scan_cpu.in_rows(x), taps, bias, before)
 
@@ -224,16 +224,16 @@ def suits(block: nn.Module, x: Tensor) -> bool:
 
 def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """What `MambaBlock.forward` returns, fused; ask `suits` first. Raises `UserError` for what does not fit."""
-    config, dtype = module.mixer.config, precision(x)
-    if x.ndim != 3 or x.shape[2] != config.d_model or not suits(module, x):
+    config = module.mixer.config
+    if axes(x) != 3 or x.shape[2] != config.d_model or not suits(module, x):
         raise UserError(f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
-                        f"float32 on a CPU, not {tuple(x.shape)} in {x.dtype} on {x.device}: "
-                        "use the block itself")
+                        f"float32 on a CPU, and not such an x of {described(x)}: use the block itself")
     before, h0 = memory
     check_tensors("this layer", x.device, {
         "x": (x, x.shape),
         "the inputs that it remembers": (before, (len(x), config.d_conv - 1, config.d_inner)),
         "its state": (h0, (len(x), config.d_inner, config.d_state))})
+    dtype = precision(x)
     rate = module.dropout.p if module.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
     before, h0 = map(scan_cpu.in_floats, memory)
@@ -275,16 +275,16 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
 
     A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
     """
-    if x.ndim != 3 or head.ndim != 2 or not x.shape[2]:
+    if axes(x) != 3 or axes(head) != 2 or not x.shape[2]:
         raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
-                        f"not {tuple(x.shape)} and {tuple(head.shape)}")
+                        f"not {described(x)} and {described(head)}")
     width = x.shape[2]
     check_tensors("the loss", torch.device("cpu"), {
         "x": (x, x.shape), "norm": (norm, (width,)), "head": (head, (len(head), width))}, (torch.float32,))
-    whole = targets.dtype == torch.long and targets.layout == torch.strided
-    if not whole or targets.shape != x.shape[:2] or targets.device != x.device:
+    if getattr(targets, "dtype", None) != torch.long or targets.shape != x.shape[:2]:
         raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
-                        f"not {tuple(targets.shape)} of {targets.dtype} on {targets.device}")
+                        f"not {described(targets)} of {getattr(targets, 'dtype', 'another kind')}")
+    check_tensors("the loss", x.device, {"targets": (targets, targets.shape)}, (torch.long,))
     if targets.numel() and targets.max() >= len(head):
         raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
     x, norm, targets = (t.contiguous() for t in (x, norm, targets))

@@ -8,6 +8,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ SLABS = 8  # the channels are cut into so many parts, which the threads share ou
 HALF_SCALE = 2**10  # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+MOST_ROWS = 2**16  # sequences side by side: far more than memory is quick for, and no count overflows
 ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second thread wakes up
 
 SOURCE = Path(__file__).with_name("step_cpu.cpp")
@@ -112,8 +114,8 @@ class Stepper:
     def __init__(self, model: MambaLM, batch: int = 1, weights: str = "auto"):
         if any(p.device.type != "cpu" for p in model.parameters()):
             raise UserError("the whole-model step takes a model on a CPU: move it there, or use its own `step`")
-        if batch < 1:
-            raise UserError(f"batch {batch} is no number of sequences: give 1 or more")
+        if not isinstance(batch, Integral) or not 1 <= batch <= MOST_ROWS:
+            raise UserError(f"batch {batch} is no number of sequences: give 1 to {MOST_ROWS:,}")
         if not KERNEL.available():
             raise UserError("the whole-model step needs a C++ compiler (g++ or clang++): install one, or use the "
                             "model's own `step`")
@@ -171,7 +173,10 @@ class Stepper:
             self._windows.zero_()
             self._states.zero_()
             return
-        shapes = [(tuple(window.shape), tuple(h.shape)) for window, h in state]
+        try:
+            shapes = [(tuple(window.shape), tuple(h.shape)) for window, h in state]
+        except (AttributeError, TypeError, ValueError):  # no pairs of tensors
+            shapes = None
         wanted = [((self.batch, c.d_conv - 1, c.d_inner), (self.batch, c.d_inner, c.d_state))] * c.n_layer
         if shapes != wanted:
             raise UserError(f"the state is not one of this model with {self.batch} rows: "

@@ -10,13 +10,17 @@ from torch import Tensor
 from lib.env.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OPTIONAL = ("D", "z", "delta_bias", "h0")  # what a scan may be given or not
 Wanted = dict[str, tuple[Tensor | None, tuple[int, ...]]]  # name: the tensor and the shape it should have
 
 
-def check_tensors(what: str, device: torch.device, wanted: Wanted, dtypes=FLOATS) -> None:
-    """Raise `UserError` naming the first tensor of another shape, device, dtype or layout; None is left out."""
+def check_tensors(what: str, device: torch.device, wanted: Wanted, dtypes=FLOATS, optional=()) -> None:
+    """Raise `UserError` naming the first tensor of another shape, device, dtype or layout.
+
+    None is right only for a name in `optional`.
+    """
     for name, (tensor, shape) in wanted.items():
-        if tensor is None:
+        if tensor is None and name in optional:
             continue
         if not isinstance(tensor, Tensor):
             raise UserError(f"{what} needs a tensor as {name}, not {type(tensor).__name__}")
@@ -32,6 +36,16 @@ def check_tensors(what: str, device: torch.device, wanted: Wanted, dtypes=FLOATS
             raise UserError(f"{what} needs {name} as a dense tensor, not {tensor.layout}: take its to_dense()")
 
 
+def axes(value) -> int:
+    """How many axes a tensor has; -1 for what is none."""
+    return value.dim() if isinstance(value, Tensor) else -1
+
+
+def described(value) -> str:
+    """A tensor's shape, or the name of what stands in its place."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> None:
     """Raise `UserError` naming the first argument of `lib.scan.selective_scan` that does not fit."""
     _check_sizes("the scan", x, "(B, L, D)", A)
@@ -41,7 +55,7 @@ def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> N
         "x": (x, (batch, length, d_inner)), "A": (A, (d_inner, d_state)),
         "delta": (delta, (batch, length, d_inner)), "B": (B, (batch, length, d_state)),
         "C": (C, (batch, length, d_state)), "D": (D, (d_inner,)), "z": (z, (batch, length, d_inner)),
-        "delta_bias": (delta_bias, (d_inner,)), "h0": (h0, (batch, d_inner, d_state))})
+        "delta_bias": (delta_bias, (d_inner,)), "h0": (h0, (batch, d_inner, d_state))}, optional=OPTIONAL)
 
 
 def check_step(h, x, delta, A, B, C, D=None, z=None, delta_bias=None) -> None:
@@ -52,7 +66,7 @@ def check_step(h, x, delta, A, B, C, D=None, z=None, delta_bias=None) -> None:
     check_tensors("the step", x.device, {
         "x": (x, (batch, d_inner)), "A": (A, (d_inner, d_state)), "h": (h, (batch, d_inner, d_state)),
         "delta": (delta, (batch, d_inner)), "B": (B, (batch, d_state)), "C": (C, (batch, d_state)),
-        "D": (D, (d_inner,)), "z": (z, (batch, d_inner)), "delta_bias": (delta_bias, (d_inner,))})
+        "D": (D, (d_inner,)), "z": (z, (batch, d_inner)), "delta_bias": (delta_bias, (d_inner,))}, optional=OPTIONAL)
 
 
 def _check_sizes(what: str, x, x_shape: str, A) -> None:

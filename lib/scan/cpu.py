@@ -115,7 +115,7 @@ def _call(given: Inputs) -> _Scan:
 
 
 def _rows(tensor: Tensor | None) -> _Rows:
-    return _Rows() if tensor is None else _Rows(tensor.data_ptr(), tensor.stride(1))
+    return _Rows() if tensor is None else _Rows(address(tensor), tensor.stride(1))
 
 
 class _SelectiveScan(torch.autograd.Function):

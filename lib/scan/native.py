@@ -208,5 +208,12 @@ def _complaint(error: subprocess.SubprocessError) -> str:
 
 
 def address(tensor) -> ctypes.c_void_p:
-    """Where a tensor's numbers begin; a null pointer for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    """Where a tensor's numbers begin; a null pointer for None. Raises `UserError` where they are not in memory here."""
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    if tensor.device.type != "cpu":
+        raise UserError(f"a kernel of the CPU was given a tensor on {tensor.device}: move it to the CPU")
+    first = tensor.data_ptr()
+    if not first and tensor.numel():  # torch knows zeros without a place
+        raise UserError("a kernel of the CPU was given a tensor that lies nowhere: clone it")
+    return ctypes.c_void_p(first)

@@ -182,19 +182,20 @@ def piano_roll(music: Music, *, prompt_seconds: float | None = None, start: floa
                                      ticks=[20, 50, 80, 110])
             bar.set_label("velocity")
             bar.outline.set_visible(False)
-        if title:  # of a file's name: a dollar is a dollar there, and begins no formula
-            ax.set_title(printable(title), parse_math=False)
+        if title:
+            ax.set_title(printable(title))
     return ax
 
 
 def printable(text: str) -> str:
-    """The text with a � for every letter that the figures' font lacks, a line break apart."""
+    """A name for a figure: a dollar begins no formula, and what the font lacks becomes a �."""
     import matplotlib
     from matplotlib import font_manager
 
     wanted = font_manager.FontProperties(weight=matplotlib.rcParams["axes.titleweight"])
     letters = font_manager.get_font(font_manager.findfont(wanted)).get_charmap()
-    return "".join(letter if ord(letter) in letters or letter == "\n" else "\ufffd" for letter in text)
+    known = [letter if ord(letter) in letters or letter == "\n" else "\ufffd" for letter in text]
+    return "".join(known).replace("$", r"\$")
 
 
 def _pitch_axis(ax, pitch: np.ndarray, band: bool) -> None:

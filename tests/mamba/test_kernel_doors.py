@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.skipif(not block_cpu.available(), reason="no C++ compi
 
 CONFIG = MambaConfig(11, 8, 1, 3)
 BAD = {"elsewhere": lambda t: t.to("meta"), "complex": lambda t: t.to(torch.complex64), "whole": lambda t: t.long(),
-       "sparse": lambda t: t.to_sparse(), "numpy": lambda t: t.numpy(), "one element": lambda t: t.flatten()[:1]}
+       "sparse": lambda t: t.to_sparse(), "numpy": lambda t: t.numpy(), "one element": lambda t: t.flatten()[:1],
+       "nothing": lambda t: None}
 
 
 def convolution(length=5, channels=6, K=4, batch=2):
@@ -33,8 +34,8 @@ def refused(call, *arguments, **named):
 # ---- the convolution ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", ["x", "taps", "bias", "before"])
+@pytest.mark.parametrize("name, bad", [(name, bad) for name in ("x", "taps", "bias", "before") for bad in BAD
+                                       if (name, bad) != ("bias", "nothing")])
 def test_the_convolution_refuses_what_does_not_fit(name, bad):
     given = convolution()
     assert "the convolution needs" in refused(block_cpu.convolve_silu, **given | {name: BAD[bad](given[name])})
@@ -105,11 +106,11 @@ def block_and_input(length=5, config=CONFIG, batch=2):
 @pytest.mark.parametrize("bad", BAD)
 def test_the_block_refuses_what_does_not_fit(bad):
     module, x, (before, h) = block_and_input()
-    for wrong in ((BAD[bad](before), h), (before, BAD[bad](h))):
+    for wrong in ((BAD[bad](before), h), (before, BAD[bad](h))):  # neither may be left out
         assert "this layer needs" in refused(block_cpu.block, module, x, wrong)
 
 
-@pytest.mark.parametrize("bad", ["elsewhere", "complex", "whole", "sparse", "one element"])
+@pytest.mark.parametrize("bad", BAD)
 def test_the_block_refuses_an_input_that_does_not_fit(bad):
     module, x, memory = block_and_input()
     assert " x " in refused(block_cpu.block, module, BAD[bad](x), memory)
@@ -193,6 +194,17 @@ def test_the_step_reads_whole_numbers_alone(tokens, says):
     with pytest.raises(UserError, match=says):
         fast.step(tokens)
     assert not any(t.any() for memory in fast.state() for t in memory)
+
+
+@pytest.mark.parametrize("state", [[], [(1, 2)], [1], 7, [(torch.zeros(2, 3, 16), None)]], ids=str)
+def test_what_is_no_state_is_refused(state):
+    assert "the state is not one of this model" in refused(Stepper(MambaLM(CONFIG), 2).load, state)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, "a", 2**62])
+def test_what_is_no_number_of_rows_is_refused(batch):
+    """The sizes of 2^62 rows overflowed: memory of no size was made, and written to."""
+    assert "no number of sequences" in refused(Stepper, MambaLM(CONFIG), batch)
 
 
 @pytest.mark.parametrize("bad", ["elsewhere", "complex", "whole"])

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from lib.env.errors import UserError
 from lib.scan import native
 from lib.scan.native import Kernel, address
 
@@ -112,6 +113,14 @@ def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(sourc
     source.write_text(SOURCE + "\n")
     names.append(one.target().name)
     assert len(set(names)) == 6
+
+
+def test_an_address_in_the_memory_of_another_device_never_leaves_python():
+    with pytest.raises(UserError, match="tensor on meta"):
+        address(torch.empty(3, device="meta"))
+    with pytest.raises(UserError, match="lies nowhere"):
+        address(torch._efficientzerotensor(3))
+    assert address(torch.empty(0)).value is None
 
 
 # ---- folders that are in the way ------------------------------------------------------------

@@ -191,6 +191,18 @@ def test_show_embeds_a_png_with_escaped_alt_text_and_no_link(monkeypatch):
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
+@pytest.mark.parametrize("title, shown", [
+    ("Ba$$in", r"Ba\$\$in"), ("a $x_$ b", r"a \$x_\$ b"), (r"$\frac{", r"\$\frac{"),
+    ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
+    ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
+def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
+    """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
+    ax = plots.piano_roll(some_music(count=3), title=title)
+    plots.png_bytes(ax.figure)
+    assert not recwarn.list
+    assert ax.get_title(loc="left") == (shown or title)
+
+
 def test_show_closes_a_pyplot_figure(monkeypatch):
     import matplotlib.pyplot as plt
 
@@ -223,14 +235,3 @@ def test_names_far_apart_along_the_axis_do_not_lift_each_other():
     ax.set(xlim=(1, 100), ylim=(0, 10))
     plots.name_ends(ax, [(2, 5.0, "short", "k"), (64, 5.0, "long", "k"), (60, 5.0, "lifted", "k")], near=4)
     assert [t.xy[1] for t in ax.texts] == pytest.approx([5, 5, 5.6])
-
-
-@pytest.mark.parametrize("title, shown", [
-    ("Ba$$in", None), ("a $x_$ b", None), (r"$\frac{", None), ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
-    ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
-def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
-    """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
-    ax = plots.piano_roll(some_music(count=3), title=title)
-    plots.png_bytes(ax.figure)
-    assert not recwarn.list
-    assert ax.get_title(loc="left") == (shown or title)

@@ -259,17 +259,12 @@ def plot(result: dict):
     rest = iter((plots.OUTPUT, plots.STATE, *plots.OTHER))
     kinds = list(result["overlap"]["real"]["overlap_area"])
     mean = {n: result["overlap"][n]["mean_overlap_area"] for n in names}
-    said = ", ".join(f"{n} {mean[n]:.2f}" for n in reversed(names))
+    said = ", ".join(f"{plots.printable(n)} {mean[n]:.2f}" for n in reversed(names))
     fig, ax = plots.figure(height=4.2)
     for name in names:
-        ax.plot(
-            [result["overlap"][name]["overlap_area"][k] for k in kinds],
-            range(len(kinds)),
-            "o",
-            markersize=9,
-            color=colours.get(name) or next(rest),
-            label=f"{name}" + (" halves" if name == "real" else ""),
-        )
+        label = plots.printable(name) + (" halves" if name == "real" else "")
+        ax.plot([result["overlap"][name]["overlap_area"][k] for k in kinds], range(len(kinds)), "o", markersize=9,
+                color=colours.get(name) or next(rest), label=label)
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=True)
