@@ -166,6 +166,10 @@ class Trainer:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for i, parameter in enumerate(parameters):
                 wanted |= {f"{kind}.{i}.{name}": () if name == "step" else parameter.shape for name in KEPT[kind]}
+        ours = tuple(f"{name}." for name in ("model", "state", *self.optimizers))
+        if extra := [name for name in tensors if name.startswith(ours) and name not in wanted]:
+            raise UserError(f"the checkpoint in {self.folder} is not one of this run (it holds {extra[0][:80]}): "
+                            "choose another --out")
         for name, shape in wanted.items():
             tensor = tensors.get(name)
             if tensor is None or tensor.shape != torch.Size(shape) or not tensor.is_floating_point():
