@@ -70,9 +70,11 @@ def checkpoints(home: Path) -> SPOILT:
             write_text(config, text)
             yield what, use
     write_text(config, json.dumps(ours))
-    for what, tensors, notes in wrong_facts.tensors(weights):
-        save_file(tensors, weights, notes)
-        yield what, use
+    tensors, notes = wrong_facts.opened(weights)
+    for name in tensors:
+        for what, changed in wrong_facts.spoilt(tensors, name):
+            save_file(changed, weights, notes)
+            yield what, use
     for what, data in wrong_facts.headers(whole):
         weights.write_bytes(data)
         yield what, use
@@ -82,7 +84,7 @@ def rivals(home: Path) -> SPOILT:
     """The checkpoint of another architecture."""
     from lib.lab.rivals import matched
 
-    for arch in ("lstm", "transformer", "s4d", "hybrid"):
+    for arch in ("transformer", "hybrid"):  # which have every size that there is
         folder = home / arch
         matched.save(matched.build(arch, 16, matched.Size(d_model=32, n_layer=2, d_state=4)), folder)
 
@@ -113,11 +115,16 @@ def moments(home: Path) -> SPOILT:
         return [player.step() for _ in range(5)]
 
     yield "", use
-    whole, spoilt = path.read_bytes(), list(wrong_facts.tensors(path))
-    tensors, notes = spoilt[-1][1], next(notes for _, _, notes in spoilt)
-    for what, changed, said in spoilt:
-        save_file(changed, path, said)
-        yield what, use
+    whole, (tensors, notes) = path.read_bytes(), wrong_facts.opened(path)
+    for name in tensors:
+        for what, changed in wrong_facts.spoilt(tensors, name):
+            save_file(changed, path, notes)
+            yield what, use
+    for name in notes:
+        save_file(tensors, path, {k: v for k, v in notes.items() if k != name})
+        yield f"no {name}", use
+    save_file(tensors, path)
+    yield "no metadata", use
     for what, text in wrong_facts.texts(json.loads(notes["facts"])):
         save_file(tensors, path, notes | {"facts": text})
         yield what, use
@@ -129,38 +136,41 @@ def moments(home: Path) -> SPOILT:
 def runs(home: Path) -> SPOILT:
     """A training run's folder, to go on from."""
     from lib.train import checkpoints as files
+    from lib.train.config import FIXED
     from lib.train.trainer import Trainer
 
     streams, folder = make_streams(), home / "run"
-    for optimizer in ("adamw", "muon"):
-        config = replace(TINY, steps=2, save_every=1, eval_every=1, optimizer=optimizer)
+    def started(optimizer: str):
+        """A run at its first step, and the work that goes on from there."""
+        shutil.rmtree(folder, ignore_errors=True)
+        config = replace(TINY, steps=1, save_every=1, eval_every=1, optimizer=optimizer)
         Trainer(streams, config, folder, device="cpu", say=quiet).run(progress=False)
-        (folder / files.PREVIOUS).unlink()
-        path = folder / files.LAST
-        whole, spoilt = path.read_bytes(), list(wrong_facts.tensors(path))
-        tensors, notes = spoilt[-1][1], {"run": spoilt[0][2]["run"]}
 
-        def use(config=config):
+        def use():
             files.history(folder / "best")
-            trainer = Trainer(streams, replace(config, steps=3), folder, device="cpu", resume=True, say=quiet)
+            trainer = Trainer(streams, replace(config, steps=2), folder, device="cpu", resume=True, say=quiet)
             trainer.validate()
             return trainer.train_step()
 
+        return use, folder / files.LAST
+
+    for optimizer in ("muon", "adamw"):
+        use, path = started(optimizer)
         yield "", use
-        for what, changed, said in spoilt:
-            if optimizer == "adamw" or what.startswith("muon."):
-                # without the checksum, which a stranger can make right
-                save_file(changed, path, {"run": said["run"]} if said and "run" in said else said)
+        whole, (tensors, notes) = path.read_bytes(), wrong_facts.opened(path)
+        text = {"run": notes["run"]}  # without the checksum, which a stranger can make right
+        for name in sorted(name for name in tensors if name.startswith("muon") == (optimizer == "muon"))[::4]:
+            for what, changed in wrong_facts.spoilt(tensors, name):
+                save_file(changed, path, text)
                 yield what, use
-        if optimizer == "muon":
-            break
-        for what, text in wrong_facts.texts(json.loads(notes["run"])):
-            save_file(tensors, path, {"run": text})
-            yield what, use
-        for what, data in wrong_facts.headers(whole):
-            path.write_bytes(data)
-            yield what, use
-        shutil.rmtree(folder)
+    facts = json.loads(notes["run"])
+    facts["config"] = {name: facts["config"][name] for name in FIXED}  # the others are not compared
+    for what, text in wrong_facts.texts(facts):
+        save_file(tensors, path, {"run": text})
+        yield what, use
+    for what, data in wrong_facts.headers(whole):
+        path.write_bytes(data)
+        yield what, use
 
 
 def streams(home: Path) -> SPOILT:
@@ -351,8 +361,9 @@ def outcomes(home: Path) -> SPOILT:
 
     yield "", use
     for what, text in wrong_facts.texts(kept):
-        write_text(folder / OUTCOME, text)
-        yield what, use
+        if not what.startswith(("spec.config.", "spec.size.")):  # the protocol is compared as a whole
+            write_text(folder / OUTCOME, text)
+            yield what, use
 
     lab = Lab(SCALES["quick"], home, results=home, cache=home, found=[], say=quiet)
     result = {"protocol": lab._protocol("likelihood"), "rates": {"mamba": 0.003}}

@@ -439,6 +439,11 @@ def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
             found = "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise UserError(f"the checkpoint in {run.folder} is not one of this run ({name} should be "
                             f"floats of shape {tuple(shape)}, it is {found}): choose another --out")
+    ours = tuple(f"{name}." for name in ("model", "state", *run.optimizers))
+    extra = [name for name in tensors if name.startswith(ours) and name not in wanted]
+    if extra:
+        raise UserError(f"the checkpoint in {run.folder} is not one of this run (it holds "
+                        f"{extra[0][:80]}): choose another --out")
 
 
 def keep_best(run: Trainer) -> None:

@@ -68,23 +68,22 @@ TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
 }
 
 
-def tensors(path: Path) -> Iterator[tuple[str, dict, dict]]:
-    """(what was changed, tensors, metadata) of a safetensors file, for every tensor in it."""
+def opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        notes, found = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    for name, tensor in found.items():
-        for what, change in TENSORS.items():
-            other = {k: v for k, v in found.items() if k != name}
-            if (changed := change(tensor)) is not None:
-                other[name] = changed.contiguous()
-            yield f"{name}: {what}", other, notes
-    yield "one more", found | {"0.extra.": torch.zeros(3)}, notes
-    yield "nothing", {}, notes
-    for name in notes or {}:
-        yield f"no {name}", found, {k: v for k, v in notes.items() if k != name}
-    yield "no metadata", found, None
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
+def spoilt(tensors: dict[str, torch.Tensor], name: str) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """(what was changed, all tensors) with the one of that name changed in every way."""
+    for what, change in TENSORS.items():
+        other = {k: v for k, v in tensors.items() if k != name}
+        if (changed := change(tensors[name])) is not None:
+            other[name] = changed.contiguous()
+        yield f"{name}: {what}", other
+    yield f"one more beside {name}", tensors | {f"{name}.more": torch.zeros(3)}
 
 
 def headers(data: bytes) -> Iterator[tuple[str, bytes]]:
