@@ -96,7 +96,8 @@ SOURCED = {
     "08_training": {"1.001": "an example", "70,000": "an example", "8,192": "32 rows of 256",
                     "8.0": "a compute capability"},
     "09_generation": {"2.5": "4 to the power of 1 / 1.5", "200,000": "results:generation.json stream.tokens ,d"},
-    "10_experiments": {"62.5": "the original work", "20,000": "the original work", "0.9": "the original work"},
+    "10_experiments": {"62.5": "the original work", "20,000": "the original work", "0.9": "the original work",
+                       "23.6": "results:model.json test_baselines.bigram .1f"},
 }
 README = {
     "1,276": "MAESTRO's list", "4.0": "the licence's version", "3.11": "Python", "3.0.0": "MAESTRO's version",
