@@ -138,7 +138,7 @@ def files() -> dict[str, bytes]:
     for name, book in course.items():
         alone = exercises(book)
         if alone:
-            made[f"exercises/{name}.ipynb"] = nbformat.writes(alone)
+            made[f"exercises/{name}_exercises.ipynb"] = nbformat.writes(alone)
     made["solutions.html"] = page(solutions(course), "Solutions")
     slides = env.ROOT / "slides"
     mail = slides / "room" / "mail.md"
@@ -162,7 +162,7 @@ def _index(names) -> nbformat.NotebookNode:
         found = [name for name in sorted(names) if re.fullmatch(pattern, name)]
         if found:
             lines += [f"## {title}", "\n".join(f'- <a href="{name}">{Path(name).name}</a>' for name in found)]
-    lines.append("An exercise notebook runs in a folder of the course, such as `notebooks/`, or beside its clone.")
+    lines.append("An exercise notebook runs where it finds the course: copy it into the course's `notebooks` folder.")
     return nbformat.v4.new_notebook(cells=[_text("\n\n".join(lines))])
 
 
