@@ -103,7 +103,7 @@ def test_the_index_leads_to_every_file(course, tmp_path, capsys):
     folder = tmp_path / "teaching"
     command.main(["teaching", str(folder)])
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert there == {"index.html", "solutions.html", "mail.md", "pages/01_two.html", "exercises/01_two.ipynb",
+    assert there == {"index.html", "solutions.html", "mail.md", "pages/01_two.html", "exercises/01_two_exercises.ipynb",
                      "route_45.html", "room/quiz.pdf"}
     linked = set(re.findall(r'<a href="([^"#]+)"', (folder / "index.html").read_text()))
     assert linked == there - {"index.html"}

@@ -55,8 +55,8 @@ On Windows write `room\\Scripts\\` for `room/bin/`. `room/bin/python -m lib.env`
 what is there. With `MUSIC_QUICK=1` in the environment every notebook makes its quick run.
 
 Nothing works? `teaching/index.html`, opened in a browser, has every notebook as a page, with its figures and sounds.
-It also has the decks, the papers to print, and the solutions of the exercises: keep a copy without
-`teaching/solutions.html` for the participants.
+It also has the decks, the papers to print, and the solutions of the exercises: give participants a copy without
+`teaching/solutions.html`. The exercises alone are in `teaching/exercises`: copy them into `course/notebooks`.
 
 `course/data/maestro-sample` holds ten performances of MAESTRO (Hawthorne and others, ICLR 2019, licence
 CC BY-NC-SA 4.0), which every notebook takes where there is no network. To use all of MAESTRO, bring its
