@@ -2,7 +2,7 @@
 
 Models of the shipped size read the same small batches (4 x 256 tokens) from the same first weights, a few
 seeds each: by the fused block in bfloat16, by the plain modules under autocast (the way the fused one
-replaced), and by the fused block with Muon for the blocks' matrices. Writes data/results/train_curves.json,
+replaced), and by the fused block with Muon for the blocks' matrices. Writes data/results/curves.json,
 run by run, and goes on there.
 """
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("streams", help="a folder that python -m lib.music encode wrote")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "train_curves.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "curves.json")
     args = parser.parse_args(argv)
     if args.steps < LAST or args.seeds < 2:
         raise UserError(f"curves need at least {LAST} steps and 2 seeds: raise --steps or --seeds")
