@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from lib.env.errors import UserError
 from lib.lab.rivals.transformer import TransformerBlock
-from lib.mamba.model import LanguageModel, MambaBlock, MambaConfig
+from lib.mamba.model import Block, LanguageModel, MambaConfig, MambaMixer, Memory
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,30 @@ class HybridConfig(MambaConfig):
             )
 
 
+class Selective(nn.Module):
+    """`MambaMixer`, one name deeper: so it stands in the weights of hybrids."""
+
+    def __init__(self, config: MambaConfig):
+        super().__init__()
+        self.mamba = MambaMixer(config)
+
+    def new_memory(self, batch: int = 1) -> Memory:
+        """As the mixer's."""
+        return self.mamba.new_memory(batch)
+
+    def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """u (B, L, M) to (B, L, M), and the memory after it."""
+        return self.mamba(u, memory)
+
+    def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The same for one position, u (B, M)."""
+        return self.mamba.step(u, memory)
+
+
 class HybridLM(LanguageModel):
-    """Mamba blocks, and Transformer blocks where `attention` says so."""
+    """Mamba layers, and Transformer layers where `attention` says so."""
 
     def __init__(self, config: HybridConfig):
         super().__init__(config, [
-            TransformerBlock(config) if i in config.attention else MambaBlock(config)
+            TransformerBlock(config) if i in config.attention else Block(config, Selective(config))
             for i in range(config.n_layer)])
-        self.register_load_state_dict_pre_hook(_rename)
-
-
-def _rename(model: HybridLM, weights: dict, *_) -> None:
-    """Weights of before, in which the Mamba layers stood one name deeper, still fit."""
-    for name in [name for name in weights if ".mixer.mamba." in name]:
-        weights[name.replace(".mixer.mamba.", ".mixer.")] = weights.pop(name)
