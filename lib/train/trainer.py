@@ -203,7 +203,7 @@ class Trainer:
         if self.device.type == "cuda" and f"rng_cuda.{self.world.rank}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng_cuda.{self.world.rank}"], self.device)
         self.crops.load(facts["crops"])
-        if facts["scaler"]:  # none of a run in another precision
+        if facts["scaler"].keys() == self.scaler.state_dict().keys():  # else of a run in another precision
             self.scaler.load_state_dict(facts["scaler"])
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.best, self.log, self.losses = facts["best"], facts["log"], list(facts.get("recent", []))
