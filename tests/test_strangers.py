@@ -492,7 +492,7 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def found():
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=280,
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=560,
                           cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"the process ended: {done.stderr[-1500:]}"
     return json.loads(done.stdout)

@@ -82,7 +82,7 @@ class Facts(TypedDict):
     log: Annotated[list[Row], *Few]
     recent: NotRequired[Annotated[list[Number], Field(max_length=1000)]]
     crops: Position
-    scaler: dict[str, Number]
+    scaler: dict[str, Amount]
     training_seconds: NotRequired[Amount]  # of a run of `lib.lab.experiments`
 
 

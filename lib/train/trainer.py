@@ -286,7 +286,8 @@ class Trainer:
         self.state = [(ours(f"{i}.0"), ours(f"{i}.1")) for i in range(len(self.state))]
         restore_random_states(tensors, self.world.rank, self.device)
         self.crops.load(facts["crops"])
-        if facts["scaler"]:  # none of a run in another precision
+        scaler = self.scaler.state_dict()
+        if facts["scaler"].keys() == scaler.keys():  # else of a run in another precision
             self.scaler.load_state_dict(facts["scaler"])
         self.step = facts["step"]
         self.tokens = facts["tokens"]
