@@ -161,7 +161,7 @@ def save(trainer: Trainer) -> None:
 def write(trainer: Trainer) -> None:
     trainer.best = 1e9
     trainer._validate_and_log(None)
-    trainer._save()
+    trainer.save()
 
 
 def failing(trainer: Trainer, how: str, fatal: int) -> tuple[bool, list[str]]:
@@ -178,7 +178,7 @@ def failing(trainer: Trainer, how: str, fatal: int) -> tuple[bool, list[str]]:
             left = [path.name for path in trainer.folder.rglob(".*.part*")]
             try:
                 trainer._keep_best()  # there is room again
-                trainer._save()
+                trainer.save()
                 code = 6 if checkpoints.read(trainer.folder, quiet)[1]["step"] != trainer.step else 5 if left else code
             except UserError:
                 code = 7
