@@ -30,7 +30,7 @@ from safetensors import SafetensorError  # noqa: E402
 from lib import mamba  # noqa: E402
 from lib.env.errors import UserError  # noqa: E402
 from lib.train import checkpoints  # noqa: E402
-from lib.train.trainer import TOKENIZER_FILES, Trainer  # noqa: E402
+from lib.train.trainer import TOKENIZER_FILES, Trainer, keep_best, log_row  # noqa: E402
 
 HOW = ("error", "kill", "power cut")
 FILES = ("tokenizer.json", "tokens.json")
@@ -160,7 +160,7 @@ def save(trainer: Trainer) -> None:
 
 def write(trainer: Trainer) -> None:
     trainer.best = 1e9
-    trainer._validate_and_log(None)
+    trainer.log.append(log_row(trainer, trainer.validate()))
     trainer.save()
 
 
@@ -177,7 +177,7 @@ def failing(trainer: Trainer, how: str, fatal: int) -> tuple[bool, list[str]]:
             code = 4 if "\n" in str(error) or "disk is full" not in str(error) else 1
             left = [path.name for path in trainer.folder.rglob(".*.part*")]
             try:
-                trainer._keep_best()  # there is room again
+                keep_best(trainer)  # there is room again
                 trainer.save()
                 code = 6 if checkpoints.read(trainer.folder, quiet)[1]["step"] != trainer.step else 5 if left else code
             except UserError:
