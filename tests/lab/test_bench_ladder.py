@@ -53,8 +53,8 @@ def test_plain_and_fused_give_one_loss():
 def test_the_summary_pairs_seeds():
     runs = {}
     for seed, level in enumerate((1.0, 2.0, 4.0)):
-        runs[f"fused {seed}"] = [9.0] * 10 + [level] * curves.LAST
-        runs[f"plain {seed}"] = [9.0] * 10 + [level + 0.1] * curves.LAST
+        runs[f"fused {seed}"] = [9.0] * 12 + [level] * curves.LAST
+        runs[f"plain {seed}"] = [9.0] * 12 + [level + 0.1] * curves.LAST
     found = curves.summary(runs, [0, 1, 2])
     assert "muon" not in found, "it has not run"
     assert found["fused"] == {"mean": pytest.approx(7 / 3), "lowest": 1.0, "highest": 4.0}

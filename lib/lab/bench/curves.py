@@ -33,7 +33,8 @@ ARMS = {  # name: (optimiser, fused)
     "plain": ("adamw", False),
     "muon": ("muon", True),
 }
-LAST = 30  # steps that a run's figure is the mean of
+WINDOW = 10  # steps that a number of a curve is the mean of
+LAST = 3  # numbers of a curve that a run's figure is the mean of
 
 
 def loss_of(model: MambaLM, tokens: Tensor, targets: Tensor, fused: bool) -> Tensor:
@@ -47,7 +48,7 @@ def loss_of(model: MambaLM, tokens: Tensor, targets: Tensor, fused: bool) -> Ten
 
 
 def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
-    """The loss at every step, in nats a token."""
+    """The loss, in nats a token, as means over `WINDOW` steps."""
     optimizer, fused = ARMS[arm]
     config = TrainConfig(n_layer=8, batch=4, length=256, steps=steps, carry=1, seed=seed, optimizer=optimizer)
     torch.manual_seed(seed)
@@ -67,7 +68,8 @@ def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
             one.step()
             one.zero_grad(set_to_none=True)
         losses.append(loss.item())
-    return losses
+    starts = range(0, steps - WINDOW + 1, WINDOW)
+    return [round(float(np.mean(losses[start : start + WINDOW])), 4) for start in starts]
 
 
 def summary(runs: dict[str, list[float]], seeds: list[int]) -> dict:
@@ -92,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "curves.json")
     args = parser.parse_args(argv)
-    if args.steps < LAST or args.seeds < 2:
-        raise UserError(f"curves need at least {LAST} steps and 2 seeds: raise --steps or --seeds")
+    if args.steps < LAST * WINDOW or args.seeds < 2:
+        raise UserError(f"curves need at least {LAST * WINDOW} steps and 2 seeds: raise --steps or --seeds")
     if not scan_cpu.available():
         raise UserError("the fused step needs a C++ compiler (g++ or clang++): install one")
     scan_cpu.keep_memory()
@@ -105,9 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     for seed in seeds:
         for arm in ARMS:
             if f"{arm} {seed}" not in result["runs"]:
-                losses = run(streams, arm, seed, args.steps)
-                result["runs"][f"{arm} {seed}"] = [round(loss, 4) for loss in losses]
-                note(f"{arm}, seed {seed}: {np.mean(losses[-LAST:]):.4f} nats a token at the end")
+                curve = run(streams, arm, seed, args.steps)
+                result["runs"][f"{arm} {seed}"] = curve
+                note(f"{arm}, seed {seed}: {np.mean(curve[-LAST:]):.4f} nats a token at the end")
                 write_json(args.out, result)
     result |= env.provenance("python -m lib.lab.bench curves STREAMS") | {"seeds": seeds}
     result["summary"] = summary(result["runs"], seeds)
