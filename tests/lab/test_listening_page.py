@@ -83,7 +83,7 @@ def test_the_analysis_counts_sides_and_ties():
                                   '"choice": "best"}]}'])
 def test_a_file_that_holds_no_ratings_is_one_sentence(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match="no file of ratings"):
+    with pytest.raises(UserError, match="is damaged .*: export it again"):
         read_ratings(tmp_path / "r.json")
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict
 from torch import nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -172,6 +173,7 @@ def save(model: LanguageModel, folder: str | Path) -> None:
 class Description(TypedDict, total=False):
     """The fact of a config.json that says whose it is."""
 
+    __pydantic_config__ = ConfigDict(extra="allow")
     architecture: str
 
 
@@ -183,11 +185,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageMode
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}")
-    name = read_json(folder / CONFIG, Description, do=AGAIN).get("architecture")
-    if name not in CLASSES:
+    description = read_json(folder / CONFIG, Description, do=AGAIN)
+    if description.get("architecture") not in CLASSES:
         return mamba.load(folder, device)
-    cls, kind = CLASSES[name]
+    cls, kind = CLASSES[description["architecture"]]
     config = read_json(folder / CONFIG, kind, do=AGAIN)
+    if strange := description.keys() - {"architecture", *asdict(config)}:
+        raise UserError(f"{folder / CONFIG} is damaged ({min(strange)[:80]} is no fact of this architecture): {AGAIN}")
     _check_sizes(config, folder / CONFIG)
     check_tensors(folder / WEIGHTS, do=AGAIN)
     try:
