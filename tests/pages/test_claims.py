@@ -197,7 +197,8 @@ BUILT = {
         "rms_norm": "lib.mamba.RMSNorm", "scan": "lib.scan.selective_scan", "open_mixer": "lib.mamba.MambaMixer",
         "language_model": "lib.mamba.MambaLM", "open_step": "lib.mamba.MambaMixer.step"},
     "08_training": {"reading_plan": "lib.train.batches.Crops", "train_by_hand": "lib.train.Trainer"},
-    "09_generation": {"probabilities": "lib.generate.sampling.Sampling.probabilities", "play": "lib.generate.sample"},
+    "09_generation": {"probabilities": "lib.generate.sampling.Sampling.probabilities", "play": "lib.generate.sample",
+                      "may_follow": "lib.generate.grammar.Grammar.may_follow", "tilt": "lib.generate.control.Steering"},
 }
 # The same name, another thing; or a part of what is compared as a whole.
 ELSEWHERE = {
