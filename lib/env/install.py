@@ -23,6 +23,8 @@ NOT_NEEDED = (
     "jupyterlab",
     "nbformat",
     "nbclient",
+    "nbconvert",
+    "latex2mathml",
     "pytest",
     "nbmake",
     "beartype",
