@@ -7,6 +7,7 @@ data/results/scan_DEVICE.json, and draws it into a PNG of the same name.
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -94,6 +95,7 @@ def child(task: dict) -> dict:
     """One task of the parent, in this process: "compile", "memory" or "time"."""
     if task["task"] == "compile":
         native.CACHE = Path(task["cache"])  # an empty folder, so that there is something to compile
+        os.environ["XDG_CACHE_HOME"] = task["cache"]  # nor is it in the user's own
         seconds = stopwatch("cpu")(lambda: scan_cpu.build(say=note)) / 1e3
         if not list(Path(task["cache"]).glob("*.so")):
             raise UserError("the scan's kernel was not compiled where its time is taken")
