@@ -19,18 +19,8 @@ INSTALL = "pip install -r requirements.txt"
 # widgets fit the page that shows the notebook.
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "ipywidgets")
 # Never installed: a lone notebook is open already, and runs no tests.
-NOT_NEEDED = (
-    "jupyterlab",
-    "nbformat",
-    "nbclient",
-    "nbconvert",
-    "latex2mathml",
-    "pytest",
-    "nbmake",
-    "beartype",
-    "ruff",
-    "codespell",
-)
+NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "nbconvert", "latex2mathml", "pytest", "nbmake",
+              "beartype", "ruff", "codespell")
 
 
 @dataclass(frozen=True)
@@ -144,21 +134,8 @@ def install_missing(say=print) -> None:
         pins = [f"{name}=={_installed(name)}\n" for name in KEPT if _installed(name)]
         keep.write_text("".join(pins), encoding="utf-8")
         # without compiling every module to bytecode: the few that are imported are compiled then
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-input",
-            "--no-compile",
-            "--retries",
-            "2",
-            "--disable-pip-version-check",
-            "--constraint",
-            str(keep),
-            *lacking,
-        ]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile",
+                   "--retries", "2", "--disable-pip-version-check", "--constraint", str(keep), *lacking]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, errors="replace"
         )

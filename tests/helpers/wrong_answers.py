@@ -8,10 +8,9 @@ from test_exercises import STUB, exercises, outcome
 from lib.env import exercises as home
 
 
-def codes(*notebooks: str) -> dict[str, str]:
-    """{"05.1": the code cell of that exercise} for notebooks by their number."""
-    return {f"{found.id[:2]}.{found.values[0].split(' · ')[0][-1]}": found.values[1] for found in exercises()
-            if found.id[:2] in notebooks}
+def codes() -> dict[str, str]:
+    """{"05.1": the code cell of that exercise} for all exercises."""
+    return {f"{found.id[:2]}.{found.values[0].split(' · ')[0][-1]}": found.values[1] for found in exercises()}
 
 
 def silent(code: str) -> list[str]:

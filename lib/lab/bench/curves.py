@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
                 result["runs"][f"{arm} {seed}"] = curve
                 note(f"{arm}, seed {seed}: {np.mean(curve[-LAST:]):.4f} nats a token at the end")
                 write_json(args.out, result)
-    result |= env.provenance("python -m lib.lab.bench curves STREAMS") | {"seeds": seeds}
+    result |= env.provenance(f"python -m lib.lab.bench curves {args.streams}")
+    result |= {"seeds": seeds, "threads": torch.get_num_threads(), "streams": streams.settings,
+               "train_pieces": len(streams.select("train"))}
     result["summary"] = summary(result["runs"], seeds)
     write_json(args.out, result)
     for arm, one in result["summary"].items():

@@ -57,9 +57,9 @@ def rungs(bf16: bool) -> list[Rung]:
 
 
 @contextmanager
-def only(convolution: bool):
-    """Without `convolution` the modules find no fused convolution, as on a machine without a compiler."""
-    if convolution:
+def fused_convolution(wanted: bool):
+    """Unless it is wanted the modules find none, as on a machine without a compiler."""
+    if wanted:
         yield
     else:
         with mock.patch.object(block_cpu, "available", lambda: False):
@@ -75,7 +75,7 @@ def step_of(rung: Rung, weights: dict[str, Tensor], tokens: Tensor) -> Callable[
     backend = "auto" if rung.block else rung.scan
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=rung.bf16), only(rung.convolution):
+        with torch.autocast("cpu", torch.bfloat16, enabled=rung.bf16), fused_convolution(rung.convolution):
             if rung.loss:
                 loss = model(read, targets=targets, backend=backend) / targets.numel()
             else:

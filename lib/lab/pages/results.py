@@ -131,7 +131,8 @@ def _training(found: dict) -> str:
 
 def _training_sizes(found: dict) -> str:
     millions = _pick(found, "rows", "ours")["parameters"] / 1e6
-    return f", {millions:.1f} million parameters, {found['sizes']['batch']} × {found['key_length']:,} tokens"
+    tokens = f"{found['sizes']['batch']} × {found['key_length']:,} tokens"
+    return f", {millions:.1f} million parameters, {tokens}, freed memory kept"
 
 
 def _pick(found: dict, part: str, contender: str) -> dict:

@@ -1,8 +1,5 @@
 """Plausible wrong answers to the exercises of notebooks 01 and 02: each is refused, in words that say what is wrong."""
 
-import pytest
-from wrong_answers import codes, refused, silent
-
 WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
     "01.1": [
         ("a gap of exactly gap divides", """
@@ -172,21 +169,3 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             """, "a row without tokens has one spelling: the one without words"),
     ],
 }
-CODES = codes("01", "02")
-
-
-def test_every_exercise_has_its_wrong_answers():
-    assert set(WRONG) == set(CODES)
-    assert all(len(answers) >= 2 for answers in WRONG.values())
-
-
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_a_check_never_shows_a_bare_assert(code):
-    assert not silent(code)
-
-
-@pytest.mark.parametrize("exercise, answer, words", [
-    pytest.param(exercise, answer, words, id=f"{exercise} {what}")
-    for exercise, answers in WRONG.items() for what, answer, words in answers])
-def test_a_wrong_answer_is_refused_in_words(exercise, answer, words, tmp_path, capsys, monkeypatch):
-    refused(CODES[exercise], answer, words, tmp_path, capsys, monkeypatch)

@@ -1,8 +1,5 @@
 """Plausible wrong answers to the exercises of notebooks 05 and 06: each is refused, in words that say what is wrong."""
 
-import pytest
-from wrong_answers import codes, refused, silent
-
 WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
     "05.1": [
         ("the last step of a piece forgets, not the first", """
@@ -127,23 +124,3 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             """, "1 states, numbers of 16 bytes: with 2 steps"),
     ],
 }
-CODES = codes("05", "06")
-
-
-def test_every_exercise_has_its_wrong_answers():
-    assert set(WRONG) == set(CODES)
-    assert all(len(answers) >= 2 for answers in WRONG.values())
-
-
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_a_check_never_shows_a_bare_assert(code):
-    assert not silent(code)
-
-
-@pytest.mark.parametrize("exercise, answer, words", [
-    pytest.param(exercise, answer, words, id=f"{exercise} {what}")
-    for exercise, answers in WRONG.items() for what, answer, words in answers])
-def test_a_wrong_answer_is_refused_in_words(exercise, answer, words, tmp_path, capsys, monkeypatch):
-    if "triton" in CODES[exercise]:
-        pytest.importorskip("triton", reason="no Triton for this system")
-    refused(CODES[exercise], answer, words, tmp_path, capsys, monkeypatch)
