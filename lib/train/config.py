@@ -8,7 +8,7 @@ from lib.env.errors import UserError
 OPTIMIZERS = ("adamw", "muon")
 AT_LEAST_ONE = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "steps", "accumulate",
                 "eval_every", "save_every")
-SHARES = ("dropout", "warmup", "final_lr", "beta2")
+SHARES = ("dropout", "warmup", "hold", "final_lr", "beta2")
 POSITIVE = ("minutes", "lr", "clip")
 NOT_NEGATIVE = ("transpose", "louder", "patience", "weight_decay", "seed")
 
@@ -32,6 +32,7 @@ class TrainConfig:
     patience: int = 0  # validations without a new best after which the run ends; 0: never
     lr: float = 3e-3  # at the end of the warm-up
     warmup: float = 0.02  # share of the run
+    hold: float = 0.0  # share of the run at the full rate, before the cosine begins
     final_lr: float = 0.05  # share of `lr` left at the end of the cosine
     optimizer: str = "adamw"  # or muon, for the blocks' matrices alone
     weight_decay: float = 0.1  # not on A_log, D, norms and biases
@@ -56,6 +57,9 @@ class TrainConfig:
             stays = name == "final_lr" and value == 1  # a rate that does not come down
             if not 0 <= value < 1 and not stays:
                 raise UserError(f"{name}={value} is a share: give a number from 0 to below 1")
+        if self.warmup + self.hold >= 1:
+            raise UserError(f"warmup={self.warmup} and hold={self.hold} leave no time for the rate "
+                            "to come down: together they must stay below 1")
         for name in POSITIVE:
             value = getattr(self, name)
             if not 0 < value < math.inf:

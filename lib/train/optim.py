@@ -41,10 +41,15 @@ def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> d
 
 
 def learning_rate(progress: float, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine down to `final_lr`; `progress` goes from 0 to 1."""
+    """Linear warm-up, `hold`, then a cosine down to `final_lr`; `progress` goes from 0 to 1.
+
+    A rate that is held (Hu et al. 2024, MiniCPM, section 4) lets a run be made longer while it is under way:
+    the length must be known only when the cosine begins.
+    """
     if progress < config.warmup:
         return config.lr * min(1.0, max(progress, 1e-3) / config.warmup)
-    x = min(1.0, (progress - config.warmup) / (1 - config.warmup))
+    begin = config.warmup + config.hold
+    x = min(1.0, max(0.0, progress - begin) / (1 - begin))
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * x)))
 
 

@@ -195,6 +195,17 @@ def test_learning_rate_warms_up_and_comes_down():
     assert all(a > b for a, b in zip(rates[top:], rates[top + 1 :]))
 
 
+def test_a_held_rate_stays_at_its_top_and_then_comes_down():
+    held = replace(TINY, hold=0.5)
+    rates = [learning_rate(p, held) for p in np.linspace(0, 1, 201)]
+    plateau = [p for p, rate in zip(np.linspace(0, 1, 201), rates) if rate == held.lr]
+    assert plateau[0] == pytest.approx(held.warmup, abs=0.01)
+    assert plateau[-1] == pytest.approx(held.warmup + 0.5, abs=0.01)
+    assert rates[-1] == pytest.approx(held.lr * held.final_lr)
+    with pytest.raises(UserError, match="no time for the rate to come down"):
+        replace(TINY, warmup=0.5, hold=0.5)
+
+
 def test_precision_is_chosen_by_what_the_device_computes_in(monkeypatch):
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) is None and choose_precision("bf16", cpu) is torch.bfloat16
