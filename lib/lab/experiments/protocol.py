@@ -32,6 +32,22 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Race:
+    """Part (a), second protocol: bits per note of the test split, over seeds and pieces."""
+
+    archs: tuple[str, ...] = RIVALS
+    headline: tuple[str, ...] = ("mamba", "transformer", "transformer_xl", "lstm")  # these get all seeds
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    few: int = 3  # seeds of the others
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)  # tried by each, and twice or half the best while it is at the edge
+    warmups: tuple[float, ...] = (0.1, 0.02)  # shares of a run: the rates with the first, then the best rate with the others
+    trial_tokens: int = 2_500_000  # of each trial
+    tokens: int = 10_000_000  # of each run
+    budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)  # shorter runs, first seed: do lines cross?
+    orders: tuple[int, ...] = (3, 4, 5, 6)  # of the n-gram, chosen on validation
+
+
+@dataclass(frozen=True)
 class Efficiency:
     """Part (b): time and memory, on models of the same size with attention over all that was read."""
 
@@ -99,6 +115,7 @@ class Protocol:
     size: Size
     config: TrainConfig  # what all runs share; the learning rate, the seed and the end are the run's own
     likelihood: Likelihood = Likelihood()
+    race: Race = Race()
     efficiency: Efficiency = Efficiency()
     context: Context = Context()
     playing: Playing = Playing()
@@ -119,6 +136,8 @@ SCALES = {
         TrainConfig(batch=4, length=64, carry=4, transpose=5, louder=2, minutes=FOREVER, eval_every=8, eval_tokens=500,
                     save_every=8),
         Likelihood(seeds=(0, 1), rates=(2e-3, 8e-3), grid_tokens=2_000, tokens=4_000, rounds=3),
+        Race(archs=("lstm", "transformer", "mamba"), headline=("mamba", "transformer"), seeds=(0, 1, 2), few=1,
+             rates=(2e-3, 4e-3, 8e-3), trial_tokens=2_000, tokens=4_000, budgets=(1_000, 2_000), orders=(2, 3)),
         Efficiency(archs=("transformer", "s4d", "mamba"), lengths=(64, 128, 256), positions=(32, 64, 128), prefill=(32, 64, 128), batches=(1, 2), prompt=32, repeats=3, tokens=4, seconds=0.2),
         Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
         Playing(prompt_seconds=4.0, seconds=2.0),
@@ -138,6 +157,7 @@ SCALES = {
         TrainConfig(batch=32, length=1024, carry=8, transpose=5, louder=2, minutes=FOREVER, eval_every=250,
                     eval_tokens=300_000, save_every=250),
         Likelihood(grid_tokens=20_000_000, tokens=150_000_000),
+        Race(),
         Efficiency(repeats=9, tokens=128),
         Context(lengths=(16, 64, 256, 1024, 2048, 4096)),
         Tokens(notes=10_000_000),

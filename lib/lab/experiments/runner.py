@@ -1,6 +1,7 @@
 """The experiments that compare architectures: `python -m lib.lab.experiments [--only NAME] [--budget-minutes M] [--quick]`.
 
     likelihood   bits per note on the test split: equal tokens and equal time, each architecture at its best rate
+    race         the same by the second protocol: more tokens, all seeds, equal tokens and equal arithmetic
     efficiency   training speed and memory against length, generation and its state against position, exponents
     context      bits per note against position and against the number of tokens in reach
     playing      one opening, continued by each architecture
@@ -37,6 +38,7 @@ from lib.music.encode import Augmentation, build
 from lib.music.streams import Streams
 
 PARTS = {"efficiency": "lib.lab.experiments.efficiency", "likelihood": "lib.lab.experiments.likelihood",
+         "race": "lib.lab.experiments.race",
          "context": "lib.lab.experiments.context", "playing": "lib.lab.experiments.playing", "tokens": "lib.lab.experiments.tokens", "original": "lib.lab.experiments.original"}
 Rate = Annotated[float, Field(gt=0, le=1e3)]
 RUNS = env.ROOT / "data" / "runs" / "experiments"

@@ -1,0 +1,273 @@
+"""Part (a), second protocol: which architecture predicts held-out music best.
+
+Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the budget. Then
+all train at their best, with several seeds; and with the first seed at shorter budgets too. When all of
+these have ended, and not before, the test split is opened. An n-gram that was only counted is the floor.
+
+Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained again:
+from its bits at two budgets follows what a doubling of its tokens is worth to it, and so what it would
+have had with the tokens that as many operations as Mamba's allow.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from lib.env.schema import Amount
+from lib.lab.experiments.intervals import difference, mean_bits, two_level
+from lib.lab.experiments.runs import Spec, best_model
+from lib.lab.rivals.arithmetic import operations
+from lib.lab.rivals.matched import LABELS, build
+from lib.lab.rivals.ngram import NGram
+from lib.lab.rivals.windows import model_bits
+from lib.train.bits import counting_baselines
+
+KEPT = ("body_parameters", "parameters", "steps", "tokens", "validation_bits_per_note", "best_step", "tokens_per_second")
+WIDEST = 3  # times that a grid is widened at one end
+
+
+def spec(lab, arch: str, *, lr: float, warmup: float, seed: int, tokens: int) -> Spec:
+    """One run; runs with the same choices are one run."""
+    config = lab.protocol.config
+    steps = max(1, tokens // (config.batch * config.length))
+    config = replace(config, lr=lr, warmup=warmup, seed=seed, dropout=lab.protocol.size.dropout, steps=steps)
+    name = f"race/{arch}-lr{lr:g}-warmup{warmup:g}-seed{seed}-steps{steps}"
+    return Spec(name, arch, lab.protocol.size, config)
+
+
+def run(lab) -> dict:
+    """Everything, as far as the minutes go; the result is written after every stage."""
+    chosen = lab.protocol.race
+    result = lab.read("race") or {}
+    if result.get("summary"):
+        return result
+    searched = lab.all(search, chosen.archs)
+    result["trials"] = [row for rows in searched for row in rows]
+    result["best"] = {arch: chosen_of(rows) for arch, rows in zip(chosen.archs, searched, strict=True)}
+    lab.write("race", result)
+    result["runs"] = lab.all(trained, list(runs(lab, result["best"])))
+    lab.write("race", result)
+    result["test"] = lab.all(tested, [row["name"] for row in result["runs"]])
+    result |= floor(lab)
+    result["operations"] = {arch: counted(lab, arch) for arch in chosen.archs}
+    result["summary"] = summarise(result, chosen.headline[0])
+    lab.write("race", result)
+    return result
+
+
+# ---- the search ------------------------------------------------------------------------------
+
+
+def search(lab, arch: str) -> list[dict]:
+    """The trials of an architecture, the first seed: rates, further rates, then the other warm-ups."""
+    chosen = lab.protocol.race
+    seed = chosen.seeds[0]
+
+    def trial(lr: float, warmup: float) -> dict:
+        return trained(lab, spec(lab, arch, lr=lr, warmup=warmup, seed=seed, tokens=chosen.trial_tokens))
+
+    rows = [trial(lr, chosen.warmups[0]) for lr in chosen.rates]
+    for _ in range(WIDEST):
+        further = beyond({row["lr"]: row["validation_bits_per_note"] for row in rows})
+        if further is None:
+            break
+        rows.append(trial(further, chosen.warmups[0]))
+    best = chosen_of(rows)["lr"]
+    rows += [trial(best, warmup) for warmup in chosen.warmups[1:]]
+    return rows
+
+
+def beyond(bits: dict[float, float]) -> float | None:
+    """Half or twice the best of these rates where it is the least or the largest of them, else None."""
+    best = min(bits, key=bits.get)
+    if best == max(bits):
+        return 2 * best
+    if best == min(bits):
+        return best / 2
+    return None
+
+
+def chosen_of(rows: list[dict]) -> dict:
+    """The rate and the warm-up of the trial that validation likes best."""
+    best = min(rows, key=lambda row: row["validation_bits_per_note"])
+    return {"lr": best["lr"], "warmup": best["warmup"]}
+
+
+# ---- the runs --------------------------------------------------------------------------------
+
+
+def runs(lab, best: dict[str, dict]):
+    """Seed by seed, so that a race that is cut short has some of everything; then the shorter budgets."""
+    chosen = lab.protocol.race
+    for number, seed in enumerate(chosen.seeds):
+        for arch in chosen.archs:
+            if number < chosen.few or arch in chosen.headline:
+                yield spec(lab, arch, **best[arch], seed=seed, tokens=chosen.tokens)
+    for tokens in chosen.budgets:
+        for arch in chosen.archs:
+            yield spec(lab, arch, **best[arch], seed=chosen.seeds[0], tokens=tokens)
+
+
+def trained(lab, one: Spec) -> dict:
+    """The row of a run, trained where it is not there yet."""
+    outcome = lab.train(one, lab.base)
+    curve = [[row["tokens"], row["validation_bits_per_note"]] for row in outcome["log"]]
+    return {
+        "arch": one.arch,
+        "lr": one.config.lr,
+        "warmup": one.config.warmup,
+        "seed": one.config.seed,
+        "name": one.name,
+        **{key: outcome[key] for key in KEPT},
+        "curve": curve,
+    }
+
+
+def tested(lab, name: str) -> list[float]:
+    """Bits of every test piece for a run that has ended; kept."""
+
+    def work():
+        lab.say(f"{name}: test")
+        model = best_model(lab.place(name), lab.device)
+        found = model_bits(model, lab.base, lab.base.select("test"))
+        return [round(float(bits), 3) for bits in found]
+
+    return lab.once(name.replace("/", "-") + "-test", work, list[Amount])
+
+
+# ---- floors and arithmetic -------------------------------------------------------------------
+
+
+def floor(lab) -> dict:
+    """The test pieces, and what models that only count need for them."""
+    test = lab.base.select("test")
+    notes = [piece.notes for piece in test]
+    found = lab.once("race-ngram", lambda: counted_grams(lab))
+    counting = counting_baselines(lab.base, test)
+    counting[f"{found['order']}-gram"] = sum(found["bits"]) / sum(notes)
+    return {
+        "pieces": {
+            "names": [piece.name for piece in test],
+            "notes": notes,
+            "leaks": [(piece.composer, piece.title) in lab.leaks for piece in test],
+        },
+        "counting": counting,
+        "ngram": found,
+    }
+
+
+def counted_grams(lab) -> dict:
+    """The n-gram of the order that validation likes best, counted on the whole train split; its bits of each test piece."""
+    streams = lab.base
+    train = [streams.stream(piece) for piece in streams.select("train")]
+    longest = NGram(max(lab.protocol.race.orders), streams.vocab_size).fit(train)
+    held_out = streams.select("validation")
+    notes = sum(piece.notes for piece in held_out)
+
+    def model(order: int) -> NGram:
+        one = NGram(order, streams.vocab_size)
+        one.levels = longest.levels[:order]
+        return one
+
+    validation = {order: sum(model(order).bits(streams.stream(piece)) for piece in held_out) / notes
+                  for order in lab.protocol.race.orders}
+    best = min(validation, key=validation.get)
+    bits = [model(best).bits(streams.stream(piece)) for piece in streams.select("test")]
+    return {"order": best, "validation": validation, "bits": bits}
+
+
+def counted(lab, arch: str) -> float:
+    """Operations for each token of a training step."""
+    config = lab.protocol.config
+    model = build(arch, lab.base.vocab_size, lab.protocol.size)
+    return operations(model, config.batch, config.length)
+
+
+# ---- the summary -----------------------------------------------------------------------------
+
+
+def summarise(result: dict, first: str) -> dict:
+    """For both budgets a row each: bits a note, and the difference between `first` and it."""
+    notes = np.array(result["pieces"]["notes"])
+    honest = ~np.array(result["pieces"]["leaks"], bool)
+    longest = max(row["steps"] for row in result["runs"])
+    bits: dict[str, list] = {}
+    for row, found in zip(result["runs"], result["test"], strict=True):
+        if row["steps"] == longest:
+            bits.setdefault(row["arch"], []).append(found)
+    models = {arch: np.array(rows) for arch, rows in bits.items()}
+    curves = {arch: curve(result, arch) for arch in models}
+    worth = {arch: doubling(points) for arch, points in curves.items()}
+    budgets = {}
+    for budget in ("tokens", "arithmetic"):
+        rows = {}
+        for arch, mine in models.items():
+            share = result["operations"][first] / result["operations"][arch] if budget == "arithmetic" else 1.0
+            moved = mine + math.log2(share) * worth[arch] * notes  # bits of each piece with so many more tokens
+            rows[arch] = {
+                "tokens": share * max(row["tokens"] for row in result["runs"] if row["arch"] == arch),
+                **estimate(moved, notes),
+                "without_leaks": estimate(moved[:, honest], notes[honest]),
+            }
+            if arch != first:
+                rows[arch]["first_minus_this"] = difference(models[first], moved, notes)
+        budgets[budget] = rows
+    return {"first": first, "budgets": budgets, "curves": curves, "doubling": worth}
+
+
+def curve(result: dict, arch: str) -> list[tuple[int, float]]:
+    """(tokens, bits a note on the test pieces) of an architecture's first seed, at every budget."""
+    total = sum(result["pieces"]["notes"])
+    seed = min(row["seed"] for row in result["runs"])
+    points = {row["tokens"]: sum(bits) / total for row, bits in zip(result["runs"], result["test"], strict=True)
+              if row["arch"] == arch and row["seed"] == seed}
+    return sorted(points.items())
+
+
+def doubling(points: list[tuple[int, float]]) -> float:
+    """Bits a note that the last doubling of the tokens brought: a line through the last two budgets."""
+    if len(points) < 2:
+        return 0.0
+    (few, before), (many, after) = points[-2:]
+    return (after - before) / math.log2(many / few)
+
+
+def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
+    """Bits a note, of every seed too, with the two-level interval: bits (seeds, pieces), notes (pieces,)."""
+    if not len(notes):  # the sample's only test piece may be one of the leaking titles
+        return {"pieces": 0, "bits_per_note": None, "interval_95": None}
+    return {
+        "pieces": len(notes),
+        "seeds": len(bits),
+        "by_seed": [float(one.sum() / notes.sum()) for one in bits],
+        "bits_per_note": mean_bits(bits, notes),
+        "interval_95": list(two_level(bits, notes)),
+    }
+
+
+def table(result: dict) -> str:
+    """The summary in Markdown."""
+    first = LABELS[result["summary"]["first"]]
+    lines = [f"| equal | architecture | seeds | bits a note, test (95 %) | {first} minus this (95 %) | over seeds alone |",
+             "|---|---|---|---|---|---|"]
+    for budget, rows in result["summary"]["budgets"].items():
+        for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
+            low, high = row["interval_95"]
+            lines.append(f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} ({low:.2f} to {high:.2f}) "
+                         f"| {said(row.get('first_minus_this'))} |")
+    for name, bits in result["counting"].items():
+        lines.append(f"| | {name}, counted | | {bits:.2f} | | |")
+    return "\n".join(lines)
+
+
+def said(found: dict | None) -> str:
+    """A difference in two columns, with "not shown" where an interval holds zero."""
+    if not found:
+        return " | "
+    low, high = found["interval_95"]
+    both = f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f})"
+    if found["welch_95"] is None:
+        return f"{both}, not shown | one seed"
+    low, high = found["welch_95"]
+    return f"{both}{'' if found['shown'] else ', not shown'} | {low:+.2f} to {high:+.2f}, p = {found['p']:.2g}"

@@ -1,0 +1,75 @@
+"""An interpolated n-gram with back-off, counted and not trained: the floor that any model must beat.
+
+Each order mixes its own counts with the next shorter order by Witten and Bell's weights (1991): a context
+that was met often, and followed by few kinds of token, is trusted most.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+UNSEEN = -1  # the number of a context that training never met
+
+
+@dataclass(frozen=True)
+class Level:
+    """What was counted behind contexts of one length."""
+
+    grams: np.ndarray  # context * V + token of each pair that was met, sorted
+    counts: np.ndarray  # how often, in the same order
+    totals: np.ndarray  # tokens behind each context
+    kinds: np.ndarray  # different tokens behind each context
+
+
+class NGram:
+    """`NGram(order, vocab_size).fit(streams)`; contexts are of 0 … order - 1 tokens of the same piece."""
+
+    def __init__(self, order: int, vocab_size: int):
+        self.order = order
+        self.vocab_size = vocab_size
+        self.levels: list[Level] = []
+
+    def fit(self, streams: list[np.ndarray]) -> "NGram":
+        """Count token streams, each an integer array (length,)."""
+        self.levels = []
+        tokens = np.concatenate(streams).astype(np.int64)
+        first = np.concatenate([np.arange(len(stream)) for stream in streams])  # place in its piece
+        context = np.zeros(len(tokens), np.int64)
+        for length in range(self.order):
+            here = first >= length  # so many tokens lie before it
+            grams, which, counts = np.unique(
+                context[here] * self.vocab_size + tokens[here],
+                return_inverse=True,
+                return_counts=True,
+            )
+            behind = grams // self.vocab_size
+            self.levels.append(
+                Level(grams, counts, np.bincount(behind, weights=counts), np.bincount(behind))
+            )
+            # the next token's longer context is this one with this token behind it
+            longer = np.full(len(tokens), UNSEEN)
+            longer[here] = which
+            context = np.concatenate([[UNSEEN], longer[:-1]])
+        return self
+
+    def probabilities(self, stream: np.ndarray) -> np.ndarray:
+        """The probability of each token of a stream after those before it, float64 (length,)."""
+        tokens = stream.astype(np.int64)
+        found = np.full(len(tokens), 1 / self.vocab_size)
+        context = np.zeros(len(tokens), np.int64)
+        for level in self.levels:
+            known = context != UNSEEN
+            key = context * self.vocab_size + tokens
+            place = np.searchsorted(level.grams, key).clip(max=len(level.grams) - 1)
+            met = known & (level.grams[place] == key)
+            count = np.where(met, level.counts[place], 0)
+            total = level.totals[context]
+            kinds = level.kinds[context]
+            found = np.where(known, (count + kinds * found) / (total + kinds), found)
+            longer = np.where(met, place, UNSEEN)
+            context = np.concatenate([[UNSEEN], longer[:-1]])
+        return found
+
+    def bits(self, stream: np.ndarray) -> float:
+        """Bits of a stream, its first token given."""
+        return float(-np.log2(self.probabilities(stream)[1:]).sum())
