@@ -1,20 +1,15 @@
 """Claims about the benchmark of training steps and the experiment on overfitting, and about what they stored."""
 
 import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from lib.env.errors import UserError
 from lib.env.machine import read_results
 from lib.lab.bench import __main__ as bench
-from lib.lab.bench import overfit as overfit_bench
 from lib.lab.bench import train as train_bench
 from lib.mamba.model import MambaConfig, MambaLM
-from lib.music.maestro import Performance
-from lib.music.notes import Music, make_notes, write_midi
 
 TINY = ["--d-model", "32", "--n-layer", "1", "--d-state", "4", "--vocab-size", "50", "--batch", "1", "--lengths",
         "8,16",
@@ -75,45 +70,3 @@ def test_the_stored_figures_keep_the_promise():
     assert found["sizes"] == {"d_model": 256, "n_layer": 6, "d_state": 16, "vocab_size": 1024, "batch": 4, "repeats": 7}
     times = {r["contender"]: r["times"] for r in found["ratios"] if (r["length"], r["allocator"]) == (1024, "default")}
     assert times["mambapy"] >= 4 and times["transformer"] >= 1 / 1.5 and times["gpt2"] >= 1 / 1.5
-
-
-# ---- overfitting --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    home, found = tmp_path_factory.mktemp("pieces"), []
-    for i, split in enumerate(("train", "train", "train", "validation")):
-        rng = np.random.default_rng(i)
-        start = np.cumsum(rng.uniform(0.02, 0.4, 400))
-        path = home / f"{i}.mid"
-        write_midi(Music(make_notes(start, start + 0.3, rng.integers(40, 80, 400), rng.integers(30, 100, 400))), path)
-        found.append(Performance(path, "composer", f"title {i}", 2000, split, 200.0))
-    return found
-
-
-def test_the_experiment_runs_writes_each_arm_and_measures_all_on_the_same_performances(pieces, tmp_path, monkeypatch):
-    arms = (overfit_bench.ARMS[0], overfit_bench.ARMS[-1])
-    monkeypatch.setattr(overfit_bench, "ARMS", tuple(replace(a, vocab_size=a.vocab_size and 620) for a in arms))
-    monkeypatch.setattr(overfit_bench, "performances", lambda say: pieces)
-    monkeypatch.setattr(overfit_bench, "BASE", replace(overfit_bench.BASE, d_model=16, n_layer=1))
-    overfit_bench.main(["--pieces", "2", "--held-out", "1", "--passes", "1", "--merge-pieces", "3", "--output",
-                        str(tmp_path / "o.json")])
-    found = json.loads((tmp_path / "o.json").read_text())
-    assert found["notes"] == 800 and found["merge_pieces"] == 3
-    first, last = found["arms"]
-    assert first["vocabulary"] == 620 and first["curve"][0]["own_validation"] > 0
-    assert last["curve"][0]["own_validation"] is None
-    assert last["baselines"]["uniform"] > last["baselines"]["bigram"] or last["best"] > 0
-    with pytest.raises(UserError, match="only 3 train performances"):
-        overfit_bench.choose(pieces, 4, 1)
-
-
-def test_the_stored_experiment_tells_the_story():
-    found = read_results("overfit")
-    arms = {arm["name"]: arm for arm in found["arms"]}
-    original, repaired = arms["original"], arms["dropout and decay"]
-    assert list(arms) == [arm.name for arm in overfit_bench.ARMS]
-    assert original["final"] > original["best"] + 1, "it overfits"
-    assert original["curve"][-1]["held_out"] > original["curve"][-1]["own_validation"] + 1, "its own validation leaks"
-    assert repaired["best"] < original["best"] - 1 and repaired["final"] < repaired["best"] + 1

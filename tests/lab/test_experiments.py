@@ -39,6 +39,7 @@ from lib.music.maestro import Performance
 from lib.music.notes import Music, make_notes, write_midi
 from lib.music.streams import Piece, Streams
 from lib.show import plots
+from lib.train import bits as evaluate
 from lib.train.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +55,8 @@ TINY = Protocol(
     Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
     Playing(prompt_seconds=2.0, seconds=40.0),
     Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
-    Original(vocabulary=640, repaired_vocabulary=None, pieces=2, length=24, epochs=4))
+    Original(SIZE, pieces=2, seconds=(0, 60), measured=1, passes=4, batch=2, length=24, vocabulary=640, repaired_vocabulary=None, copies=1, carry=2,
+             seeds=(0, 1)))
 
 
 SCAN = env.read_results("scan_cpu_2_cores")
@@ -319,32 +321,60 @@ def test_the_same_pieces_are_drawn_whatever_the_tokens():
     assert token_part.drawn(pieces, None) == pieces
 
 
-def test_the_original_and_each_repair(lab):
+def test_the_original_each_repair_and_all_but_each(lab):
     result = original.run(lab)
     arms = {arm["arm"]: arm for arm in result["arms"]}
-    assert list(arms) == ["original", *original.REPAIRS, "all repaired"]
-    assert arms["penalty"]["bits_per_note"] == pytest.approx(arms["original"]["without_penalty"])
-    assert arms["original"]["gain"]["bits_per_note"] == 0
+    assert list(arms) == ["nothing", *original.REPAIRS, "everything", *(f"all but {name}" for name in original.REPAIRS)]
+    notes = np.array(result["notes"])
     for arm in arms.values():
-        assert arm["gain"]["bits_per_note"] == pytest.approx(arms["original"]["bits_per_note"] - arm["bits_per_note"])
-    assert arms["vocabulary"]["vocabulary"] == 580 < arms["original"]["vocabulary"] <= 640
-    assert "all repaired" in original.table(result)
+        bits = np.array(arm["bits"])
+        assert bits.shape == (2, 1) == (len(TINY.original.seeds), len(notes))
+        assert arm["bits_per_note"] == pytest.approx(bits.mean(0).sum() / notes.sum())
+        assert arm["gain"]["bits_per_note"] == pytest.approx(arms["nothing"]["bits_per_note"] - arm["bits_per_note"], abs=0.01)
+        assert arm["lost"]["bits_per_note"] == pytest.approx(arm["bits_per_note"] - arms["everything"]["bits_per_note"], abs=0.01)
+        for curve in arm["curves"]:
+            assert [point["pass"] for point in curve] == [2, 4]
+    assert arms["penalty"]["bits_per_note"] == pytest.approx(arms["nothing"]["without_penalty"], abs=0.01)
+    assert arms["penalty"]["curves"] == arms["nothing"]["curves"]  # one training
+    assert arms["vocabulary"]["vocabulary"] == 580 < arms["nothing"]["vocabulary"] <= 640
+    assert "not shown" in original.table(result)
+
+
+def test_held_out_bits_of_a_curve_are_those_of_the_model_at_that_pass(lab):
+    original.run(lab)
+    recipe = original.ARMS["everything"]
+    streams, judge = original.data(lab, recipe)
+    one = original.spec(lab, original.trained_as("everything"), recipe, streams, 0)
+    run = Run(one, streams, lab.folder / "again", judge, device="cpu", say=quiet)
+    run.run(progress=False)
+    wanted = float(evaluate.piece_bits(run.model, streams, judge).sum() / sum(p.notes for p in judge))
+    kept = next(arm for arm in original.run(lab)["arms"] if arm["arm"] == "everything")
+    assert run.judged[-1] == pytest.approx(wanted)
+    assert kept["curves"][0][-1]["held_out"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_originals_chunks_overlap_and_lie_on_both_sides(lab):
     streams, measured = original.data(lab, original.Recipe())
     train, held_out = streams.select("train"), streams.select("validation")
     assert train and held_out and {p.name for p in held_out} <= {p.name for p in train}
-    assert all(p.length <= 25 and p.notes > 0 for p in streams.pieces)
+    parts = [p for p in streams.pieces if p.split != "test"]
+    assert all(p.length <= 25 and p.notes > 0 for p in parts)
     shared = [min(a.offset + a.length, b.offset + b.length) - max(a.offset, b.offset) for a in train for b in held_out]
     assert max(shared) > 1  # the same bar is trained on and validated on
     repaired, same = original.data(lab, original.Recipe(split=True))
     assert [p.name for p in same] == [p.name for p in measured]
-    assert not {p.name for p in repaired.pieces} & {p.name for p in measured}
-    assert {p.name for p in repaired.select("train")} == {p.name for p in train}
+    sides = [{p.name for p in repaired.select(split)} for split in ("train", "validation", "test")]
+    assert all(sides) and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert sides[0] == {p.name for p in train} and sides[2] == {p.name for p in measured}
     more, _ = original.data(lab, original.Recipe(augmentation=True))
-    assert {p.copy for p in more.select("train", copies=True)} == {0, 1, 2}
+    assert {p.copy for p in more.select("train", copies=True)} == {0, 1}
     assert {p.copy for p in more.pieces if p.split == "validation"} == {0}
+
+
+def test_too_few_performances_are_refused_in_a_sentence(lab):
+    more = Lab(replace(TINY, original=replace(TINY.original, pieces=9)), lab.folder, device="cpu", found=lab.found, say=quiet)
+    with pytest.raises(UserError, match="only 3 train performances of 0 to 60 seconds are here, and 9 are needed"):
+        original.chosen_performances(more)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 0.9, 1.3])

@@ -14,7 +14,6 @@ SURVEYS = {  # name: the module whose main(argv) measures it
     "generate": "lib.lab.bench.generate",
     "interruptions": "lib.lab.bench.interruptions",
     "ladder": "lib.lab.bench.ladder",
-    "overfit": "lib.lab.bench.overfit",
     "playing": "lib.lab.judge.report",
     "rungs": "lib.lab.bench.rungs",
     "scan": "lib.lab.bench.scan",

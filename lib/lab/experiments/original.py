@@ -1,13 +1,14 @@
-"""Part (e): the original's recipe at our size, and what each repair is worth alone.
+"""Part (e): the original's recipe in small, what each repair is worth alone, and what is lost without it.
 
-Theirs: 20,000 byte-pair tokens learnt on all files, overlapping chunks split at random, no augmentation,
-batch 1, a rate of 1e-4 cut tenfold every three epochs, a repetition penalty of 0.9. Each arm repairs one
-of these; the last repairs all. What is compared is bits per note of whole performances of the official
-validation split that no arm has seen or selected on. The penalty acts on sampling: an arm that has it is
-judged by the distribution that it would draw from.
+Theirs: 20,000 byte-pair tokens learnt on all files, overlapping chunks split at random, no augmentation, no
+regularisation, a rate that is cut tenfold after each third, a repetition penalty of 0.9. Each arm is trained
+on a few performances, read many times, until it has learnt them by heart; each is stopped where its own
+validation liked it best, as its author would have. What is compared is bits per note of whole performances
+of the official validation split that no arm has seen or selected on. The penalty acts on sampling: an arm
+that has it is judged by the distribution that it would draw from.
 
-Not theirs: our size, the 10 ms grid and pedal-extended notes of the other parts (so that bits compare),
-part of the train split.
+Not theirs: our size and number of steps, and a rate that suits them; the 10 ms grid and pedal-extended notes
+of the other parts, so that bits compare.
 """
 
 import math
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lib.env.errors import UserError
 from lib.env.schema import Number
+from lib.lab.experiments.intervals import difference, mean_bits, two_level
 from lib.lab.experiments.runs import Spec, best_model
-from lib.lab.experiments.tokens import drawn
 from lib.lab.rivals.windows import model_bits
+from lib.music.encode import Augmentation, build
 from lib.music.streams import Piece, Streams
-from lib.train.bits import interval
+from lib.train.bits import counting_baselines
 
 
 @dataclass(frozen=True)
@@ -31,118 +34,213 @@ class Recipe:
 
     vocabulary: bool = False  # fewer merges
     merges: bool = False  # learnt on the train split alone
-    split: bool = False  # whole performances, the official split
+    split: bool = False  # the official one, of whole performances, which rows read on in
     augmentation: bool = False  # transposed, stretched, louder and softer copies
-    schedule: bool = False  # a higher rate with warm-up and cosine
+    regularisation: bool = False  # dropout and weight decay
+    schedule: bool = False  # warm-up and cosine
     penalty: bool = False  # none
 
 
 REPAIRS = tuple(field.name for field in fields(Recipe))
-ARMS = {"original": Recipe(), **{name: Recipe(**{name: True}) for name in REPAIRS},
-        "all repaired": Recipe(**dict.fromkeys(REPAIRS, True))}
+ALL = Recipe(**dict.fromkeys(REPAIRS, True))
+NOTHING, EVERYTHING = "nothing", "everything"
+ARMS = {
+    NOTHING: Recipe(),
+    **{name: Recipe(**{name: True}) for name in REPAIRS},
+    EVERYTHING: ALL,
+    **{f"all but {name}": replace(ALL, **{name: False}) for name in REPAIRS},
+}
 
 
 def run(lab) -> dict:
-    """One row an arm, written as they come."""
-    result = {"arms": []}
-    for recipe in ARMS.values():  # build the streams one by one: arms share some
-        lab.left()
-        data(lab, recipe)
-    lab.all(trained, dict.fromkeys(map(twin, ARMS)))
-    for (name, recipe), (outcome, kept) in zip(ARMS.items(), lab.all(measured_arm, ARMS), strict=True):
-        streams, measured = data(lab, recipe)
-        notes = np.array([p.notes for p in measured])
-        bits = np.array(kept["bits"])
-        result["arms"].append({
-            "arm": name, "vocabulary": streams.vocab_size, "parameters": outcome["parameters"], "tokens": outcome["tokens"],
-            "best_step": outcome["best_step"], "steps": outcome["steps"],
-            "own_validation": outcome["validation_bits_per_note"], "pieces": len(notes), "bits": kept["bits"],
-            "bits_per_note": float(bits.sum() / notes.sum()), "interval_95": interval(bits, notes),
-            "without_penalty": float(sum(kept["plain"]) / notes.sum())})
-        first = np.array(result["arms"][0]["bits"])
-        gain = first - bits
-        result["arms"][-1]["gain"] = {"bits_per_note": float(gain.sum() / notes.sum()), "interval_95": interval(gain, notes)}
+    """One row an arm, written when all have ended."""
+    items = [(name, seed) for seed in lab.protocol.original.seeds for name in ARMS]
+    found = dict(zip(items, lab.all(measured, items), strict=True))
+    _, pieces = data(lab, Recipe())
+    notes = np.array([piece.notes for piece in pieces])
+    rows = []
+    for name in ARMS:
+        outcomes = [found[name, seed] for seed in lab.protocol.original.seeds]
+        bits, plain = (np.array([one[key] for one in outcomes]) for key in ("bits", "plain"))
+        rows.append({
+            "arm": name,
+            **{key: outcomes[0][key] for key in ("vocabulary", "tokens_a_note", "parameters", "steps", "counting")},
+            "bits": bits.round(3).tolist(),
+            "bits_per_note": mean_bits(bits, notes),
+            "interval_95": list(two_level(bits, notes)),
+            "without_penalty": mean_bits(plain, notes),
+            "curves": [one["curve"] for one in outcomes],
+        })
+    by_name = {row["arm"]: np.array(row["bits"]) for row in rows}
+    for row in rows:
+        row["gain"] = difference(by_name[NOTHING], by_name[row["arm"]], notes)
+        row["lost"] = difference(by_name[row["arm"]], by_name[EVERYTHING], notes)
+    train, _ = chosen_performances(lab)
+    result = {"trained_on": [p.path.name for p in train], "pieces": [p.name for p in pieces], "notes": notes.tolist(), "arms": rows}
     lab.write("original", result)
     return result
 
 
-def twin(name: str) -> str:
+def measured(lab, item: tuple[str, int]) -> dict:
+    """What an arm came to with one seed: its curves, and the bits of each held-out piece."""
+    name, seed = item
+    recipe = ARMS[name]
+    streams, judge = data(lab, recipe)
+    rate = tokens_a_note(streams)
+    one = spec(lab, trained_as(name), recipe, streams, seed)
+    outcome = lab.train(one, streams, judge)
+    each = steps_a_pass(lab, streams)
+    curve = [
+        {
+            "pass": row["step"] / each,
+            "train": row["train_bits_per_token"] * rate,
+            "own_validation": row["validation_bits_per_note"],
+            "held_out": bits,
+        }
+        for row, bits in zip(outcome["log"], outcome["judged"], strict=True)
+    ]
+    return {
+        "vocabulary": streams.vocab_size,
+        "tokens_a_note": rate,
+        "parameters": outcome["parameters"],
+        "steps": outcome["steps"],
+        "counting": counting_baselines(streams, judge),
+        "curve": curve,
+        **bits_of(lab, f"{name}-seed{seed}", one, recipe, streams, judge),
+    }
+
+
+def trained_as(name: str) -> str:
     """The arm whose training an arm shares: the penalty changes none."""
     recipe = replace(ARMS[name], penalty=False)
     return next(key for key, other in ARMS.items() if replace(other, penalty=False) == recipe)
 
 
-def trained(lab, name: str) -> dict:
-    """The outcome of an arm's training."""
-    streams, _ = data(lab, ARMS[name])
-    return lab.train(spec(lab, name, ARMS[name], streams), streams)
+def spec(lab, name: str, recipe: Recipe, streams: Streams, seed: int) -> Spec:
+    """The training run of an arm: so many passes over the notes of its performances."""
+    chosen = lab.protocol.original
+    each = steps_a_pass(lab, streams)
+    share = chosen.dropout if recipe.regularisation else 0.0
+    config = replace(
+        lab.protocol.config,
+        batch=chosen.batch,
+        length=chosen.length,
+        carry=chosen.carry if recipe.split else 1,
+        transpose=0,
+        louder=0,
+        dropout=share,
+        weight_decay=share,
+        lr=chosen.lr,
+        steps=each * chosen.passes,
+        eval_every=each * chosen.every,
+        save_every=each * chosen.every,
+        seed=seed,
+    )
+    cut_every = 0 if recipe.schedule else math.ceil(config.steps / 3)
+    folder = f"original/{name.replace(' ', '-')}-seed{seed}"
+    return Spec(folder, "mamba", replace(chosen.size, dropout=share), config, cut_every=cut_every)
 
 
-def measured_arm(lab, name: str) -> tuple[dict, dict]:
-    """(outcome, bits of the measured pieces) of an arm whose training has ended."""
-    recipe = ARMS[name]
-    streams, measured = data(lab, recipe)
-    one = spec(lab, twin(name), recipe, streams)
-    return lab.train(one, streams), bits_of(lab, name, one, recipe, streams, measured)
+def tokens_a_note(streams: Streams) -> float:
+    """Of what is trained on."""
+    train = streams.select("train", copies=True)
+    return sum(piece.length for piece in train) / sum(piece.notes for piece in train)
 
 
-def spec(lab, name: str, recipe: Recipe, streams: Streams) -> Spec:
-    """The training run of an arm: so many passes over its own training tokens."""
-    chosen, size = lab.protocol.original, lab.protocol.size
-    copies = 1 + 2 * recipe.augmentation  # as many passes over each performance, its copies counted
-    tokens = sum(p.length - 1 for p in streams.select("train", copies=True)) / copies
-    epoch = max(1, round(tokens / chosen.length))  # steps: batch 1
-    config = replace(lab.protocol.config, batch=1, length=chosen.length, carry=1, transpose=0, louder=0, weight_decay=0.0,
-                     dropout=0.0, lr=chosen.lr, steps=chosen.epochs * epoch, eval_every=max(1, epoch))
-    if recipe.schedule:
-        config = replace(config, lr=chosen.repaired_lr)
-    return Spec(f"original/{name.replace(' ', '-')}", "mamba", replace(size, dropout=0.0), config,
-                cut_every=0 if recipe.schedule else 3 * epoch)
+def steps_a_pass(lab, streams: Streams) -> int:
+    """Steps that read as many notes as the performances have."""
+    chosen = lab.protocol.original
+    tokens = streams.settings["notes"] * tokens_a_note(streams)
+    return max(1, round(tokens / (chosen.batch * chosen.length)))
 
 
-def data(lab, recipe: Recipe):
+# ---- the data of an arm ----------------------------------------------------------------------
+
+
+def data(lab, recipe: Recipe) -> tuple[Streams, list[Piece]]:
     """(Streams, pieces to measure on) of an arm.
 
-    In the streams "validation" is what the arm selects on: a fifth of the chunks, or half of the official
-    validation pieces; the other half is measured on, always.
+    In the streams "validation" is what the arm selects on: a fifth of its chunks, or performances of the
+    official validation split. Those that all are measured on are "test".
     """
     chosen = lab.protocol.original
+    copies = chosen.copies if recipe.augmentation else 0
+    base, tokenizer = base_streams(lab, copies)
     vocabulary = chosen.repaired_vocabulary if recipe.vocabulary else chosen.vocabulary
-    tokenizer, copies = None, 2 * recipe.augmentation
-    if vocabulary is not None and not recipe.merges:
-        tokenizer = learnt_on_all(lab, vocabulary)
-    streams, tokenizer = lab.streams(lab.protocol.grid_ms, vocabulary, copies, tokenizer)
-    names = sorted({p.name for p in streams.select("train")})
-    names = set(np.random.default_rng(0).permutation(names)[: chosen.pieces].tolist())
-    own, measured = halves(streams.select("validation"))
-    measured = drawn(measured, chosen.measured)
-    pool = [p for p in streams.pieces if p.split == "train" and p.name in names]
+    if vocabulary is not None:
+        tokenizer = learnt(lab, vocabulary, "train" if recipe.merges else "all")
+    notes = sum(piece.notes for piece in base.select("train"))
+    name = f"{base.settings['id']}-{vocabulary}-{recipe.merges}-{recipe.split}"
+    streams = merged(base, tokenizer, {"id": name, "notes": notes})
+    test = streams.select("test")
     if not recipe.split:
-        bar = round(sum(p.length for p in pool) / max(1, sum(
-            int(tokenizer.bars_of[streams.stream(p)].sum()) for p in pool)))  # tokens
-        pool, own = chunks(streams, tokenizer, pool, chosen.length, overlap=min(bar, chosen.length // 2)), []
-    arm = "-".join(f"{name}{getattr(recipe, name):d}" for name in REPAIRS if name != "penalty")
-    settings = streams.settings | {"id": f"{streams.settings['id']}-{arm}"}
-    return replace(streams, pieces=[*pool, *own], settings=settings), measured
+        train = streams.select("train", copies=True)
+        bars = sum(int(tokenizer.bars_of[streams.stream(piece)].sum()) for piece in train)
+        bar = round(sum(piece.length for piece in train) / max(1, bars))  # tokens
+        parts = chunks(streams, tokenizer, train, chosen.length, overlap=min(bar, chosen.length // 2))
+        streams = replace(streams, pieces=[*parts, *test])
+    return streams, test
 
 
-def learnt_on_all(lab, vocabulary: int):
-    """A tokenizer whose merges are learnt on all files, the test split's too: their mistake."""
+def chosen_performances(lab) -> tuple[list, list]:
+    """Performances to train on, and those to select and to be measured on, alternating; no title is on two sides."""
+    chosen = lab.protocol.original
+    shortest, longest = chosen.seconds
+    rng = np.random.default_rng(0)
+    sides = []
+    taken: set[tuple[str, str]] = set()
+    for split, count in (("train", chosen.pieces), ("validation", 2 * chosen.measured)):
+        fit = [p for p in lab.found if p.split == split and shortest <= p.seconds <= longest]
+        order = [fit[i] for i in rng.permutation(len(fit))]
+        side = []
+        for performance in order:
+            title = performance.composer, performance.title
+            if len(side) < count and title not in taken:
+                side.append(performance)
+                taken.add(title)
+        if len(side) < count:
+            raise UserError(f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are here, and {count} "
+                            "are needed: name the whole of MAESTRO in MAESTRO_DIR")
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def base_streams(lab, copies: int):
+    """(Streams, Tokenizer) of the chosen performances in base tokens; those to be measured on are "test"."""
+    from lib.music.tokens import TokenConfig
+
+    train, others = chosen_performances(lab)
+    held_out = [replace(p, split="test") for p in others[::2]]
+    config = TokenConfig(lab.protocol.grid_ms, "extend", None)
+    return build([*train, *held_out, *others[1::2]], config, Augmentation(copies=copies), folder=lab.cache, workers=1,
+                 progress=False, say=lab.say)
+
+
+def learnt(lab, vocabulary: int, where: str):
+    """A tokenizer whose merges are learnt on the train split, or on all files: then the test split's too, their mistake."""
     from lib.music.tokens import TokenConfig, Tokenizer
 
-    folder = lab.cache / f"merges-{lab.base.settings['id']}-{vocabulary}"
+    folder = lab.cache / f"merges-{lab.base.settings['id']}-{vocabulary}-{where}"
     if not (folder / "tokens.json").exists():
         tokenizer = Tokenizer(TokenConfig(lab.protocol.grid_ms, "extend", vocabulary))
-        tokenizer.learn([lab.base.stream(p)[1:-1] for p in lab.base.pieces])
+        pieces = lab.base.pieces if where == "all" else lab.base.select("train")
+        tokenizer.learn([lab.base.stream(piece)[1:-1] for piece in pieces])
         tokenizer.save(folder)
     return Tokenizer.load(folder)
 
 
-def halves(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """Two halves of a split, drawn once; where there is one piece, it is both."""
-    order = np.random.default_rng(3).permutation(len(pieces))
-    first, second = ([pieces[i] for i in sorted(half)] for half in np.array_split(order, 2))
-    return first or second, second or first
+def merged(base: Streams, tokenizer, settings: dict) -> Streams:
+    """The same pieces in a tokenizer's merged tokens, in memory."""
+    pieces = []
+    arrays = []
+    offset = 0
+    for piece in base.pieces:
+        inside = tokenizer.merge(base.stream(piece)[1:-1])
+        ids = np.concatenate([[tokenizer.bos], inside, [tokenizer.eos]]).astype(np.uint16)
+        pieces.append(replace(piece, offset=offset, length=len(ids)))
+        arrays.append(ids)
+        offset += len(ids)
+    return Streams(np.concatenate(arrays), pieces, tokenizer.vocab_size, int(tokenizer.bos), settings)
 
 
 def chunks(streams: Streams, tokenizer, pieces: list[Piece], length: int, overlap: int) -> list[Piece]:
@@ -151,30 +249,38 @@ def chunks(streams: Streams, tokenizer, pieces: list[Piece], length: int, overla
     A copy's chunk goes where that of the performance itself went; validation has no copies.
     """
     out = []
-    for number, name in enumerate(dict.fromkeys(p.name for p in pieces)):
+    for number, name in enumerate(dict.fromkeys(piece.name for piece in pieces)):
+        copies = [piece for piece in pieces if piece.name == name]
         rng = np.random.default_rng([1, number])
-        most = max(p.length for p in pieces if p.name == name)
-        held_out = rng.random(most) < 0.2  # by the number of the chunk
-        for piece in (p for p in pieces if p.name == name):
-            for chunk, begin in enumerate(range(0, max(1, piece.length - length), length - overlap)):
+        held_out = rng.random(max(piece.length for piece in copies)) < 0.2  # by the number of the chunk
+        for piece in copies:
+            begins = range(0, max(1, piece.length - length), length - overlap)
+            for chunk, begin in enumerate(begins):
                 if held_out[chunk] and piece.copy:
                     continue
-                ids = streams.tokens[piece.offset + begin : piece.offset + min(piece.length, begin + length + 1)]
+                end = min(piece.length, begin + length + 1)
+                ids = streams.tokens[piece.offset + begin : piece.offset + end]
                 notes = int(tokenizer.notes_of[ids[1:]].sum())
+                split = "validation" if held_out[chunk] else "train"
                 if notes:
-                    out.append(replace(piece, offset=piece.offset + begin, length=len(ids), notes=notes,
-                                       split="validation" if held_out[chunk] else "train"))
+                    out.append(replace(piece, offset=piece.offset + begin, length=len(ids), notes=notes, split=split))
     return out
 
 
-def bits_of(lab, name: str, one: Spec, recipe: Recipe, streams: Streams, measured: list[Piece]) -> dict:
+# ---- what it is measured by ------------------------------------------------------------------
+
+
+def bits_of(lab, name: str, one: Spec, recipe: Recipe, streams: Streams, pieces: list[Piece]) -> dict:
     """Bits of each measured piece, as the arm would draw and without its penalty; kept."""
+
     def work():
         model = best_model(lab.place(one.name), lab.device)
-        plain = model_bits(model, streams, measured).tolist()
+        plain = model_bits(model, streams, pieces).tolist()
         if recipe.penalty:
             return {"bits": plain, "plain": plain}
-        return {"bits": penalised_bits(model, streams, measured, lab.protocol.original.penalty).tolist(), "plain": plain}
+        bits = penalised_bits(model, streams, pieces, lab.protocol.original.penalty)
+        return {"bits": bits.tolist(), "plain": plain}
+
     return lab.once(f"original-{name.replace(' ', '-')}", work, dict[str, list[Number]])
 
 
@@ -194,20 +300,27 @@ def penalised_bits(model, streams: Streams, pieces: list[Piece], penalty: float,
             part = ids[begin : begin + segment + 1]
             logits, state = model(part[None, :-1], state, return_state=True)
             had = F.one_hot(part[:-1], streams.vocab_size).cumsum(0).bool() | seen  # up to and with the input
-            seen, logits = had[-1], logits[0].float()
+            seen = had[-1]
+            logits = logits[0].float()
             changed = torch.where(logits > 0, logits / penalty, logits * penalty)
-            bits[number] += F.cross_entropy(torch.where(had, changed, logits), part[1:], reduction="sum").item() / math.log(2)
+            nats = F.cross_entropy(torch.where(had, changed, logits), part[1:], reduction="sum")
+            bits[number] += nats.item() / math.log(2)
     return bits
 
 
 def table(result: dict) -> str:
-    """What each repair is worth, in Markdown."""
-    lines = ["| repaired | bits a note (95 %) | worth (95 %) | on its own validation | vocabulary |", "|---|---|---|---|---|"]
-    for arm in result["arms"]:
-        low, high = arm["interval_95"]
-        gain = arm["gain"]
-        worth = "" if arm["arm"] == "original" else (f"{gain['bits_per_note']:+.2f} ({gain['interval_95'][0]:+.2f} to "
-                                                     f"{gain['interval_95'][1]:+.2f})")
-        lines.append(f"| {'nothing' if arm['arm'] == 'original' else arm['arm']} | {arm['bits_per_note']:.2f} ({low:.2f} to "
-                     f"{high:.2f}) | {worth} | {arm['own_validation']:.2f} | {arm['vocabulary']:,} |")
+    """What each repair is worth alone, and what is lost without it, in Markdown."""
+    arms = {arm["arm"]: arm for arm in result["arms"]}
+    lines = ["| repair | alone, bits a note | it gains (95 %) | all but this, bits a note | it was worth (95 %) |", "|---|---|---|---|---|"]
+    for name in (NOTHING, *REPAIRS, EVERYTHING):
+        alone = arms[name]
+        without = arms.get(f"all but {name}")
+        gains = "" if name == NOTHING else _said(alone["gain"])
+        rest = " | " if without is None else f"{without['bits_per_note']:.2f} | {_said(without['lost'])}"
+        lines.append(f"| {name} | {alone['bits_per_note']:.2f} | {gains} | {rest} |")
     return "\n".join(lines)
+
+
+def _said(found: dict) -> str:
+    low, high = found["interval_95"]
+    return f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f}){'' if found['shown'] else ', not shown'}"

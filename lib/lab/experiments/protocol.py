@@ -9,7 +9,7 @@ reads in it follows from its speed, which is measured once, before the runs, all
 So a run ends at a number of steps, on a busy machine as on an idle one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lib.lab.rivals.matched import Size
 from lib.train.config import TrainConfig
@@ -94,17 +94,24 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Original:
-    """Part (e): the original's recipe at our size, and each repair alone."""
+    """Part (e): the original's recipe in small, with each repair alone, and with all repairs but each."""
 
+    size: Size = Size(128, 3, 16)
+    pieces: int = 8  # performances that are trained on
+    seconds: tuple[float, float] = (150, 900)  # the shortest and the longest of them
+    measured: int = 12  # held-out ones, and as many to select on
+    passes: int = 20  # over the notes; augmented copies are counted
+    every: int = 2  # passes between two looks at the held-out performances
+    batch: int = 4
+    length: int = 256  # tokens of a crop or a chunk; the original's were 1,024, a bar shared by neighbours
     vocabulary: int = 20_000
     repaired_vocabulary: int | None = 1024
-    pieces: int | None = 40  # performances of the train split; None: all
-    measured: int | None = None  # held-out pieces, drawn once; None: half of the validation split
-    length: int = 1024  # of a chunk; chunks overlap by about a bar
-    epochs: int = 7  # the learning rate is cut tenfold after each third
-    lr: float = 1e-4
-    repaired_lr: float = 2e-3  # with warm-up and cosine
+    copies: int = 5  # augmented ones of each performance
+    carry: int = 8  # crops that a row reads on, where performances are whole
+    dropout: float = 0.1  # and as much weight decay: the regularisation
+    lr: float = 3e-3  # theirs was 1e-4, for many more steps; cut tenfold after each third, or with warm-up and cosine
     penalty: float = 0.9  # the repetition penalty; 1 is none
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Protocol:
     context: Context = Context()
     playing: Playing = Playing()
     tokens: Tokens = Tokens()
-    original: Original = field(default_factory=Original)
+    original: Original = Original()
     grid_ms: float = 10.0  # parts (a) and (c): base tokens, no byte-pair encoding
     piece_seconds: float | None = None  # only the opening of each performance
 
@@ -142,15 +149,15 @@ SCALES = {
         Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
         Playing(prompt_seconds=4.0, seconds=2.0),
         Tokens(vocabularies=(None, 1024), notes=1_000),
-        Original(vocabulary=1024, repaired_vocabulary=None, pieces=3, length=64, epochs=4),
+        Original(Size(32, 1, 4), pieces=3, seconds=(0, 900), measured=1, passes=4, length=64, vocabulary=1024, repaired_vocabulary=None, copies=1,
+                 seeds=(0, 1)),
         piece_seconds=20.0),
     # two CPU cores, one for each of two runs side by side (--jobs 2): a million parameters beside the embedding,
     # under two hours in all. Small, and of the early part of learning
     "cpu": Protocol(
         "cpu", Size(192, 4, 16), SHARED,
         Likelihood(archs=("lstm", "transformer", "s4d", "mamba", "hybrid"), grid_tokens=500_000, tokens=2_500_000),
-        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=250_000, measured=40),
-        original=Original(pieces=6, measured=20)),
+        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=250_000, measured=40)),
     # one large GPU: about 20 million parameters
     "gpu": Protocol(
         "gpu", Size(512, 12, 16, window=1024, dropout=0.1),
@@ -161,5 +168,5 @@ SCALES = {
         Efficiency(repeats=9, tokens=128),
         Context(lengths=(16, 64, 256, 1024, 2048, 4096)),
         Tokens(notes=10_000_000),
-        Original(pieces=None)),
+        Original(pieces=100, passes=40)),
 }

@@ -6,7 +6,7 @@
     context      bits per note against position and against the number of tokens in reach
     playing      one opening, continued by each architecture
     tokens       time grids and byte-pair vocabularies, compared at 10 ms
-    original     the original's recipe, and each repair alone
+    original     the original's recipe in small: each repair alone, and all repairs but each
 
 The protocol is data (`lib.lab.experiments.protocol`). Everything is kept as it goes: the same command goes on
 where the last one stopped. Results are data/results/experiments_PART_SCALE.json.
@@ -15,7 +15,7 @@ where the last one stopped. Results are data/results/experiments_PART_SCALE.json
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -35,7 +35,7 @@ from lib.lab.experiments.protocol import Protocol
 from lib.lab.experiments.runs import OutOfTime, Spec, completed, train
 from lib.lab.experiments.runs import Protocol as Recorded
 from lib.music.encode import Augmentation, build
-from lib.music.streams import Streams
+from lib.music.streams import Piece, Streams
 
 PARTS = {"efficiency": "lib.lab.experiments.efficiency", "likelihood": "lib.lab.experiments.likelihood",
          "race": "lib.lab.experiments.race",
@@ -103,9 +103,10 @@ class Lab:
         """The folder of a run."""
         return self.folder / name
 
-    def train(self, spec: Spec, streams: Streams) -> dict:
+    def train(self, spec: Spec, streams: Streams, judge: Sequence[Piece] = ()) -> dict:
         """The outcome of a run, trained where it is not there yet."""
-        return train(spec, streams, self.place(spec.name), deadline=self.deadline, device=self.device, say=self.say)
+        folder = self.place(spec.name)
+        return train(spec, streams, folder, judge=judge, deadline=self.deadline, device=self.device, say=self.say)
 
     @property
     def threads(self) -> int:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NotRequired
@@ -17,7 +17,7 @@ from lib.env.schema import Amount, Count, Number, read_json
 from lib.lab.rivals import matched as baselines
 from lib.lab.rivals.matched import Size
 from lib.lab.rivals.windows import model_bits
-from lib.music.streams import Streams
+from lib.music.streams import Piece, Streams
 from lib.train import checkpoints
 from lib.train.config import TrainConfig
 from lib.train.trainer import Trainer
@@ -44,6 +44,7 @@ class Outcome(TypedDict):
     tokens_per_second: Amount
     validation_bits_per_note: Amount
     best_step: Count
+    judged: NotRequired[list[Amount]]  # bits a note of the pieces in `judge`, at each row of the log
     log: Annotated[list[checkpoints.Row], Field(min_length=1, max_length=1_000_000)]
 
 
@@ -75,11 +76,15 @@ def completed(facts: dict) -> dict:
 class Run(Trainer):
     """A `Trainer` for any architecture of `lib.lab.rivals.matched`.
 
-    A model that does not carry its state begins each crop afresh, and is validated on windows.
+    A model that does not carry its state begins each crop afresh, and is validated on windows. `judge` are
+    pieces that every validation looks at too; nothing is selected by them.
     """
 
-    def __init__(self, spec: Spec, streams: Streams, folder: Path, **options):
-        self.spec, self.training_seconds = spec, 0.0
+    def __init__(self, spec: Spec, streams: Streams, folder: Path, judge: Sequence[Piece] = (), **options):
+        self.spec = spec
+        self.training_seconds = 0.0
+        self.judge = list(judge)
+        self.judged: list[float] = []
         super().__init__(streams, spec.config, folder, save=baselines.save,
                          build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size), **options)
         if spec.cut_every:  # after the loop has set its own rate
@@ -98,22 +103,28 @@ class Run(Trainer):
         return loss
 
     def evaluate(self) -> float:
-        bits = model_bits(self.model, self.streams, self.held_out, autocast=self.precision)
-        return float(bits.sum()) / sum(p.notes for p in self.held_out)
+        if self.judge:
+            self.judged.append(self._bits_per_note(self.judge))
+        return self._bits_per_note(self.held_out)
+
+    def _bits_per_note(self, pieces: list[Piece]) -> float:
+        bits = model_bits(self.model, self.streams, pieces, autocast=self.precision)
+        return float(bits.sum()) / sum(piece.notes for piece in pieces)
 
     def snapshot(self) -> tuple[dict, dict]:
         tensors, facts = super().snapshot()
-        return tensors, facts | {"training_seconds": self.training_seconds}
+        return tensors, facts | {"training_seconds": self.training_seconds, "judged": self.judged}
 
     def restore(self, tensors: dict, facts: dict) -> None:
         super().restore(tensors, facts)
         if "training_seconds" not in facts:
             raise UserError(f"{self.folder} holds no run of an experiment: delete it, or choose another --folder")
         self.training_seconds = facts["training_seconds"]
+        self.judged = list(facts.get("judged", []))
 
 
-def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.inf, device: str | None = None,
-          say: Callable[[str], None] = print) -> dict:
+def train(spec: Spec, streams: Streams, folder: Path, *, judge: Sequence[Piece] = (), deadline: float = math.inf,
+          device: str | None = None, say: Callable[[str], None] = print) -> dict:
     """Train, or go on, or open the outcome of an earlier call; the best checkpoint is in folder/best.
 
     Raises `OutOfTime` when `time.monotonic()` passes `deadline`, with all work kept, and `UserError`
@@ -128,7 +139,7 @@ def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.
         return found
     if time.monotonic() > deadline:
         raise OutOfTime
-    run = Run(spec, streams, folder, device=device, resume=True, say=lambda text: None)
+    run = Run(spec, streams, folder, judge, device=device, resume=True, say=lambda text: None)
 
     def watch(trainer):
         trainer.stop_asked = trainer.stop_asked or time.monotonic() > deadline
@@ -142,6 +153,8 @@ def train(spec: Spec, streams: Streams, folder: Path, *, deadline: float = math.
              "steps": run.step, "tokens": run.tokens, "training_seconds": round(run.training_seconds, 2),
              "tokens_per_second": round(run.tokens / run.training_seconds, 1),
              "validation_bits_per_note": run.best, "best_step": best["step"], "log": run.log}
+    if run.judge:
+        found["judged"] = run.judged
     with whole(outcome) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
