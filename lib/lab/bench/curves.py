@@ -50,9 +50,13 @@ def loss_of(model: MambaLM, tokens: Tensor, targets: Tensor, fused: bool) -> Ten
 def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
     """The loss, in nats a token, as means over `WINDOW` steps."""
     optimizer, fused = ARMS[arm]
-    config = TrainConfig(n_layer=8, batch=4, length=256, steps=steps, carry=1, seed=seed, optimizer=optimizer)
+    config = TrainConfig(
+        n_layer=8, batch=4, length=256, steps=steps, carry=1, seed=seed, optimizer=optimizer
+    )
     torch.manual_seed(seed)
-    model = MambaLM(MambaConfig(streams.vocab_size, config.d_model, config.n_layer, config.d_state)).train()
+    model = MambaLM(
+        MambaConfig(streams.vocab_size, config.d_model, config.n_layer, config.d_state)
+    ).train()
     crops = Crops(streams, streams.select("train"), config)
     chosen = optimizers(model, config, torch.device("cpu"))
     losses = []
@@ -74,11 +78,18 @@ def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
 
 def summary(runs: dict[str, list[float]], seeds: list[int]) -> dict:
     """Each arm's mean and spread over seeds at the end, and its paired difference from the fused one."""
-    ends = {arm: np.array([np.mean(runs[f"{arm} {seed}"][-LAST:]) for seed in seeds])
-            for arm in ARMS if all(f"{arm} {seed}" in runs for seed in seeds)}
+    ends = {
+        arm: np.array([np.mean(runs[f"{arm} {seed}"][-LAST:]) for seed in seeds])
+        for arm in ARMS
+        if all(f"{arm} {seed}" in runs for seed in seeds)
+    }
     found = {}
     for arm, end in ends.items():
-        found[arm] = {"mean": float(end.mean()), "lowest": float(end.min()), "highest": float(end.max())}
+        found[arm] = {
+            "mean": float(end.mean()),
+            "lowest": float(end.min()),
+            "highest": float(end.max()),
+        }
         if arm != "fused" and "fused" in ends:
             gap = end - ends["fused"]
             half = float(t.ppf(0.975, len(seeds) - 1) * gap.std(ddof=1) / len(seeds) ** 0.5)
@@ -88,22 +99,30 @@ def summary(runs: dict[str, list[float]], seeds: list[int]) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench curves", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench curves", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("streams", help="a folder that python -m lib.music encode wrote")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "curves.json")
     args = parser.parse_args(argv)
     if args.steps < LAST * WINDOW or args.seeds < 2:
-        raise UserError(f"curves need at least {LAST * WINDOW} steps and 2 seeds: raise --steps or --seeds")
+        raise UserError(
+            f"curves need at least {LAST * WINDOW} steps and 2 seeds: raise --steps or --seeds"
+        )
     if not scan_cpu.available():
         raise UserError("the fused step needs a C++ compiler (g++ or clang++): install one")
     scan_cpu.keep_memory()
     streams, seeds = Streams.load(args.streams), list(range(args.seeds))
-    result = json.loads(args.out.read_text()) if args.out.exists() else {"steps": args.steps, "runs": {}}
+    result = (
+        json.loads(args.out.read_text()) if args.out.exists() else {"steps": args.steps, "runs": {}}
+    )
     if result["steps"] != args.steps:
-        raise UserError(f"{args.out} holds runs of {result['steps']} steps: give --steps {result['steps']}, "
-                        "or another --out")
+        raise UserError(
+            f"{args.out} holds runs of {result['steps']} steps: give --steps {result['steps']}, "
+            "or another --out"
+        )
     for seed in seeds:
         for arm in ARMS:
             if f"{arm} {seed}" not in result["runs"]:
@@ -112,10 +131,20 @@ def main(argv: list[str] | None = None) -> None:
                 note(f"{arm}, seed {seed}: {np.mean(curve[-LAST:]):.4f} nats a token at the end")
                 write_json(args.out, result)
     result |= env.provenance(f"python -m lib.lab.bench curves {args.streams}")
-    result |= {"seeds": seeds, "threads": torch.get_num_threads(), "streams": streams.settings,
-               "train_pieces": len(streams.select("train"))}
+    result |= {
+        "seeds": seeds,
+        "threads": torch.get_num_threads(),
+        "streams": streams.settings,
+        "train_pieces": len(streams.select("train")),
+    }
     result["summary"] = summary(result["runs"], seeds)
     write_json(args.out, result)
     for arm, one in result["summary"].items():
-        gap = f", {one['minus_fused']:+.4f} ± {one['half_interval']:.4f} against fused" if "minus_fused" in one else ""
-        print(f"{arm}: {one['mean']:.4f} ({one['lowest']:.4f} to {one['highest']:.4f}) nats a token{gap}")
+        gap = (
+            f", {one['minus_fused']:+.4f} ± {one['half_interval']:.4f} against fused"
+            if "minus_fused" in one
+            else ""
+        )
+        print(
+            f"{arm}: {one['mean']:.4f} ({one['lowest']:.4f} to {one['highest']:.4f}) nats a token{gap}"
+        )

@@ -128,7 +128,11 @@ def batches(model: mamba.MambaLM, repeats: int, tokens: int) -> list[dict]:
     works = {rows: partial(_rows_round, Stepper(model, rows), tokens) for rows in BATCHES}
     found, _ = take_turns(works, dict.fromkeys(works, repeats))
     return [
-        {"rows": rows, **spread(times), "tokens_per_second": 1e3 * rows / spread(times)["median_ms"]}
+        {
+            "rows": rows,
+            **spread(times),
+            "tokens_per_second": 1e3 * rows / spread(times)["median_ms"],
+        }
         for rows, times in found.items()
     ]
 
@@ -180,8 +184,10 @@ def child(task: dict) -> dict:
     rows, cut = measure(
         contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")}
     )
-    machine = env.provenance("") | {"threads": torch.get_num_threads(),
-                                    "instructions": torch.backends.cpu.get_cpu_capability()}
+    machine = env.provenance("") | {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
     if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
         machine["versions"]["transformers"] = version("transformers")
     if "stepper" in found["contenders"]:
@@ -191,8 +197,13 @@ def child(task: dict) -> dict:
 
 def _run(task: dict) -> dict:
     """`child(task)` in a process of its own, which cannot see a GPU."""
-    return apart("lib.lab.bench.generate", task, what=task["task"], environment=without_gpu(),
-                 advice="try fewer contenders with --only or shorter --positions")
+    return apart(
+        "lib.lab.bench.generate",
+        task,
+        what=task["task"],
+        environment=without_gpu(),
+        advice="try fewer contenders with --only or shorter --positions",
+    )
 
 
 # ---- what the times say -------------------------------------------------------------------
@@ -201,9 +212,15 @@ def _run(task: dict) -> dict:
 def ratios(rows: list[dict], ours: str) -> list[dict]:
     """How many times as long as `ours` each other contender takes for a token, by medians."""
     base = {row["position"]: row["median_ms"] for row in rows if row["contender"] == ours}
-    return [{"contender": row["contender"], "position": row["position"],
-             "times": row["median_ms"] / base[row["position"]]}
-            for row in rows if row["contender"] != ours and row["position"] in base]
+    return [
+        {
+            "contender": row["contender"],
+            "position": row["position"],
+            "times": row["median_ms"] / base[row["position"]],
+        }
+        for row in rows
+        if row["contender"] != ours and row["position"] in base
+    ]
 
 
 def key_row(result: dict) -> dict:
@@ -242,8 +259,11 @@ def draw(result: dict, ax=None):
         _, ax = plots.figure(height=4.6)
     lines = []
     for name, about in result["contenders"].items():
-        points = [(row["position"], *(1e3 / row[q] for q in ("q3_ms", "median_ms", "q1_ms")))
-                  for row in result["rows"] if row["contender"] == name]
+        points = [
+            (row["position"], *(1e3 / row[q] for q in ("q3_ms", "median_ms", "q1_ms")))
+            for row in result["rows"]
+            if row["contender"] == name
+        ]
         if points:
             lines.append((about["label"], *LOOKS[name], points))
     plots.quartile_lines(ax, lines, room=0.32)
@@ -293,10 +313,16 @@ def table(result: dict) -> str:
     lines = [heads, ["---"] * len(heads)]
     for row in sorted(result["rows"], key=lambda row: row["position"]):
         ratio = times.get((row["contender"], row["position"]))
-        lines.append([row["contender"], f"{row['position']:,}",
-                      "{median_ms:.3f} ({q1_ms:.3f}–{q3_ms:.3f}, n={count})".format(**row),
-                      f"{row['tokens_per_second']:,.0f}", "" if ratio is None else f"{ratio:.1f}",
-                      f"{row['cache_bytes'] / 2**20:.2f}"])
+        lines.append(
+            [
+                row["contender"],
+                f"{row['position']:,}",
+                "{median_ms:.3f} ({q1_ms:.3f}–{q3_ms:.3f}, n={count})".format(**row),
+                f"{row['tokens_per_second']:,.0f}",
+                "" if ratio is None else f"{ratio:.1f}",
+                f"{row['cache_bytes'] / 2**20:.2f}",
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -372,8 +398,21 @@ def main(argv: list[str] | None = None) -> None:
         "n_layer": args.n_layer,
         "d_state": args.d_state,
     }
-    task = {"config": config, **{name: getattr(args, name) for name in (
-        "positions", "repeats", "tokens", "seconds", "limit", "memory_tokens", "seed")}}
+    task = {
+        "config": config,
+        **{
+            name: getattr(args, name)
+            for name in (
+                "positions",
+                "repeats",
+                "tokens",
+                "seconds",
+                "limit",
+                "memory_tokens",
+                "seed",
+            )
+        },
+    }
     found = _run(task | {"task": "time", "names": [name for name in NAMES if name in args.only]})
     if not found["rows"]:
         reasons = "; ".join([*found["absent"].values(), *(stop["why"] for stop in found["cut"])])

@@ -56,6 +56,7 @@ class Rivals:
         def begin(position):
             fast.load(self.state(position))
             return fast.step, fast.state_bytes
+
         return Contender(
             "stepper",
             "ours, C++",
@@ -72,7 +73,9 @@ class Rivals:
                 nonlocal state
                 logits, state = self.model.step(token, state)
                 return logits
+
             return read, lambda: _bytes(t for layer in state for t in layer)
+
         return Contender(
             "pytorch", "ours, PyTorch", "lib.mamba.MambaLM.step", begin, _facts(self.model, PREFILL)
         )
@@ -96,6 +99,7 @@ class Rivals:
                     t for layer in layers for t in (layer.conv_states[0], layer.recurrent_states[0])
                 ),
             )
+
         return Contender(
             "transformers_mamba",
             "transformers' Mamba",
@@ -120,8 +124,11 @@ class Rivals:
             for i in range(config.n_layer):
                 cache.update(*torch.randn(2, 1, heads, position, size, generator=random), i)
             layers = cache.layers
-            return (lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
-                    lambda: _bytes(t for layer in layers for t in (layer.keys, layer.values)))
+            return (
+                lambda token: model(token[None], cache=cache, use_cache=True).logits[:, -1],
+                lambda: _bytes(t for layer in layers for t in (layer.keys, layer.values)),
+            )
+
         facts = _facts(model, RANDOM)
         if static:
             return Contender(

@@ -28,19 +28,39 @@ from lib.music.streams import INDEX, TOKENS, Piece, Streams
 from lib.train import checkpoints
 from lib.train.trainer import TrainConfig, Trainer
 
-CONFIG = TrainConfig(d_model=128, n_layer=2, d_state=8, dropout=0.1, batch=2, length=32, minutes=1e9, lr=5e-3,
-                     eval_every=15, eval_tokens=500, save_every=3)
+CONFIG = TrainConfig(
+    d_model=128,
+    n_layer=2,
+    d_state=8,
+    dropout=0.1,
+    batch=2,
+    length=32,
+    minutes=1e9,
+    lr=5e-3,
+    eval_every=15,
+    eval_tokens=500,
+    save_every=3,
+)
 MODULE = "lib.lab.bench.interruptions"  # this file, as a process of its own
 STEPS_A_KILL = 18
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # a model this small wants no more
+ONE_THREAD = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}  # a model this small wants no more
 
 
 def store(streams: Streams, folder: Path, names: list[str] | None = None) -> Streams:
     """Write streams where `Streams.load` finds them, and open them there."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / TOKENS, streams.tokens)
-    index = {"settings": streams.settings, "vocab_size": streams.vocab_size, "bos": streams.bos,
-             "pieces": [asdict(p) for p in streams.pieces], "names": names}
+    index = {
+        "settings": streams.settings,
+        "vocab_size": streams.vocab_size,
+        "bos": streams.bos,
+        "pieces": [asdict(p) for p in streams.pieces],
+        "names": names,
+    }
     (folder / INDEX).write_text(json.dumps(index))
     return Streams.load(folder)
 
@@ -48,22 +68,42 @@ def store(streams: Streams, folder: Path, names: list[str] | None = None) -> Str
 def random_streams(vocab: int = 500, lengths=(4000, 3000, 500), seed: int = 0) -> Streams:
     """Noise in the shape of token streams: two training pieces and one for validation."""
     rng, ends = np.random.default_rng(seed), np.cumsum([0, *lengths])
-    pieces = [Piece(f"piece{i}", "nobody", f"noise {i}", split, 0, int(ends[i]), length, length // 4, 60.0)
-              for i, (length, split) in enumerate(zip(lengths, ("train", "train", "validation"), strict=True))]
-    return Streams(rng.integers(3, vocab, ends[-1]).astype(np.uint16), pieces, vocab, 1, {"id": "noise"})
+    pieces = [
+        Piece(
+            f"piece{i}", "nobody", f"noise {i}", split, 0, int(ends[i]), length, length // 4, 60.0
+        )
+        for i, (length, split) in enumerate(
+            zip(lengths, ("train", "train", "validation"), strict=True)
+        )
+    ]
+    return Streams(
+        rng.integers(3, vocab, ends[-1]).astype(np.uint16), pieces, vocab, 1, {"id": "noise"}
+    )
 
 
 def life(streams: Path, folder: Path, steps: int) -> None:
     """One process's work: go on with the run, and print the number of each step that is done."""
     say = lambda text: None
-    trainer = Trainer(Streams.load(streams), replace(CONFIG, steps=steps), folder, device="cpu", resume=True, say=say)
+    trainer = Trainer(
+        Streams.load(streams),
+        replace(CONFIG, steps=steps),
+        folder,
+        device="cpu",
+        resume=True,
+        say=say,
+    )
     print(trainer.step, flush=True)
     trainer.run(progress=False, watch=lambda run: print(run.step, flush=True))
 
 
 def _start(streams: Path, folder: Path, steps: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", MODULE, str(streams), str(folder), str(steps)],
-                            cwd=env.ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", MODULE, str(streams), str(folder), str(steps)],
+        cwd=env.ROOT,
+        env=ONE_THREAD,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -115,8 +155,9 @@ def _kill(process: subprocess.Popen, folder: Path, at: int, goal: int, pause: fl
     process.send_signal(signal.SIGKILL)
     rest = process.stdout.read().split()
     if process.wait() != -signal.SIGKILL:
-        raise UserError(f"the process ended by itself with code {process.returncode}: "
-                        "see what it printed above")
+        raise UserError(
+            f"the process ended by itself with code {process.returncode}: see what it printed above"
+        )
     return int(rest[-1]) if rest else at
 
 
@@ -161,11 +202,20 @@ def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> 
     _note_loss(rows, int(process.stdout.readline() or -1), say)
     process.communicate()
     if process.returncode:
-        raise UserError(f"the last life ended with code {process.returncode}: see what it printed above")
-    return {"kills": len(aims), "at_random": kills, "save_every": CONFIG.save_every, "steps": steps,
-            "rows": rows, "most_lost": max(row["lost"] for row in rows),
-            "while_writing": sum(row["was_writing"] for row in rows),
-            "damaged": sum(len(row["damaged"]) for row in rows), **_same(never, killed, say)}
+        raise UserError(
+            f"the last life ended with code {process.returncode}: see what it printed above"
+        )
+    return {
+        "kills": len(aims),
+        "at_random": kills,
+        "save_every": CONFIG.save_every,
+        "steps": steps,
+        "rows": rows,
+        "most_lost": max(row["lost"] for row in rows),
+        "while_writing": sum(row["was_writing"] for row in rows),
+        "damaged": sum(len(row["damaged"]) for row in rows),
+        **_same(never, killed, say),
+    }
 
 
 def _same(never: Path, killed: Path, say) -> dict:
@@ -178,9 +228,13 @@ def _same(never: Path, killed: Path, say) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """Kill a training run at random moments and see what it loses."""
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench interruptions", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench interruptions", description=main.__doc__
+    )
     parser.add_argument("--kills", type=int, default=20, help="how many times (%(default)s)")
-    parser.add_argument("--writes", type=int, default=10, help="and how many in the midst of a write (%(default)s)")
+    parser.add_argument(
+        "--writes", type=int, default=10, help="and how many in the midst of a write (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=env.RESULTS / "interruptions.json")
     args = parser.parse_args(argv)
@@ -191,9 +245,11 @@ def main(argv: list[str] | None = None) -> None:
     command = f"python -m lib.lab.bench interruptions --kills {args.kills} --writes {args.writes} --seed {args.seed}"
     result |= env.provenance(command, seed=args.seed)
     write_json(args.output, result)
-    print(f"{result['kills']} kills, {result['while_writing']} of them while a file was being written: at most "
-          f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), {result['damaged']} damaged "
-          f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed")
+    print(
+        f"{result['kills']} kills, {result['while_writing']} of them while a file was being written: at most "
+        f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), {result['damaged']} damaged "
+        f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed"
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ class Rung:
     scan: str = "parallel"  # the backend: in plain PyTorch, or `cpu`, fused
     bf16: bool = False  # matrix products, and what lies between them in the fused block
     convolution: bool = False  # with its SiLU in one pass
-    block: bool = False  # one function: no activation is written that the next pass could make itself
+    block: bool = (
+        False  # one function: no activation is written that the next pass could make itself
+    )
     loss: bool = False  # norm, output layer and cross entropy in one function
     adamw: bool = False  # all parameters in one pass
 
@@ -47,9 +49,14 @@ class Rung:
 def rungs(bf16: bool) -> list[Rung]:
     """The ladder; in float32 to its end where bfloat16 is not fast here."""
     ladder = [Rung("plain PyTorch, float32")]
-    changes = [("the scan fused", {"scan": "cpu"}), ("products in bfloat16", {"bf16": True}),
-               ("convolution and SiLU fused", {"convolution": True}), ("the whole block one function", {"block": True}),
-               ("norm, output and loss one function", {"loss": True}), ("AdamW in one pass", {"adamw": True})]
+    changes = [
+        ("the scan fused", {"scan": "cpu"}),
+        ("products in bfloat16", {"bf16": True}),
+        ("convolution and SiLU fused", {"convolution": True}),
+        ("the whole block one function", {"block": True}),
+        ("norm, output and loss one function", {"loss": True}),
+        ("AdamW in one pass", {"adamw": True}),
+    ]
     for words, change in changes:
         if bf16 or "bf16" not in change:
             ladder.append(replace(ladder[-1], change=words, **change))
@@ -70,12 +77,17 @@ def step_of(rung: Rung, weights: dict[str, Tensor], tokens: Tensor) -> Callable[
     """One training step as a function, which returns the loss before the step."""
     model = MambaLM(MambaConfig(**SIZES)).train()
     model.load_state_dict(weights)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=rung.adamw)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=rung.adamw
+    )
     read, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
     backend = "auto" if rung.block else rung.scan
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=rung.bf16), fused_convolution(rung.convolution):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=rung.bf16),
+            fused_convolution(rung.convolution),
+        ):
             if rung.loss:
                 loss = model(read, targets=targets, backend=backend) / targets.numel()
             else:
@@ -86,6 +98,7 @@ def step_of(rung: Rung, weights: dict[str, Tensor], tokens: Tensor) -> Callable[
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
+
     return step
 
 
@@ -112,7 +125,9 @@ def measure(rounds: int) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> None:
     """Time a training step of the shipped size, rung by rung."""
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench ladder", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench ladder", description=main.__doc__
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=RESULTS / "ladder_cpu.json")
     args = parser.parse_args(argv)
@@ -123,9 +138,22 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("the ladder is climbed in C++: install a compiler (g++ or clang++)")
     scan_cpu.keep_memory()
     rows = measure(args.rounds)
-    machine = env.provenance("python -m lib.lab.bench ladder") | {"threads": torch.get_num_threads()}
-    write_json(args.output, {"sizes": SIZES, "batch": BATCH, "length": LENGTH, "processor": native.units(),
-                             "rows": rows, **machine})
+    machine = env.provenance("python -m lib.lab.bench ladder") | {
+        "threads": torch.get_num_threads()
+    }
+    write_json(
+        args.output,
+        {
+            "sizes": SIZES,
+            "batch": BATCH,
+            "length": LENGTH,
+            "processor": native.units(),
+            "rows": rows,
+            **machine,
+        },
+    )
     for row in rows:
-        print(f"{row['change']:40} {row['median_ms']:7.0f} ms ({row['q1_ms']:.0f} to {row['q3_ms']:.0f}), "
-              f"{row['tokens_per_second']:7,.0f} tokens/s")
+        print(
+            f"{row['change']:40} {row['median_ms']:7.0f} ms ({row['q1_ms']:.0f} to {row['q3_ms']:.0f}), "
+            f"{row['tokens_per_second']:7,.0f} tokens/s"
+        )

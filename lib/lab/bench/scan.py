@@ -160,6 +160,7 @@ def _run(task: dict) -> dict:
 
 def ratios(rows: list[dict], ours: str) -> list[dict]:
     """How many times as long as `ours` each other contender takes, by medians, in the same run."""
+
     def place(row):
         return row["dtype"], row["allocator"], row["length"]
 
@@ -168,8 +169,10 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
     for row in rows:
         if row["contender"] == ours or place(row) not in base:
             continue
-        times = {kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"]
-                 for kind in ("forward", "forward_backward")}
+        times = {
+            kind: row[kind]["median_ms"] / base[place(row)][kind]["median_ms"]
+            for kind in ("forward", "forward_backward")
+        }
         found.append(
             {key: row[key] for key in ("contender", "dtype", "allocator", "length")} | times
         )
@@ -238,19 +241,28 @@ def load(device: str = "") -> dict:
 
 
 def slug(device: str) -> str:
-    """"CPU, 2 cores" as a part of a file's name: cpu_2_cores."""
+    """ "CPU, 2 cores" as a part of a file's name: cpu_2_cores."""
     return "_".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
 
 
 def table(result: dict) -> str:
     """The rows in Markdown, which also reads well in a terminal."""
     memory_of = {(row["contender"], row["length"], row["dtype"]): row for row in result["memory"]}
-    heads = ("contender", "length", "type, allocator", "forward ms", "forward + backward ms",
-             "kept, bytes a (b, l, d)", "peak MiB")
+    heads = (
+        "contender",
+        "length",
+        "type, allocator",
+        "forward ms",
+        "forward + backward ms",
+        "kept, bytes a (b, l, d)",
+        "peak MiB",
+    )
     lines = [heads, ["---"] * len(heads)]
     for row in result["rows"]:
-        times = ("{median_ms:.2f} ({q1_ms:.2f}–{q3_ms:.2f}, n={count})".format(**row[kind])
-                 for kind in ("forward", "forward_backward"))
+        times = (
+            "{median_ms:.2f} ({q1_ms:.2f}–{q3_ms:.2f}, n={count})".format(**row[kind])
+            for kind in ("forward", "forward_backward")
+        )
         found = memory_of.get((row["contender"], row["length"], row["dtype"]), {})
         kept, peak = found.get("kept_bytes_per_element"), found.get("peak_bytes")
         lines.append(
@@ -308,8 +320,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         help="on a CPU: glibc as it is; told to "
         "keep freed memory, as training does; or tuned, and both at one length (%(default)s)",
     )
-    add("--figure3", action=argparse.BooleanOptionalAction, default=True,
-        help="also attention and a long convolution against length")
+    add(
+        "--figure3",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also attention and a long convolution against length",
+    )
     add("--output", type=Path, help="the JSON file (default data/results/scan_DEVICE.json)")
     args = parser.parse_args(argv)
     args.device = args.device or env.choose_device()[0]
@@ -385,8 +401,11 @@ def _measure_all(args: argparse.Namespace) -> dict:
     contenders = result["contenders"]
     result["ours"] = next(name for name in wanted if name in contenders)
     result = machine | result
-    result["versions"] |= {peers.PEERS[name].package: peers.version_of(name)
-                           for name in contenders if name in peers.PEERS}
+    result["versions"] |= {
+        peers.PEERS[name].package: peers.version_of(name)
+        for name in contenders
+        if name in peers.PEERS
+    }
     if result["ours"] == "cpu":
         result["compile_seconds"] = _run({"task": "compile"})["seconds"]
     if args.figure3:
@@ -413,8 +432,13 @@ def _add_memory(result: dict, task: dict, dtype: str) -> None:
     """The memory of each contender at the lengths that it was timed at."""
     longest = max(result["key_length"], FIGURE3)  # bytes a step are the same from there on
     for name in result["contenders"]:
-        lengths = sorted({row["length"] for row in result["rows"] if row["length"] <= longest
-                          and (row["contender"], row["dtype"]) == (name, dtype)})
+        lengths = sorted(
+            {
+                row["length"]
+                for row in result["rows"]
+                if row["length"] <= longest and (row["contender"], row["dtype"]) == (name, dtype)
+            }
+        )
         note(f"memory, {dtype}, {name}")
         if lengths:
             place = {
@@ -433,8 +457,15 @@ def _figure3(result: dict, task: dict) -> dict:
     ours = result["ours"]
     plain = [name for name in ("loop", "parallel") if name in result["contenders"] and name != ours]
     lengths = [length for length in task["lengths"] if length <= FIGURE3] or [result["key_length"]]
-    found = _run(task | {"names": [ours, *plain, "convolution", "attention"], "lengths": lengths,
-                         "dtype": result["dtypes"][0], "allocator": result["allocators"][0]})
+    found = _run(
+        task
+        | {
+            "names": [ours, *plain, "convolution", "attention"],
+            "lengths": lengths,
+            "dtype": result["dtypes"][0],
+            "allocator": result["allocators"][0],
+        }
+    )
     return {part: found[part] for part in ("contenders", "rows", "cut")}
 
 
@@ -450,8 +481,11 @@ def main(argv: list[str] | None = None) -> None:
     result["ratios"] = ratios(rows, ours)
     result["exponents"] = {}
     for name in result["contenders"]:
-        line = [(row["length"], row["forward_backward"]["median_ms"]) for row in rows
-                if (row["contender"], row["dtype"], row["allocator"]) == (name, *first)]
+        line = [
+            (row["length"], row["forward_backward"]["median_ms"])
+            for row in rows
+            if (row["contender"], row["dtype"], row["allocator"]) == (name, *first)
+        ]
         if len(line) > 1:
             result["exponents"][name] = exponent(*zip(*line, strict=True))
     result["floors"] = floor_rows(rows, ours, result["device"], result["shape"])

@@ -33,12 +33,15 @@ def arguments(batch, length, d_inner, d_state, dtype=torch.float32, device="cpu"
         "z": draw(batch, length, d_inner),
         "delta_bias": steps + torch.log(-torch.expm1(-steps)),
     }  # softplus of it is `steps`
-    return {name: t.to(device, torch.float32 if name in ("A", "D", "delta_bias") else dtype)
-            for name, t in found.items()}  # the parameters stay in float32, as in mixed precision
+    return {
+        name: t.to(device, torch.float32 if name in ("A", "D", "delta_bias") else dtype)
+        for name, t in found.items()
+    }  # the parameters stay in float32, as in mixed precision
 
 
 def lay_out(given: dict, channels_first: bool = False) -> dict:
     """Fresh leaves; `channels_first` keeps the shape (B, L, D) and puts (B, D, L) in memory."""
+
     def leaf(t):
         if channels_first and t.dim() == 3:
             return (
@@ -48,6 +51,7 @@ def lay_out(given: dict, channels_first: bool = False) -> dict:
                 .requires_grad_()
             )
         return t.clone().requires_grad_()
+
     return {name: leaf(t) for name, t in given.items()}
 
 
@@ -63,8 +67,12 @@ def _ours(backend: str) -> Contender:
         raise UserError(f"lib.scan has no backend {backend!r} here")
     if backend == "cpu" and not scan_cpu.build(say=note):
         raise UserError("backend 'cpu' needs a C++ compiler: install g++ or clang++")
-    return Contender(backend, f"ours, {backend}", f"lib.scan.selective_scan(backend={backend!r})",
-                     _with(partial(scan.selective_scan, delta_softplus=True, backend=backend)))
+    return Contender(
+        backend,
+        f"ours, {backend}",
+        f"lib.scan.selective_scan(backend={backend!r})",
+        _with(partial(scan.selective_scan, delta_softplus=True, backend=backend)),
+    )
 
 
 def _peer(name: str) -> Contender:
@@ -82,6 +90,7 @@ def _peer(name: str) -> Contender:
 
 def _convolution() -> Contender:
     """A fixed (S4-like) SSM as one long convolution, by FFT of twice the length (no wrapping)."""
+
     def call(x, kernel):  # (B, D, L), (D, L)
         length = x.shape[-1]
         product = torch.fft.rfft(x, 2 * length) * torch.fft.rfft(kernel, 2 * length)
@@ -108,6 +117,7 @@ def _attention() -> Contender:
                 .contiguous()
                 .requires_grad_()
             )
+
         return {
             "query": heads(given["x"]),
             "key": heads(given["delta"]),

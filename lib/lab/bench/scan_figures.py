@@ -25,8 +25,11 @@ def _lines(ax, rows: list[dict], contenders: dict, kind: str) -> None:
     """A line a contender, median and quartiles against length, named at its end."""
     lines = []
     for name, about in contenders.items():
-        points = [(row["length"], *(row[kind][q] for q in ("q1_ms", "median_ms", "q3_ms")))
-                  for row in rows if row["contender"] == name]
+        points = [
+            (row["length"], *(row[kind][q] for q in ("q1_ms", "median_ms", "q3_ms")))
+            for row in rows
+            if row["contender"] == name
+        ]
         if points:
             lines.append((about["label"], *LOOKS[name], points))
     plots.quartile_lines(ax, lines, room=0.28, gap=0.055, near=4)
@@ -81,8 +84,12 @@ def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
         for n in faster
         if all(m in faster for m in lengths if m >= n and ("attention", m) in times)
     ]
-    _title(ax, f"The scan is faster than attention from length {always[0]:,} on" if always else
-           f"Attention is faster than the scan up to length {lengths[-1]:,}")
+    _title(
+        ax,
+        f"The scan is faster than attention from length {always[0]:,} on"
+        if always
+        else f"Attention is faster than the scan up to length {lengths[-1]:,}",
+    )
     return ax.figure
 
 

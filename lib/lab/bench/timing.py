@@ -84,10 +84,12 @@ def without_gpu() -> dict:
 def stopwatch(device: str) -> Callable[[Callable], float]:
     """A function that runs another one and returns milliseconds."""
     if device == "cpu":
+
         def clock(work):
             begin = time.perf_counter()
             work()
             return 1e3 * (time.perf_counter() - begin)
+
         return clock
     other = torch.empty(1 << 30, dtype=torch.uint8, device=device)  # far more than any L2 cache
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -100,6 +102,7 @@ def stopwatch(device: str) -> Callable[[Callable], float]:
         end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end)
+
     return clock
 
 
@@ -142,6 +145,7 @@ def works_of(one: Contender, given: dict) -> tuple[Callable, Callable]:
 
     def forward_backward():
         torch.autograd.grad(call(**leaves), list(leaves.values()), weight)
+
     return forward, forward_backward
 
 
@@ -204,8 +208,14 @@ def measure(
         ]
         for name, pairs in times.items():
             forward, both = zip(*pairs, strict=True)
-            rows.append({"contender": name, "length": length, "forward": spread(forward),
-                         "forward_backward": spread(both)})
+            rows.append(
+                {
+                    "contender": name,
+                    "length": length,
+                    "forward": spread(forward),
+                    "forward_backward": spread(both),
+                }
+            )
         del given, works
         trim()
     return rows, cut

@@ -24,8 +24,9 @@ SIZES = (1024, 2048, 5000, 20_000)  # vocabularies after byte-pair encoding
 TRAIN, HELD_OUT = 60, 12  # pieces
 
 
-def sample(found: list[Performance], *, train: int = TRAIN, held_out: int = HELD_OUT,
-           seed: int = 0) -> tuple[list[Performance], list[Performance]]:
+def sample(
+    found: list[Performance], *, train: int = TRAIN, held_out: int = HELD_OUT, seed: int = 0
+) -> tuple[list[Performance], list[Performance]]:
     """The same train and validation pieces at every run; titles that cross splits are left out."""
     leaks, chosen = leaking_titles(found), []
     for split, number in (("train", train), ("validation", held_out)):
@@ -42,8 +43,12 @@ def read(pieces: list[Performance]) -> list[Music]:
     return [read_midi(p.path) for p in pieces]
 
 
-def base_row(config: TokenConfig, train: list[Music], held_out: list[Music],
-             done: Callable[[], None] = lambda: None) -> tuple[dict, Tokenizer, list, list]:
+def base_row(
+    config: TokenConfig,
+    train: list[Music],
+    held_out: list[Music],
+    done: Callable[[], None] = lambda: None,
+) -> tuple[dict, Tokenizer, list, list]:
     """One line of the table without byte-pair encoding.
 
     Errors are against what a listener hears, the pedal included, over all held-out notes.
@@ -64,22 +69,33 @@ def base_row(config: TokenConfig, train: list[Music], held_out: list[Music],
         notes += len(music.notes)
         done()
     onset_ms, duration_ms = np.concatenate(onset), np.concatenate(duration)
-    row = {"grid_ms": config.grid_ms, "pedal": config.pedal, "bpe": None,
-           "vocabulary": tokenizer.base_size,
-           "tokens_per_note_train": _ratio(streams[0], train),
-           "tokens_per_note": _ratio(streams[1], held_out),
-           "onset_ms_median": _round(np.median(onset_ms)),
-           "onset_ms_p95": _round(np.percentile(onset_ms, 95)),
-           "duration_ms_median": _round(np.median(duration_ms)),
-           "duration_ms_p95": _round(np.percentile(duration_ms, 95)),
-           "notes_kept": round(kept / notes, 5),
-           "intervals_within_a_step": round(_short_intervals(held_out, config.grid_ms), 4),
-           "order_bits_per_note": round(_order_bits(tokenizer, streams[1]) / notes, 3)}
+    row = {
+        "grid_ms": config.grid_ms,
+        "pedal": config.pedal,
+        "bpe": None,
+        "vocabulary": tokenizer.base_size,
+        "tokens_per_note_train": _ratio(streams[0], train),
+        "tokens_per_note": _ratio(streams[1], held_out),
+        "onset_ms_median": _round(np.median(onset_ms)),
+        "onset_ms_p95": _round(np.percentile(onset_ms, 95)),
+        "duration_ms_median": _round(np.median(duration_ms)),
+        "duration_ms_p95": _round(np.percentile(duration_ms, 95)),
+        "notes_kept": round(kept / notes, 5),
+        "intervals_within_a_step": round(_short_intervals(held_out, config.grid_ms), 4),
+        "order_bits_per_note": round(_order_bits(tokenizer, streams[1]) / notes, 3),
+    }
     return row, tokenizer, *streams
 
 
-def merged_rows(row: dict, base_train: list, base_held_out: list, train: list[Music],
-                held_out: list[Music], sizes=SIZES, done: Callable[[], None] = lambda: None) -> list[dict]:
+def merged_rows(
+    row: dict,
+    base_train: list,
+    base_held_out: list,
+    train: list[Music],
+    held_out: list[Music],
+    sizes=SIZES,
+    done: Callable[[], None] = lambda: None,
+) -> list[dict]:
     """The same line with byte-pair encoding of several sizes, learnt on `base_train` alone.
 
     Merging loses nothing: expanded again, every held-out stream is checked to be the base tokens,
@@ -99,11 +115,17 @@ def merged_rows(row: dict, base_train: list, base_held_out: list, train: list[Mu
             back = [vocabulary[name] for names in tokenizer.names(ids) for name in names]
             if not np.array_equal(back, stream):
                 raise AssertionError("byte-pair encoding changed the music")
-        rows.append(row | {"bpe": size, "vocabulary": tokenizer.vocab_size,
-                           "tokens_per_note_train": _ratio(merged[0], train),
-                           "tokens_per_note": _ratio(merged[1], held_out),
-                           "longest_merge": max(map(len, tokenizer.pieces)),
-                           "merges_of_two_notes": int((tokenizer.notes_of > 1).sum())})
+        rows.append(
+            row
+            | {
+                "bpe": size,
+                "vocabulary": tokenizer.vocab_size,
+                "tokens_per_note_train": _ratio(merged[0], train),
+                "tokens_per_note": _ratio(merged[1], held_out),
+                "longest_merge": max(map(len, tokenizer.pieces)),
+                "merges_of_two_notes": int((tokenizer.notes_of > 1).sum()),
+            }
+        )
     return rows
 
 
@@ -114,6 +136,7 @@ def survey(train: list[Music], held_out: list[Music], *, progress: bool = True) 
     pieces, rows = len(train) + len(held_out), []
     total = pieces * (len(GRIDS) * len(PEDALS) + 2 * len(SIZES))
     with tqdm(total=total, unit="piece", disable=not progress) as bar:
+
         def done():
             bar.update()
 
@@ -121,7 +144,8 @@ def survey(train: list[Music], held_out: list[Music], *, progress: bool = True) 
             for pedal in PEDALS:
                 bar.set_description(f"{grid:g} ms, pedal {pedal}")
                 row, _, base_train, base_held_out = base_row(
-                    TokenConfig(grid, pedal, None), train, held_out, done)
+                    TokenConfig(grid, pedal, None), train, held_out, done
+                )
                 rows.append(row)
                 if pedal == "extend" and grid in (GRIDS[0], GRIDS[-1]):
                     bar.set_description(f"{grid:g} ms, learning merges")
@@ -131,19 +155,42 @@ def survey(train: list[Music], held_out: list[Music], *, progress: bool = True) 
 
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, which also reads well in a terminal."""
-    head = ("grid", "pedal", "BPE", "vocabulary", "tokens a note", "… in train", "onset error, ms",
-            "duration error, ms", "notes kept")
+    head = (
+        "grid",
+        "pedal",
+        "BPE",
+        "vocabulary",
+        "tokens a note",
+        "… in train",
+        "onset error, ms",
+        "duration error, ms",
+        "notes kept",
+    )
     lines = [head, ("---:", "---", "---:", "---:", "---:", "---:", "---:", "---:", "---:")]
     for r in rows:
-        lines.append((
-            f"{r['grid_ms']:g} ms", r["pedal"], f"{r['bpe']:,}" if r["bpe"] else "none",
-            f"{r['vocabulary']:,}", f"{r['tokens_per_note']:.2f}", f"{r['tokens_per_note_train']:.2f}",
-            f"{r['onset_ms_median']:.1f} / {r['onset_ms_p95']:.1f}",
-            f"{r['duration_ms_median']:.0f} / {r['duration_ms_p95']:.0f}",
-            f"{100 * r['notes_kept']:.1f} %"))
+        lines.append(
+            (
+                f"{r['grid_ms']:g} ms",
+                r["pedal"],
+                f"{r['bpe']:,}" if r["bpe"] else "none",
+                f"{r['vocabulary']:,}",
+                f"{r['tokens_per_note']:.2f}",
+                f"{r['tokens_per_note_train']:.2f}",
+                f"{r['onset_ms_median']:.1f} / {r['onset_ms_p95']:.1f}",
+                f"{r['duration_ms_median']:.0f} / {r['duration_ms_p95']:.0f}",
+                f"{100 * r['notes_kept']:.1f} %",
+            )
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("| " + " | ".join(c.rjust(w) if i > 1 else c.ljust(w) for i, (c, w) in
-                                       enumerate(zip(line, widths, strict=True))) + " |" for line in lines)
+    return "\n".join(
+        "| "
+        + " | ".join(
+            c.rjust(w) if i > 1 else c.ljust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    )
 
 
 def _short_intervals(pieces: list[Music], grid_ms: float) -> float:
@@ -179,12 +226,22 @@ def main(argv: list[str] | None = None) -> None:
     """Measure grids, pedals and vocabularies; write data/results/tokens.json."""
     from lib.music.maestro import performances
 
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench tokens", description=main.__doc__)
-    parser.add_argument("folder", nargs="?", help="MAESTRO, as a folder or a zip (default: what is found)")
-    parser.add_argument("--train", type=int, default=TRAIN, help="pieces to learn merges on (%(default)s)")
-    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="validation pieces (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench tokens", description=main.__doc__
+    )
+    parser.add_argument(
+        "folder", nargs="?", help="MAESTRO, as a folder or a zip (default: what is found)"
+    )
+    parser.add_argument(
+        "--train", type=int, default=TRAIN, help="pieces to learn merges on (%(default)s)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=HELD_OUT, help="validation pieces (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which pieces are drawn (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="the ten sample pieces; nothing is written")
+    parser.add_argument(
+        "--quick", action="store_true", help="the ten sample pieces; nothing is written"
+    )
     args = parser.parse_args(argv)
     if args.train < 1 or args.held_out < 1:
         raise UserError("--train and --held-out count pieces: give at least 1 of each")
@@ -197,9 +254,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     command = f"python -m lib.lab.bench tokens --train {args.train} --held-out {args.held_out}"
     result = provenance(command, seed=args.seed) | {
-        "source": "MAESTRO v3.0.0", "rows": rows,
-        "sample": {name: {"pieces": len(pieces), "notes": sum(len(m.notes) for m in music),
-                          "files": [p.path.name for p in pieces]}
-                   for name, pieces, music in zip(("train", "held_out"), (train, held_out), musics)}}
+        "source": "MAESTRO v3.0.0",
+        "rows": rows,
+        "sample": {
+            name: {
+                "pieces": len(pieces),
+                "notes": sum(len(m.notes) for m in music),
+                "files": [p.path.name for p in pieces],
+            }
+            for name, pieces, music in zip(("train", "held_out"), (train, held_out), musics)
+        },
+    }
     write_json(RESULTS / "tokens.json", result, "data/results/tokens.json")
     print(f"in data/results/tokens.json: {len(train)} train and {len(held_out)} held-out pieces")

@@ -76,9 +76,14 @@ def cost(kernel, capability: float, dtype: torch.dtype, d_state: int = 16) -> di
     elements = settings["BLOCK_D"] * settings["BLOCK_L"] / (32 * settings["num_warps"])
     inner, outer = sorted(loops(code.stdout), key=lambda body: sum(body.values()))[-2:]
     count = sum(inner.values())
-    return {"registers": registers, "spilled_bytes": stack + local, "shared_bytes": shared,
-            "inner": count / elements, "outer": (sum(outer.values()) - count) / elements / d_state,
-            "opcodes": dict(inner.most_common(12))}
+    return {
+        "registers": registers,
+        "spilled_bytes": stack + local,
+        "shared_bytes": shared,
+        "inner": count / elements,
+        "outer": (sum(outer.values()) - count) / elements / d_state,
+        "opcodes": dict(inner.most_common(12)),
+    }
 
 
 def loops(code: str) -> list[Counter]:

@@ -30,7 +30,9 @@ STEP, BEHIND, WINDOW = 8, 32, 256  # steps a second; steps to stay behind; steps
 MARKED = 1 / 12  # of all steps
 RATES, SEEDS = (0.005, 0.01, 0.02, 0.04), (0, 1, 2)
 
-Task = tuple[Tensor, Tensor, Tensor]  # inputs (B, L, 1 or 2), target (B, L, 1), and where it counts (B, L, 1)
+Task = tuple[
+    Tensor, Tensor, Tensor
+]  # inputs (B, L, 1 or 2), target (B, L, 1), and where it counts (B, L, 1)
 
 
 # ---- melodies and tasks -------------------------------------------------------------------
@@ -70,19 +72,22 @@ class Melodies:
         found = performances(quick=True, say=say)
         nocturne = next(p for p in found if "Nocturne" in p.title)
         lines = {p.path: octaves(top_line(read_midi(p.path), STEP)) for p in found}
-        return cls([lines[p.path] for p in found if p.split == "train" and p != nocturne], lines[nocturne.path])
+        return cls(
+            [lines[p.path] for p in found if p.split == "train" and p != nocturne],
+            lines[nocturne.path],
+        )
 
     def draw(self, batch: int = 16) -> Tensor:
         """Windows of random train pieces, (B, WINDOW, 1), by torch's global random numbers."""
         found = []
         for piece in torch.randint(len(self.train), (batch,)).tolist():
             begin = torch.randint(len(self.train[piece]) - WINDOW, ()).item()
-            found.append(self.train[piece][begin:begin + WINDOW])
+            found.append(self.train[piece][begin : begin + WINDOW])
         return torch.stack(found)[..., None]
 
     def windows(self) -> Tensor:
         """The test piece in windows, (B, WINDOW, 1)."""
-        return self.test[:len(self.test) // WINDOW * WINDOW].view(-1, WINDOW, 1)
+        return self.test[: len(self.test) // WINDOW * WINDOW].view(-1, WINDOW, 1)
 
 
 def canon(leader: Tensor) -> Task:
@@ -147,21 +152,31 @@ def without_waves(width: int) -> ssm.S4D:
 
 
 # width of the layer, and the layer. S4D gets no delta below 0.01: its slowest states then fade within a window.
-LAYERS = {"S4D": (32, lambda width: ssm.S4D(width, dt_min=0.01)), "GRU": (32, GRU), "Mamba": (24, Mamba),
-          "S4D without waves": (32, without_waves)}
+LAYERS = {
+    "S4D": (32, lambda width: ssm.S4D(width, dt_min=0.01)),
+    "GRU": (32, GRU),
+    "Mamba": (24, Mamba),
+    "S4D without waves": (32, without_waves),
+}
 
 
 def build(layer: str, task: str, seed: int) -> nn.Sequential:
     """A linear map to the layer's width, the layer, and a linear map to one number."""
     torch.manual_seed(seed)
     width, make = LAYERS[layer]
-    return nn.Sequential(nn.Linear(1 if task == "canon" else 2, width), make(width), nn.Linear(width, 1))
+    return nn.Sequential(
+        nn.Linear(1 if task == "canon" else 2, width), make(width), nn.Linear(width, 1)
+    )
 
 
-def fit(model: nn.Module, draw: Callable[[], Task], steps: int, learning_rate: float) -> list[float]:
+def fit(
+    model: nn.Module, draw: Callable[[], Task], steps: int, learning_rate: float
+) -> list[float]:
     """Train with Adam on what `draw` gives; the loss at each step, in octaves squared."""
     optimizer, losses = torch.optim.Adam(model.parameters(), learning_rate), []
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.1
+    )
     for _ in range(steps):
         inputs, target, counts = draw()
         loss = (model(inputs) - target)[counts].square().mean()
@@ -206,10 +221,17 @@ def arms() -> list[Arm]:
 
     Are five times as many steps enough to hold? Is it enough for an S4D that the choice was made before it?
     """
-    found = [Arm(layer, task, rate, seed) for seed in SEEDS for task in ("canon", "marked") for layer in LAYERS
-             for rate in RATES]
+    found = [
+        Arm(layer, task, rate, seed)
+        for seed in SEEDS
+        for task in ("canon", "marked")
+        for layer in LAYERS
+        for rate in RATES
+    ]
     found += [Arm("S4D", "silenced", rate, seed) for seed in SEEDS for rate in RATES]
-    return found + [Arm(layer, "canon", rate, steps=2000) for layer, rate in (("GRU", 0.01), ("Mamba", 0.01))]
+    return found + [
+        Arm(layer, "canon", rate, steps=2000) for layer, rate in (("GRU", 0.01), ("Mamba", 0.01))
+    ]
 
 
 def measure(arm: Arm, melodies: Melodies) -> dict:
@@ -221,22 +243,38 @@ def measure(arm: Arm, melodies: Melodies) -> dict:
     torch.manual_seed(12345)  # the same marks for all
     right, off = score(model, task(melodies.windows()))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {**asdict(arm), "parameters": parameters, "right": right, "semitones": off, "seconds": round(seconds, 1),
-            "last_loss": mean(losses[-20:]), **env.provenance(COMMAND, seed=arm.seed)}
+    return {
+        **asdict(arm),
+        "parameters": parameters,
+        "right": right,
+        "semitones": off,
+        "seconds": round(seconds, 1),
+        "last_loss": mean(losses[-20:]),
+        **env.provenance(COMMAND, seed=arm.seed),
+    }
 
 
 def best(found: dict, layer: str, task: str, steps: int = 400) -> list[dict]:
     """The runs of a layer on a task, a seed each, at the rate whose training loss ends lowest in the mean."""
-    runs = [run for run in found.values() if (run["layer"], run["task"], run["steps"]) == (layer, task, steps)]
+    runs = [
+        run
+        for run in found.values()
+        if (run["layer"], run["task"], run["steps"]) == (layer, task, steps)
+    ]
     rates = {run["learning_rate"] for run in runs}
-    lowest = min(rates, key=lambda rate: mean(run["last_loss"] for run in runs if run["learning_rate"] == rate))
+    lowest = min(
+        rates,
+        key=lambda rate: mean(run["last_loss"] for run in runs if run["learning_rate"] == rate),
+    )
     return [run for run in runs if run["learning_rate"] == lowest]
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Train every layer on every task.")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, and go on next time")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after so many, and go on next time"
+    )
     given = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * given.minutes
     known = env.read_results(NAME) or {"runs": {}}

@@ -21,7 +21,11 @@ def run(lab) -> dict:
     """For each architecture of part (a) both curves; kept one by one."""
     chosen, likelihood = lab.protocol.context, lab.protocol.likelihood
     rates = lab.read("likelihood").get("rates", {})
-    result = {"pieces": len(validation_pieces(lab.base, chosen.tokens)), "position": [], "reach": []}
+    result = {
+        "pieces": len(validation_pieces(lab.base, chosen.tokens)),
+        "position": [],
+        "reach": [],
+    }
     items = [(arch, rates.get(arch, likelihood.rates[0])) for arch in likelihood.archs]
     for (arch, _), kept in zip(items, lab.all(curves, items), strict=True):
         for kind in ("position", "reach"):
@@ -39,13 +43,16 @@ def curves(lab, item: tuple[str, float]) -> dict:
         lab.say(f"context: {arch}")
         pieces = validation_pieces(lab.base, chosen.tokens)
         return measure(best_model(lab.place(one.name), lab.device), lab.base, pieces, chosen)
+
     return lab.once(f"context-{arch}", work, dict[str, list[dict]])
 
 
 def measure(model, streams, pieces, chosen) -> dict:
     """Rows of both curves for one model."""
     counts = note_counts(streams)
-    notes = [counts[streams.stream(p)[1:]] for p in pieces]  # notes that each predicted token begins
+    notes = [
+        counts[streams.stream(p)[1:]] for p in pieces
+    ]  # notes that each predicted token begins
     nats, rows = token_nats(model, streams, pieces), []
     for begin, end in zip(chosen.bins, (*chosen.bins[1:], None)):
         rows.append({"from": begin, "to": end, **_bits(nats, notes, begin, end)})
@@ -63,19 +70,35 @@ def note_counts(streams) -> np.ndarray:
 
 def _bits(nats: list[np.ndarray], notes: list[np.ndarray], begin: int, end: int | None) -> dict:
     """Bits per note of the tokens at positions begin … end of all pieces that are long enough."""
-    some = [(n[begin:end].sum() / math.log(2), m[begin:end].sum()) for n, m in zip(nats, notes) if m[begin:end].sum()]
+    some = [
+        (n[begin:end].sum() / math.log(2), m[begin:end].sum())
+        for n, m in zip(nats, notes)
+        if m[begin:end].sum()
+    ]
     if not some:
         return {"pieces": 0, "bits_per_note": None, "interval_95": None}
     bits, count = (np.array(column, float) for column in zip(*some, strict=True))
-    return {"pieces": len(some), "bits_per_note": float(bits.sum() / count.sum()), "interval_95": interval(bits, count)}
+    return {
+        "pieces": len(some),
+        "bits_per_note": float(bits.sum() / count.sum()),
+        "interval_95": interval(bits, count),
+    }
 
 
 def table(result: dict) -> str:
     """Bits per note against the tokens in reach, in Markdown."""
     lengths = sorted({row["tokens"] for row in result["reach"]})
-    lines = ["| architecture | " + " | ".join(f"{n:,} tokens" for n in lengths) + " |", "|---" * (1 + len(lengths)) + "|"]
+    lines = [
+        "| architecture | " + " | ".join(f"{n:,} tokens" for n in lengths) + " |",
+        "|---" * (1 + len(lengths)) + "|",
+    ]
     for arch in dict.fromkeys(row["arch"] for row in result["reach"]):
-        found = {row["tokens"]: row["bits_per_note"] for row in result["reach"] if row["arch"] == arch}
-        lines.append(f"| {LABELS[arch]} | " + " | ".join(
-            "no piece" if found[n] is None else f"{found[n]:.2f}" for n in lengths) + " |")
+        found = {
+            row["tokens"]: row["bits_per_note"] for row in result["reach"] if row["arch"] == arch
+        }
+        lines.append(
+            f"| {LABELS[arch]} | "
+            + " | ".join("no piece" if found[n] is None else f"{found[n]:.2f}" for n in lengths)
+            + " |"
+        )
     return "\n".join(lines)

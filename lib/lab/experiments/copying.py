@@ -41,7 +41,9 @@ class Arm:
     selective: tuple[str, ...] = copying.SELECTIVE
     d_state: int = 8
     learning_rate: float = 0.01
-    lengths: tuple[int, int] | None = None  # positions before the cues in training; None: those of TASK
+    lengths: tuple[int, int] | None = (
+        None  # positions before the cues in training; None: those of TASK
+    )
 
     @property
     def name(self) -> str:
@@ -60,14 +62,29 @@ class Arm:
     def training(self, steps: int = STEPS, settle: int = SETTLE) -> copying.Training:
         """The training, at its first step."""
         torch.manual_seed(self.seed)
-        model = copying.Copier(TASK, self.system, selective=self.selective, n_layer=self.n_layer, d_state=self.d_state)
-        return copying.Training(model, TASK, steps, settle=settle, solved=SOLVED, lengths=self.lengths,
-                                learning_rate=self.learning_rate, seed=self.seed)
+        model = copying.Copier(
+            TASK, self.system, selective=self.selective, n_layer=self.n_layer, d_state=self.d_state
+        )
+        return copying.Training(
+            model,
+            TASK,
+            steps,
+            settle=settle,
+            solved=SOLVED,
+            lengths=self.lengths,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+        )
 
 
 def arms() -> list[Arm]:
     """All arms, those that matter most first."""
-    kinds = [(system, n) for n in (2, 1, 3) for system in ("selective", "gru", "fixed") if (system, n) != ("gru", 3)]
+    kinds = [
+        (system, n)
+        for n in (2, 1, 3)
+        for system in ("selective", "gru", "fixed")
+        if (system, n) != ("gru", 3)
+    ]
     found = [Arm("layers", system, n_layer, seed) for seed in SEEDS for system, n_layer in kinds]
     found += [Arm("parts", "selective", 2, selective=parts) for parts in (("delta",), ("B", "C"))]
     found.append(Arm("doubts", "fixed", 3, lengths=(20, 100)))
@@ -75,7 +92,9 @@ def arms() -> list[Arm]:
     return [*found, Arm("doubts", "fixed", 2, d_state=64)]
 
 
-def train(arm: Arm, folder: Path, seconds: float = math.inf, *, steps: int = STEPS, settle: int = SETTLE) -> dict | None:
+def train(
+    arm: Arm, folder: Path, seconds: float = math.inf, *, steps: int = STEPS, settle: int = SETTLE
+) -> dict | None:
     """Train an arm, or go on with it; its outcome, or None where the seconds were used up first."""
     kept = folder / f"{arm.name}.pt"
     training = arm.training(steps, settle)
@@ -96,19 +115,38 @@ def outcome(arm: Arm, training: copying.Training) -> dict:
     for length in LENGTHS:
         task = copying.Task(length=length)
         other[str(length)] = copying.accuracy(training.model, task, size=500)[0]
-    return {**asdict(arm), "parameters": training.model.parameter_count(), "steps": training.step,
-            "settles_at": training.settles_at, "seconds": round(training.seconds, 1), "notes": notes,
-            "answers": answers, "other_lengths": other, "curve": training.curve, **env.provenance(COMMAND, seed=arm.seed)}
+    return {
+        **asdict(arm),
+        "parameters": training.model.parameter_count(),
+        "steps": training.step,
+        "settles_at": training.settles_at,
+        "seconds": round(training.seconds, 1),
+        "notes": notes,
+        "answers": answers,
+        "other_lengths": other,
+        "curve": training.curve,
+        **env.provenance(COMMAND, seed=arm.seed),
+    }
 
 
-def run(minutes: float = math.inf, folder: Path = RUNS, chosen: Iterable[Arm] | None = None, *, results: str = NAME,
-        steps: int = STEPS, settle: int = SETTLE, say: Callable[[str], None] = print) -> bool:
+def run(
+    minutes: float = math.inf,
+    folder: Path = RUNS,
+    chosen: Iterable[Arm] | None = None,
+    *,
+    results: str = NAME,
+    steps: int = STEPS,
+    settle: int = SETTLE,
+    say: Callable[[str], None] = print,
+) -> bool:
     """Train what is not yet in the results, arm by arm; returns whether nothing is left."""
     deadline = time.monotonic() + 60 * minutes
     settings = {"steps": steps, "settle": settle, "solved": SOLVED, "task": asdict(TASK)}
     known = env.read_results(results) or {**settings, "arms": {}}
     if {key: known.get(key) for key in settings} != settings:
-        raise UserError(f"data/results/{results}.json was measured with other settings: delete it to begin anew")
+        raise UserError(
+            f"data/results/{results}.json was measured with other settings: delete it to begin anew"
+        )
     for arm in arms() if chosen is None else chosen:
         if arm.name in known["arms"]:
             continue
@@ -119,14 +157,20 @@ def run(minutes: float = math.inf, folder: Path = RUNS, chosen: Iterable[Arm] | 
             return False
         known["arms"][arm.name] = found
         write_json(env.RESULTS / f"{results}.json", known)
-        say(f"{arm.name:<45} {found['steps']:>5} steps, {found['seconds']:5.0f} s, {found['notes']:6.1%} of the notes")
+        say(
+            f"{arm.name:<45} {found['steps']:>5} steps, {found['seconds']:5.0f} s, {found['notes']:6.1%} of the notes"
+        )
     return True
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Train every arm of selective copying.")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, and go on next time")
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Train every arm of selective copying."
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after so many, and go on next time"
+    )
     given = parser.parse_args(argv)
     run(given.minutes)
 

@@ -89,6 +89,7 @@ class Bench:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state = [tuple(t.detach().float() for t in memory) for memory in after]
+
         return work
 
     def prefill(self, arch: str, length: int) -> Callable:
@@ -135,8 +136,10 @@ class Bench:
         for part in self.tokens(read).split(SEGMENT, 1):
             _, state = model.prefill(part, state)
         random = torch.Generator(self.device).manual_seed(position)
-        return [layer.mixer.noise(memory, position, random) if layer.grows else memory
-                for layer, memory in zip(model.backbone.layers, state)]
+        return [
+            layer.mixer.noise(memory, position, random) if layer.grows else memory
+            for layer, memory in zip(model.backbone.layers, state)
+        ]
 
 
 def turns(
@@ -182,9 +185,13 @@ def timed(
     count = {"generation": chosen.tokens, "throughput": chosen.tokens * length}.get(kind, length)
     for arch, times in turns(bench, works, chosen, limit).items():
         a_token = [t / chosen.tokens for t in times]
-        row = {"kind": kind, "arch": arch, AXIS.get(kind, "length"): length,
-               **spread(a_token if kind in GENERATED else times),
-               "tokens_per_second": 1e3 * count / float(np.median(times))}
+        row = {
+            "kind": kind,
+            "arch": arch,
+            AXIS.get(kind, "length"): length,
+            **spread(a_token if kind in GENERATED else times),
+            "tokens_per_second": 1e3 * count / float(np.median(times)),
+        }
         if kind in GENERATED:
             row["state_bytes"] = sizes[arch]
         rows.append(row)
@@ -237,8 +244,12 @@ def run(lab) -> dict:
     result["body_parameters"] = {
         arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs
     }
-    grids = {"training": chosen.lengths, "prefill": chosen.prefill, "generation": chosen.positions,
-             "throughput": chosen.batches}
+    grids = {
+        "training": chosen.lengths,
+        "prefill": chosen.prefill,
+        "generation": chosen.positions,
+        "throughput": chosen.batches,
+    }
     for kind, lengths in grids.items():
         _add_times(lab, bench, kind, lengths, result)
     for arch in chosen.archs:
@@ -323,14 +334,24 @@ def exponents(rows: list[dict]) -> list[dict]:
     found = []
     for kind, quantity in QUANTITIES:
         for arch in dict.fromkeys(row["arch"] for row in rows if row["kind"] == kind):
-            mine = sorted((row["length"], row[quantity]) for row in rows
-                          if (row["kind"], row["arch"]) == (kind, arch) and row.get(quantity))
+            mine = sorted(
+                (row["length"], row[quantity])
+                for row in rows
+                if (row["kind"], row["arch"]) == (kind, arch) and row.get(quantity)
+            )
             if not mine:
                 continue
-            upper = mine[-max(3, (len(mine) + 1) // 2):]
+            upper = mine[-max(3, (len(mine) + 1) // 2) :]
             upper_half = {"from": upper[0][0], **slope(*zip(*upper, strict=True))}
-            found.append({"kind": kind, "quantity": quantity, "arch": arch,
-                          **slope(*zip(*mine, strict=True)), "upper_half": upper_half})
+            found.append(
+                {
+                    "kind": kind,
+                    "quantity": quantity,
+                    "arch": arch,
+                    **slope(*zip(*mine, strict=True)),
+                    "upper_half": upper_half,
+                }
+            )
     return found
 
 
@@ -348,13 +369,21 @@ def table(result: dict) -> str:
     for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
         cells = [show(result, arch, kind, quantity) for kind, quantity in QUANTITIES]
         lines.append(f"| {label(arch)} | {' | '.join(cells)} |")
-    fitted = "; ".join(f"{kind} {fitted_on(result, kind)}" for kind in dict.fromkeys(kind for kind, _ in QUANTITIES))
-    return "\n".join(lines) + f"\n\nexponents of length or position, ± one standard error, fitted on {fitted}"
+    fitted = "; ".join(
+        f"{kind} {fitted_on(result, kind)}"
+        for kind in dict.fromkeys(kind for kind, _ in QUANTITIES)
+    )
+    return (
+        "\n".join(lines)
+        + f"\n\nexponents of length or position, ± one standard error, fitted on {fitted}"
+    )
 
 
 def fitted_on(result: dict, kind: str) -> str:
     """The range of lengths or positions that the exponents of a kind are fitted on: the upper half of those measured."""
-    first = [row["upper_half"]["from"] for row in result.get("exponents", []) if row["kind"] == kind]
+    first = [
+        row["upper_half"]["from"] for row in result.get("exponents", []) if row["kind"] == kind
+    ]
     lengths = [row["length"] for row in result.get("rows", []) if row["kind"] == kind]
     return f"{min(first):,} to {max(lengths):,} tokens" if first else env.UNKNOWN
 

@@ -2,10 +2,12 @@
 
 import matplotlib
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lib.env import machine as env
 from lib.lab.bench.scan_figures import draw_figure3
+from lib.lab.experiments import original as original_part
 from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
 from lib.lab.experiments.likelihood import show as estimate
 from lib.lab.rivals.matched import LABELS
@@ -59,8 +61,12 @@ def table1(scale: str = "cpu") -> str:
         row = rows.get(arch)
         cells.append(estimate(row) if row else env.UNKNOWN)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    ranges = ("" if not efficiency else "\n\nexponents fitted on the upper half of what was measured: training "
-              f"{fitted_on(efficiency, 'training')}, generation {fitted_on(efficiency, 'generation')}")
+    ranges = (
+        ""
+        if not efficiency
+        else "\n\nexponents fitted on the upper half of what was measured: training "
+        f"{fitted_on(efficiency, 'training')}, generation {fitted_on(efficiency, 'generation')}"
+    )
     return "\n".join(lines) + ranges
 
 
@@ -216,10 +222,17 @@ def context(result: dict):
     best: dict[str, dict] = {}
     for row in reach:
         best.setdefault(row["arch"], {})[row["tokens"]] = row["bits_per_note"]
-    enough = [n for n in sorted({row["tokens"] for row in reach})
-              if all(bits.get(n, np.inf) - min(bits.values()) < 0.05 for bits in best.values())]
-    _title(axes[1], f"More than {enough[0]:,} tokens are worth less than 0.05 bits" if enough else
-           "Bits a note against the tokens in reach")
+    enough = [
+        n
+        for n in sorted({row["tokens"] for row in reach})
+        if all(bits.get(n, np.inf) - min(bits.values()) < 0.05 for bits in best.values())
+    ]
+    _title(
+        axes[1],
+        f"More than {enough[0]:,} tokens are worth less than 0.05 bits"
+        if enough
+        else "Bits a note against the tokens in reach",
+    )
     return fig
 
 
@@ -293,24 +306,91 @@ def curves(result: dict):
     return fig
 
 
-def original(result: dict):
-    """What each repair of the original's recipe is worth, alone; returns the figure."""
-    fig, ax = plots.figure(height=3.6)
-    gains = {arm["arm"]: arm["gain"] for arm in result.get("arms", []) if arm["arm"] != "original"}
+SIDES = (  # of an arm's curve, as the lines end from the top
+    ("held_out", "performances\nnever seen", plots.OUTPUT),
+    ("own_validation", "its own\nvalidation", plots.STATE),
+    ("train", "training", plots.INPUT),
+)
+
+
+def overfitting(result: dict, arm: str = original_part.NOTHING, ax=None):
+    """Bits a note of one arm against passes: a thin line a seed, a thick one for their mean; returns the figure."""
+    fig, ax = plots.figure(height=3.8) if ax is None else (ax.figure, ax)
+    row = _arm(result, arm)
+    for key, name, colour in SIDES if row else ():
+        passes, lines = _lines(row, key)
+        ax.plot(passes, lines.T, color=colour, linewidth=0.7, alpha=0.5)
+        ax.plot(passes, lines.mean(0), color=colour, linewidth=2.5)
+        ax.text(1.02 * passes[-1], lines.mean(0)[-1], name, color=colour, va="center")
+    title = "Recipe of the original, read many times"
+    if row:
+        ends = {key: _lines(row, key)[1].mean(0)[-1] for key, *_ in SIDES}
+        gap = ends["held_out"] - ends["own_validation"]
+        title = f"The original's recipe: its own validation ends {gap:.0f} bits a note too kind"
+        ax.set(xlim=(0, 1.25 * passes[-1]), ylim=(0, None))
+    ax.set(xlabel="passes over the data", ylabel="bits a note")
+    _title(ax, title)
+    return fig
+
+
+def never_seen(result: dict, arms: dict[str, str], ax=None):
+    """Held-out bits a note against passes, a line for each of {arm: colour}, the mean of its seeds; returns the figure."""
+    fig, ax = plots.figure(height=4) if ax is None else (ax.figure, ax)
+    for name, colour in arms.items():
+        row = _arm(result, name)
+        if row:
+            passes, lines = _lines(row, "held_out")
+            ax.plot(passes, lines.mean(0), color=colour, label=name)
+    first, last = _arm(result, original_part.NOTHING), _arm(result, original_part.EVERYTHING)
+    title = "Performances never seen, pass by pass"
+    if first and last:
+        ends = [_lines(row, "held_out")[1].mean(0)[-1] for row in (first, last)]
+        title = f"After the last pass {ends[0]:.1f} bits a note have become {ends[1]:.1f}"
+        ax.legend(title="repaired", loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(xlabel="passes over the data", ylabel="bits a note, never seen")
+    _title(ax, title)
+    return fig
+
+
+def _arm(result: dict, name: str) -> dict | None:
+    return next((arm for arm in result.get("arms", []) if arm["arm"] == name), None)
+
+
+def _lines(row: dict, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Passes (points,), and an arm's values (seeds, points)."""
+    passes = np.array([point["pass"] for point in row["curves"][0]])
+    return passes, np.array([[point[key] for point in curve] for curve in row["curves"]])
+
+
+def original(result: dict, ax=None):
+    """What each repair of the original's recipe gains alone, and what it adds as the last; returns the figure."""
+    fig, ax = plots.figure(height=4.2) if ax is None else (ax.figure, ax)
+    rows = []
+    for name in original_part.REPAIRS:
+        alone, without = _arm(result, name), _arm(result, f"all but {name}")
+        if alone and without:
+            rows.append((name, alone["gain"], plots.INK, "alone"))
+            rows.append(("", without["lost"], plots.OUTPUT, "when all others are made"))
     _forest(
         ax,
         [
-            (name, gain["bits_per_note"], gain["interval_95"], plots.INK)
-            for name, gain in gains.items()
+            (name, found["bits_per_note"], found["interval_95"], colour)
+            for name, found, colour, _ in rows
         ],
-        "bits a note gained on held-out pieces",
+        "bits a note gained on performances never seen",
     )
-    ax.axvline(0, color=plots.GREY, linewidth=0.8)
-    alone = {name: gain["bits_per_note"] for name, gain in gains.items() if name != "all repaired"}
-    title = "What each repair of the original is worth, alone"
-    if len(alone) > 1:
-        first, second = sorted(alone, key=alone.get, reverse=True)[:2]
-        title = f"Alone, {first} and {second} repair most: {alone[first]:.1f} and {alone[second]:.1f} bits a note"
+    title = "What each repair of the original is worth"
+    if rows:
+        ax.axvline(0, color=plots.GREY, linewidth=0.8)
+        handles = [
+            Line2D([], [], color=colour, marker="o", label=label)
+            for _, _, colour, label in rows[:2]
+        ]
+        ax.legend(handles=handles, loc="lower right")
+        best = max(
+            (row for row in rows if row[3] == "alone"), key=lambda row: row[1]["bits_per_note"]
+        )
+        title = f"Alone, {best[0]} repairs most: {best[1]['bits_per_note']:.1f} bits a note"
     _title(ax, title)
     return fig
 

@@ -62,21 +62,31 @@ def run(lab) -> dict:
     for name in ARMS:
         outcomes = [found[name, seed] for seed in lab.protocol.original.seeds]
         bits, plain = (np.array([one[key] for one in outcomes]) for key in ("bits", "plain"))
-        rows.append({
-            "arm": name,
-            **{key: outcomes[0][key] for key in ("vocabulary", "tokens_a_note", "parameters", "steps", "counting")},
-            "bits": bits.round(3).tolist(),
-            "bits_per_note": mean_bits(bits, notes),
-            "interval_95": list(two_level(bits, notes)),
-            "without_penalty": mean_bits(plain, notes),
-            "curves": [one["curve"] for one in outcomes],
-        })
+        rows.append(
+            {
+                "arm": name,
+                **{
+                    key: outcomes[0][key]
+                    for key in ("vocabulary", "tokens_a_note", "parameters", "steps", "counting")
+                },
+                "bits": bits.round(3).tolist(),
+                "bits_per_note": mean_bits(bits, notes),
+                "interval_95": list(two_level(bits, notes)),
+                "without_penalty": mean_bits(plain, notes),
+                "curves": [one["curve"] for one in outcomes],
+            }
+        )
     by_name = {row["arm"]: np.array(row["bits"]) for row in rows}
     for row in rows:
         row["gain"] = difference(by_name[NOTHING], by_name[row["arm"]], notes)
         row["lost"] = difference(by_name[row["arm"]], by_name[EVERYTHING], notes)
     train, _ = chosen_performances(lab)
-    result = {"trained_on": [p.path.name for p in train], "pieces": [p.name for p in pieces], "notes": notes.tolist(), "arms": rows}
+    result = {
+        "trained_on": [p.path.name for p in train],
+        "pieces": [p.name for p in pieces],
+        "notes": notes.tolist(),
+        "arms": rows,
+    }
     lab.write("original", result)
     return result
 
@@ -177,7 +187,9 @@ def data(lab, recipe: Recipe) -> tuple[Streams, list[Piece]]:
         train = streams.select("train", copies=True)
         bars = sum(int(tokenizer.bars_of[streams.stream(piece)].sum()) for piece in train)
         bar = round(sum(piece.length for piece in train) / max(1, bars))  # tokens
-        parts = chunks(streams, tokenizer, train, chosen.length, overlap=min(bar, chosen.length // 2))
+        parts = chunks(
+            streams, tokenizer, train, chosen.length, overlap=min(bar, chosen.length // 2)
+        )
         streams = replace(streams, pieces=[*parts, *test])
     return streams, test
 
@@ -199,8 +211,10 @@ def chosen_performances(lab) -> tuple[list, list]:
                 side.append(performance)
                 taken.add(title)
         if len(side) < count:
-            raise UserError(f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are here, and {count} "
-                            "are needed: name the whole of MAESTRO in MAESTRO_DIR")
+            raise UserError(
+                f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are here, and {count} "
+                "are needed: name the whole of MAESTRO in MAESTRO_DIR"
+            )
         sides.append(side)
     return sides[0], sides[1]
 
@@ -212,8 +226,15 @@ def base_streams(lab, copies: int):
     train, others = chosen_performances(lab)
     held_out = [replace(p, split="test") for p in others[::2]]
     config = TokenConfig(lab.protocol.grid_ms, "extend", None)
-    return build([*train, *held_out, *others[1::2]], config, Augmentation(copies=copies), folder=lab.cache, workers=1,
-                 progress=False, say=lab.say)
+    return build(
+        [*train, *held_out, *others[1::2]],
+        config,
+        Augmentation(copies=copies),
+        folder=lab.cache,
+        workers=1,
+        progress=False,
+        say=lab.say,
+    )
 
 
 def learnt(lab, vocabulary: int, where: str):
@@ -240,10 +261,14 @@ def merged(base: Streams, tokenizer, settings: dict) -> Streams:
         pieces.append(replace(piece, offset=offset, length=len(ids)))
         arrays.append(ids)
         offset += len(ids)
-    return Streams(np.concatenate(arrays), pieces, tokenizer.vocab_size, int(tokenizer.bos), settings)
+    return Streams(
+        np.concatenate(arrays), pieces, tokenizer.vocab_size, int(tokenizer.bos), settings
+    )
 
 
-def chunks(streams: Streams, tokenizer, pieces: list[Piece], length: int, overlap: int) -> list[Piece]:
+def chunks(
+    streams: Streams, tokenizer, pieces: list[Piece], length: int, overlap: int
+) -> list[Piece]:
     """Overlapping chunks of all pieces, a fifth of them "validation" at random: the same music on both sides.
 
     A copy's chunk goes where that of the performance itself went; validation has no copies.
@@ -252,7 +277,9 @@ def chunks(streams: Streams, tokenizer, pieces: list[Piece], length: int, overla
     for number, name in enumerate(dict.fromkeys(piece.name for piece in pieces)):
         copies = [piece for piece in pieces if piece.name == name]
         rng = np.random.default_rng([1, number])
-        held_out = rng.random(max(piece.length for piece in copies)) < 0.2  # by the number of the chunk
+        held_out = (
+            rng.random(max(piece.length for piece in copies)) < 0.2
+        )  # by the number of the chunk
         for piece in copies:
             begins = range(0, max(1, piece.length - length), length - overlap)
             for chunk, begin in enumerate(begins):
@@ -263,14 +290,24 @@ def chunks(streams: Streams, tokenizer, pieces: list[Piece], length: int, overla
                 notes = int(tokenizer.notes_of[ids[1:]].sum())
                 split = "validation" if held_out[chunk] else "train"
                 if notes:
-                    out.append(replace(piece, offset=piece.offset + begin, length=len(ids), notes=notes, split=split))
+                    out.append(
+                        replace(
+                            piece,
+                            offset=piece.offset + begin,
+                            length=len(ids),
+                            notes=notes,
+                            split=split,
+                        )
+                    )
     return out
 
 
 # ---- what it is measured by ------------------------------------------------------------------
 
 
-def bits_of(lab, name: str, one: Spec, recipe: Recipe, streams: Streams, pieces: list[Piece]) -> dict:
+def bits_of(
+    lab, name: str, one: Spec, recipe: Recipe, streams: Streams, pieces: list[Piece]
+) -> dict:
     """Bits of each measured piece, as the arm would draw and without its penalty; kept."""
 
     def work():
@@ -285,7 +322,9 @@ def bits_of(lab, name: str, one: Spec, recipe: Recipe, streams: Streams, pieces:
 
 
 @torch.inference_mode()
-def penalised_bits(model, streams: Streams, pieces: list[Piece], penalty: float, segment: int = 256) -> np.ndarray:
+def penalised_bits(
+    model, streams: Streams, pieces: list[Piece], penalty: float, segment: int = 256
+) -> np.ndarray:
     """Bits of whole pieces under a repetition penalty (Keskar et al. 2019), float64 (pieces,).
 
     The logits of tokens that the piece has had already are divided by the penalty where positive and
@@ -299,7 +338,9 @@ def penalised_bits(model, streams: Streams, pieces: list[Piece], penalty: float,
         for begin in range(0, piece.length - 1, segment):
             part = ids[begin : begin + segment + 1]
             logits, state = model(part[None, :-1], state, return_state=True)
-            had = F.one_hot(part[:-1], streams.vocab_size).cumsum(0).bool() | seen  # up to and with the input
+            had = (
+                F.one_hot(part[:-1], streams.vocab_size).cumsum(0).bool() | seen
+            )  # up to and with the input
             seen = had[-1]
             logits = logits[0].float()
             changed = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -311,12 +352,19 @@ def penalised_bits(model, streams: Streams, pieces: list[Piece], penalty: float,
 def table(result: dict) -> str:
     """What each repair is worth alone, and what is lost without it, in Markdown."""
     arms = {arm["arm"]: arm for arm in result["arms"]}
-    lines = ["| repair | alone, bits a note | it gains (95 %) | all but this, bits a note | it was worth (95 %) |", "|---|---|---|---|---|"]
+    lines = [
+        "| repair | alone, bits a note | it gains (95 %) | all but this, bits a note | it was worth (95 %) |",
+        "|---|---|---|---|---|",
+    ]
     for name in (NOTHING, *REPAIRS, EVERYTHING):
         alone = arms[name]
         without = arms.get(f"all but {name}")
         gains = "" if name == NOTHING else _said(alone["gain"])
-        rest = " | " if without is None else f"{without['bits_per_note']:.2f} | {_said(without['lost'])}"
+        rest = (
+            " | "
+            if without is None
+            else f"{without['bits_per_note']:.2f} | {_said(without['lost'])}"
+        )
         lines.append(f"| {name} | {alone['bits_per_note']:.2f} | {gains} | {rest} |")
     return "\n".join(lines)
 

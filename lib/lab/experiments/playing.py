@@ -18,21 +18,43 @@ def run(lab) -> dict:
     piece = min((p for p in lab.found if p.split == "validation"), key=lambda p: p.path.name)
     tokenizer = lab.streams(lab.protocol.grid_ms)[1]
     music, rates = read_midi(piece.path), lab.read("likelihood").get("rates", {})
-    result = {"composer": piece.composer, "title": piece.title, "year": piece.year, "prompt_seconds": chosen.prompt_seconds,
-              "prompt": first_seconds(tokenizer, music, chosen.prompt_seconds).tolist(), "played": []}
+    result = {
+        "composer": piece.composer,
+        "title": piece.title,
+        "year": piece.year,
+        "prompt_seconds": chosen.prompt_seconds,
+        "prompt": first_seconds(tokenizer, music, chosen.prompt_seconds).tolist(),
+        "played": [],
+    }
     for arch in likelihood.archs:
-        one = spec(lab, arch, lr=rates.get(arch, likelihood.rates[0]), seed=likelihood.seeds[0], budget="tokens")
+        one = spec(
+            lab,
+            arch,
+            lr=rates.get(arch, likelihood.rates[0]),
+            seed=likelihood.seeds[0],
+            budget="tokens",
+        )
 
         def work(one=one):
             model = best_model(lab.place(one.name), lab.device)
             start, _, begin = hear_prompt(model, tokenizer, music, chosen.prompt_seconds)
-            return [int(t) for t in continuations(model, tokenizer, [start], [chosen.seed], until=begin + chosen.seconds)[1][0]]
-        result["played"].append({"arch": arch, "tokens": lab.once(f"playing-{arch}", work, list[Count])})
+            return [
+                int(t)
+                for t in continuations(
+                    model, tokenizer, [start], [chosen.seed], until=begin + chosen.seconds
+                )[1][0]
+            ]
+
+        result["played"].append(
+            {"arch": arch, "tokens": lab.once(f"playing-{arch}", work, list[Count])}
+        )
         lab.write("playing", result)
     return result
 
 
 def table(result: dict) -> str:
     """How much each played, in words."""
-    return "\n".join(f"- {row['arch']}: {len(row['tokens'])} tokens after {len(result['prompt'])} of {result['title']}"
-                     for row in result["played"])
+    return "\n".join(
+        f"- {row['arch']}: {len(row['tokens'])} tokens after {len(result['prompt'])} of {result['title']}"
+        for row in result["played"]
+    )

@@ -22,7 +22,10 @@ class Likelihood:
     """Part (a): bits per note of the test split."""
 
     archs: tuple[str, ...] = RIVALS
-    headline: tuple[str, ...] = ("mamba", "transformer")  # the primary comparison: first minus second
+    headline: tuple[str, ...] = (
+        "mamba",
+        "transformer",
+    )  # the primary comparison: first minus second
     seeds: tuple[int, ...] = (0, 1, 2)  # of the headline pair; the others get the first
     rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)  # each architecture tries all of them
     grid_tokens: int = 1_500_000  # of each of these trials
@@ -36,14 +39,31 @@ class Race:
     """Part (a), second protocol: bits per note of the test split, over seeds and pieces."""
 
     archs: tuple[str, ...] = RIVALS
-    headline: tuple[str, ...] = ("mamba", "transformer", "transformer_xl", "lstm")  # these get all seeds
+    headline: tuple[str, ...] = (
+        "mamba",
+        "transformer",
+        "transformer_xl",
+        "lstm",
+    )  # these get all seeds
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     few: int = 3  # seeds of the others
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)  # tried by each, and twice or half the best while it is at the edge
-    warmups: tuple[float, ...] = (0.1, 0.02)  # shares of a run: the rates with the first, then the best rate with the others
+    rates: tuple[float, ...] = (
+        1e-3,
+        2e-3,
+        4e-3,
+        8e-3,
+    )  # tried by each, and twice or half the best while it is at the edge
+    warmups: tuple[float, ...] = (
+        0.1,
+        0.02,
+    )  # shares of a run: the rates with the first, then the best rate with the others
     trial_tokens: int = 2_500_000  # of each trial
     tokens: int = 10_000_000  # of each run
-    budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)  # shorter runs, first seed: do lines cross?
+    budgets: tuple[int, ...] = (
+        1_250_000,
+        2_500_000,
+        5_000_000,
+    )  # shorter runs, first seed: do lines cross?
     orders: tuple[int, ...] = (3, 4, 5, 6)  # of the n-gram, chosen on validation
 
 
@@ -68,8 +88,22 @@ class Efficiency:
 class Context:
     """Part (c): how far back a model looks, on validation pieces."""
 
-    lengths: tuple[int, ...] = (16, 64, 256, 512, 1024, 2048)  # tokens in reach; only tokens behind the last count
-    bins: tuple[int, ...] = (0, 64, 256, 1024, 4096, 16384)  # positions in the piece at which a bin begins
+    lengths: tuple[int, ...] = (
+        16,
+        64,
+        256,
+        512,
+        1024,
+        2048,
+    )  # tokens in reach; only tokens behind the last count
+    bins: tuple[int, ...] = (
+        0,
+        64,
+        256,
+        1024,
+        4096,
+        16384,
+    )  # positions in the piece at which a bin begins
     tokens: int = 300_000  # of the validation pieces, about
 
 
@@ -103,7 +137,9 @@ class Original:
     passes: int = 20  # over the notes; augmented copies are counted
     every: int = 2  # passes between two looks at the held-out performances
     batch: int = 4
-    length: int = 256  # tokens of a crop or a chunk; the original's were 1,024, a bar shared by neighbours
+    length: int = (
+        256  # tokens of a crop or a chunk; the original's were 1,024, a bar shared by neighbours
+    )
     vocabulary: int = 20_000
     repaired_vocabulary: int | None = 1024
     copies: int = 5  # augmented ones of each performance
@@ -133,40 +169,108 @@ class Protocol:
 
 
 FOREVER = 1e9  # minutes
-SHARED = TrainConfig(batch=8, length=512, carry=8, transpose=5, louder=2, minutes=FOREVER, precision="bf16", eval_every=120,
-                     eval_tokens=60_000, save_every=120)
+SHARED = TrainConfig(
+    batch=8,
+    length=512,
+    carry=8,
+    transpose=5,
+    louder=2,
+    minutes=FOREVER,
+    precision="bf16",
+    eval_every=120,
+    eval_tokens=60_000,
+    save_every=120,
+)
 
 SCALES = {
     # seconds: ten pieces, to see that everything works; its numbers mean nothing
     "quick": Protocol(
-        "quick", Size(32, 2, 4, window=64, fixed_state=8),
-        TrainConfig(batch=4, length=64, carry=4, transpose=5, louder=2, minutes=FOREVER, eval_every=8, eval_tokens=500,
-                    save_every=8),
+        "quick",
+        Size(32, 2, 4, window=64, fixed_state=8),
+        TrainConfig(
+            batch=4,
+            length=64,
+            carry=4,
+            transpose=5,
+            louder=2,
+            minutes=FOREVER,
+            eval_every=8,
+            eval_tokens=500,
+            save_every=8,
+        ),
         Likelihood(seeds=(0, 1), rates=(2e-3, 8e-3), grid_tokens=2_000, tokens=4_000, rounds=3),
-        Race(archs=("lstm", "transformer", "mamba"), headline=("mamba", "transformer"), seeds=(0, 1, 2), few=1,
-             rates=(2e-3, 4e-3, 8e-3), trial_tokens=2_000, tokens=4_000, budgets=(1_000, 2_000), orders=(2, 3)),
-        Efficiency(archs=("transformer", "s4d", "mamba"), lengths=(64, 128, 256), positions=(32, 64, 128), prefill=(32, 64, 128), batches=(1, 2), prompt=32, repeats=3, tokens=4, seconds=0.2),
+        Race(
+            archs=("lstm", "transformer", "mamba"),
+            headline=("mamba", "transformer"),
+            seeds=(0, 1, 2),
+            few=1,
+            rates=(2e-3, 4e-3, 8e-3),
+            trial_tokens=2_000,
+            tokens=4_000,
+            budgets=(1_000, 2_000),
+            orders=(2, 3),
+        ),
+        Efficiency(
+            archs=("transformer", "s4d", "mamba"),
+            lengths=(64, 128, 256),
+            positions=(32, 64, 128),
+            prefill=(32, 64, 128),
+            batches=(1, 2),
+            prompt=32,
+            repeats=3,
+            tokens=4,
+            seconds=0.2,
+        ),
         Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
         Playing(prompt_seconds=4.0, seconds=2.0),
         Tokens(vocabularies=(None, 1024), notes=1_000),
-        Original(Size(32, 1, 4), pieces=3, seconds=(0, 900), measured=1, passes=4, length=64, vocabulary=1024, repaired_vocabulary=None, copies=1,
-                 seeds=(0, 1)),
-        piece_seconds=20.0),
+        Original(
+            Size(32, 1, 4),
+            pieces=3,
+            seconds=(0, 900),
+            measured=1,
+            passes=4,
+            length=64,
+            vocabulary=1024,
+            repaired_vocabulary=None,
+            copies=1,
+            seeds=(0, 1),
+        ),
+        piece_seconds=20.0,
+    ),
     # two CPU cores, one for each of two runs side by side (--jobs 2): a million parameters beside the embedding,
     # under two hours in all. Small, and of the early part of learning
     "cpu": Protocol(
-        "cpu", Size(192, 4, 16), SHARED,
-        Likelihood(archs=("lstm", "transformer", "s4d", "mamba", "hybrid"), grid_tokens=500_000, tokens=2_500_000),
-        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=250_000, measured=40)),
+        "cpu",
+        Size(192, 4, 16),
+        SHARED,
+        Likelihood(
+            archs=("lstm", "transformer", "s4d", "mamba", "hybrid"),
+            grid_tokens=500_000,
+            tokens=2_500_000,
+        ),
+        tokens=Tokens(vocabularies=(None, 1024, 5000, 20_000), notes=250_000, measured=40),
+    ),
     # one large GPU: about 20 million parameters
     "gpu": Protocol(
-        "gpu", Size(512, 12, 16, window=1024, dropout=0.1),
-        TrainConfig(batch=32, length=1024, carry=8, transpose=5, louder=2, minutes=FOREVER, eval_every=250,
-                    eval_tokens=300_000, save_every=250),
+        "gpu",
+        Size(512, 12, 16, window=1024, dropout=0.1),
+        TrainConfig(
+            batch=32,
+            length=1024,
+            carry=8,
+            transpose=5,
+            louder=2,
+            minutes=FOREVER,
+            eval_every=250,
+            eval_tokens=300_000,
+            save_every=250,
+        ),
         Likelihood(grid_tokens=20_000_000, tokens=150_000_000),
         Race(),
         Efficiency(repeats=9, tokens=128),
         Context(lengths=(16, 64, 256, 1024, 2048, 4096)),
         Tokens(notes=10_000_000),
-        Original(pieces=100, passes=40)),
+        Original(pieces=100, passes=40),
+    ),
 }

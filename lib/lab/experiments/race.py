@@ -23,7 +23,15 @@ from lib.lab.rivals.ngram import NGram
 from lib.lab.rivals.windows import model_bits
 from lib.train.bits import counting_baselines
 
-KEPT = ("body_parameters", "parameters", "steps", "tokens", "validation_bits_per_note", "best_step", "tokens_per_second")
+KEPT = (
+    "body_parameters",
+    "parameters",
+    "steps",
+    "tokens",
+    "validation_bits_per_note",
+    "best_step",
+    "tokens_per_second",
+)
 WIDEST = 3  # times that a grid is widened at one end
 
 
@@ -31,7 +39,9 @@ def spec(lab, arch: str, *, lr: float, warmup: float, seed: int, tokens: int) ->
     """One run; runs with the same choices are one run."""
     config = lab.protocol.config
     steps = max(1, tokens // (config.batch * config.length))
-    config = replace(config, lr=lr, warmup=warmup, seed=seed, dropout=lab.protocol.size.dropout, steps=steps)
+    config = replace(
+        config, lr=lr, warmup=warmup, seed=seed, dropout=lab.protocol.size.dropout, steps=steps
+    )
     name = f"race/{arch}-lr{lr:g}-warmup{warmup:g}-seed{seed}-steps{steps}"
     return Spec(name, arch, lab.protocol.size, config)
 
@@ -44,7 +54,9 @@ def run(lab) -> dict:
         return result
     searched = lab.all(search, chosen.archs)
     result["trials"] = [row for rows in searched for row in rows]
-    result["best"] = {arch: chosen_of(rows) for arch, rows in zip(chosen.archs, searched, strict=True)}
+    result["best"] = {
+        arch: chosen_of(rows) for arch, rows in zip(chosen.archs, searched, strict=True)
+    }
     lab.write("race", result)
     result["runs"] = lab.all(trained, list(runs(lab, result["best"])))
     lab.write("race", result)
@@ -65,7 +77,9 @@ def search(lab, arch: str) -> list[dict]:
     seed = chosen.seeds[0]
 
     def trial(lr: float, warmup: float) -> dict:
-        return trained(lab, spec(lab, arch, lr=lr, warmup=warmup, seed=seed, tokens=chosen.trial_tokens))
+        return trained(
+            lab, spec(lab, arch, lr=lr, warmup=warmup, seed=seed, tokens=chosen.trial_tokens)
+        )
 
     rows = [trial(lr, chosen.warmups[0]) for lr in chosen.rates]
     for _ in range(WIDEST):
@@ -170,8 +184,10 @@ def counted_grams(lab) -> dict:
         one.levels = longest.levels[:order]
         return one
 
-    validation = {order: sum(model(order).bits(streams.stream(piece)) for piece in held_out) / notes
-                  for order in lab.protocol.race.orders}
+    validation = {
+        order: sum(model(order).bits(streams.stream(piece)) for piece in held_out) / notes
+        for order in lab.protocol.race.orders
+    }
     best = min(validation, key=validation.get)
     bits = [model(best).bits(streams.stream(piece)) for piece in streams.select("test")]
     return {"order": best, "validation": validation, "bits": bits}
@@ -203,10 +219,17 @@ def summarise(result: dict, first: str) -> dict:
     for budget in ("tokens", "arithmetic"):
         rows = {}
         for arch, mine in models.items():
-            share = result["operations"][first] / result["operations"][arch] if budget == "arithmetic" else 1.0
-            moved = mine + math.log2(share) * worth[arch] * notes  # bits of each piece with so many more tokens
+            share = (
+                result["operations"][first] / result["operations"][arch]
+                if budget == "arithmetic"
+                else 1.0
+            )
+            moved = (
+                mine + math.log2(share) * worth[arch] * notes
+            )  # bits of each piece with so many more tokens
             rows[arch] = {
-                "tokens": share * max(row["tokens"] for row in result["runs"] if row["arch"] == arch),
+                "tokens": share
+                * max(row["tokens"] for row in result["runs"] if row["arch"] == arch),
                 **estimate(moved, notes),
                 "without_leaks": estimate(moved[:, honest], notes[honest]),
             }
@@ -220,8 +243,11 @@ def curve(result: dict, arch: str) -> list[tuple[int, float]]:
     """(tokens, bits a note on the test pieces) of an architecture's first seed, at every budget."""
     total = sum(result["pieces"]["notes"])
     seed = min(row["seed"] for row in result["runs"])
-    points = {row["tokens"]: sum(bits) / total for row, bits in zip(result["runs"], result["test"], strict=True)
-              if row["arch"] == arch and row["seed"] == seed}
+    points = {
+        row["tokens"]: sum(bits) / total
+        for row, bits in zip(result["runs"], result["test"], strict=True)
+        if row["arch"] == arch and row["seed"] == seed
+    }
     return sorted(points.items())
 
 
@@ -249,13 +275,17 @@ def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
 def table(result: dict) -> str:
     """The summary in Markdown."""
     first = LABELS[result["summary"]["first"]]
-    lines = [f"| equal | architecture | seeds | bits a note, test (95 %) | {first} minus this (95 %) | over seeds alone |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        f"| equal | architecture | seeds | bits a note, test (95 %) | {first} minus this (95 %) | over seeds alone |",
+        "|---|---|---|---|---|---|",
+    ]
     for budget, rows in result["summary"]["budgets"].items():
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
             low, high = row["interval_95"]
-            lines.append(f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} ({low:.2f} to {high:.2f}) "
-                         f"| {said(row.get('first_minus_this'))} |")
+            lines.append(
+                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} ({low:.2f} to {high:.2f}) "
+                f"| {said(row.get('first_minus_this'))} |"
+            )
     for name, bits in result["counting"].items():
         lines.append(f"| | {name}, counted | | {bits:.2f} | | |")
     return "\n".join(lines)

@@ -37,9 +37,15 @@ from lib.lab.experiments.runs import Protocol as Recorded
 from lib.music.encode import Augmentation, build
 from lib.music.streams import Piece, Streams
 
-PARTS = {"efficiency": "lib.lab.experiments.efficiency", "likelihood": "lib.lab.experiments.likelihood",
-         "race": "lib.lab.experiments.race",
-         "context": "lib.lab.experiments.context", "playing": "lib.lab.experiments.playing", "tokens": "lib.lab.experiments.tokens", "original": "lib.lab.experiments.original"}
+PARTS = {
+    "efficiency": "lib.lab.experiments.efficiency",
+    "likelihood": "lib.lab.experiments.likelihood",
+    "race": "lib.lab.experiments.race",
+    "context": "lib.lab.experiments.context",
+    "playing": "lib.lab.experiments.playing",
+    "tokens": "lib.lab.experiments.tokens",
+    "original": "lib.lab.experiments.original",
+}
 Rate = Annotated[float, Field(gt=0, le=1e3)]
 RUNS = env.ROOT / "data" / "runs" / "experiments"
 
@@ -55,13 +61,28 @@ class Result(TypedDict):
 class Lab:
     """Where a part finds its protocol, its data and what was done before, and leaves its result."""
 
-    def __init__(self, protocol: Protocol, folder: Path, *, minutes: float = math.inf, device: str | None = None,
-                 jobs: int = 1, results: Path | None = None, cache: Path | None = None, found: list | None = None, say=print):
+    def __init__(
+        self,
+        protocol: Protocol,
+        folder: Path,
+        *,
+        minutes: float = math.inf,
+        device: str | None = None,
+        jobs: int = 1,
+        results: Path | None = None,
+        cache: Path | None = None,
+        found: list | None = None,
+        say=print,
+    ):
         self.protocol, self.folder, self.say, self.jobs = protocol, Path(folder), say, jobs
         self.deadline = time.monotonic() + 60 * minutes
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.results = results or (self.folder / "results" if protocol.scale == "quick" else env.RESULTS)
-        self.cache = cache or (self.folder / "cache" if protocol.scale == "quick" else env.ROOT / "data" / "cache")
+        self.results = results or (
+            self.folder / "results" if protocol.scale == "quick" else env.RESULTS
+        )
+        self.cache = cache or (
+            self.folder / "cache" if protocol.scale == "quick" else env.ROOT / "data" / "cache"
+        )
         if found is not None:
             self.found = found
 
@@ -81,13 +102,22 @@ class Lab:
 
         return leaking_titles(self.found)
 
-    def streams(self, grid_ms: float, vocab_size: int | None = None, copies: int = 0, tokenizer=None):
+    def streams(
+        self, grid_ms: float, vocab_size: int | None = None, copies: int = 0, tokenizer=None
+    ):
         """(Streams, Tokenizer) of the performances with pedal-extended notes; merges are learnt on the train split."""
         from lib.music.tokens import TokenConfig
 
         config = None if tokenizer else TokenConfig(grid_ms, "extend", vocab_size)
-        return build(self.found, config, Augmentation(copies=copies), folder=self.cache, tokenizer=tokenizer,
-                     progress=False, say=self.say)
+        return build(
+            self.found,
+            config,
+            Augmentation(copies=copies),
+            folder=self.cache,
+            tokenizer=tokenizer,
+            progress=False,
+            say=self.say,
+        )
 
     @cached_property
     def base(self) -> Streams:
@@ -106,7 +136,15 @@ class Lab:
     def train(self, spec: Spec, streams: Streams, judge: Sequence[Piece] = ()) -> dict:
         """The outcome of a run, trained where it is not there yet."""
         folder = self.place(spec.name)
-        return train(spec, streams, folder, judge=judge, deadline=self.deadline, device=self.device, say=self.say)
+        return train(
+            spec,
+            streams,
+            folder,
+            judge=judge,
+            deadline=self.deadline,
+            device=self.device,
+            say=self.say,
+        )
 
     @property
     def threads(self) -> int:
@@ -127,7 +165,9 @@ class Lab:
             return [work(self, item) for item in items]
         self.left()
         self.base  # noqa: B018  built once, before all look for it
-        with ProcessPoolExecutor(self.jobs, get_context("spawn"), _begin, (self, self.threads)) as pool:
+        with ProcessPoolExecutor(
+            self.jobs, get_context("spawn"), _begin, (self, self.threads)
+        ) as pool:
             futures = [pool.submit(_work, work, item) for item in items]
             return [future.result() for future in futures]
 
@@ -149,23 +189,38 @@ class Lab:
         path = self.path(part)
         found = read_json(path, Result, do="move it away to begin anew") if path.exists() else {}
         if found and completed(found["protocol"]) != self._protocol(part):
-            raise UserError(f"{path.name} was measured by another protocol: move it away to begin anew")
+            raise UserError(
+                f"{path.name} was measured by another protocol: move it away to begin anew"
+            )
         return found
 
     def write(self, part: str, result: dict) -> None:
         """Keep a part's result, with the device, the versions, the command, the seed and the protocol."""
-        command = f"python -m lib.lab.experiments --only {part}" + {"quick": " --quick", "cpu": "", "gpu": " --scale gpu"}[
-            self.protocol.scale] + (f" --jobs {self.jobs}" if self.jobs > 1 else "")  # speeds hang on it
+        command = (
+            f"python -m lib.lab.experiments --only {part}"
+            + {"quick": " --quick", "cpu": "", "gpu": " --scale gpu"}[self.protocol.scale]
+            + (f" --jobs {self.jobs}" if self.jobs > 1 else "")
+        )  # speeds hang on it
         result = env.provenance(command) | {"protocol": self._protocol(part), **result}
         with whole(self.path(part)) as file:
-            file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            file.write_text(
+                json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
 
     def _protocol(self, part: str) -> dict:
         """What was chosen about this part, as JSON."""
         protocol = self.protocol
-        chosen = {"scale": protocol.scale, "size": asdict(protocol.size), part: asdict(getattr(protocol, part))}
+        chosen = {
+            "scale": protocol.scale,
+            "size": asdict(protocol.size),
+            part: asdict(getattr(protocol, part)),
+        }
         if part != "efficiency":
-            chosen |= {"config": asdict(protocol.config), "grid_ms": protocol.grid_ms, "piece_seconds": protocol.piece_seconds}
+            chosen |= {
+                "config": asdict(protocol.config),
+                "grid_ms": protocol.grid_ms,
+                "piece_seconds": protocol.piece_seconds,
+            }
         return json.loads(json.dumps(chosen))
 
 

@@ -44,7 +44,9 @@ class Outcome(TypedDict):
     tokens_per_second: Amount
     validation_bits_per_note: Amount
     best_step: Count
-    judged: NotRequired[list[Amount]]  # bits a note of the pieces in `judge`, at each row of the log
+    judged: NotRequired[
+        list[Amount]
+    ]  # bits a note of the pieces in `judge`, at each row of the log
     log: Annotated[list[checkpoints.Row], Field(min_length=1, max_length=1_000_000)]
 
 
@@ -64,13 +66,18 @@ class Spec:
 
     def facts(self, streams: Streams) -> dict:
         """As JSON has it, for comparison with a file; with the data that it is for."""
-        facts = asdict(self) | {"streams": streams.settings.get("id"), "vocabulary": streams.vocab_size}
+        facts = asdict(self) | {
+            "streams": streams.settings.get("id"),
+            "vocabulary": streams.vocab_size,
+        }
         return json.loads(json.dumps(facts))
 
 
 def completed(facts: dict) -> dict:
     """A record whose `config` may be older than a field of `TrainConfig`: that has its default then."""
-    return facts | ({"config": asdict(TrainConfig()) | facts["config"]} if "config" in facts else {})
+    return facts | (
+        {"config": asdict(TrainConfig()) | facts["config"]} if "config" in facts else {}
+    )
 
 
 class Run(Trainer):
@@ -80,13 +87,21 @@ class Run(Trainer):
     pieces that every validation looks at too; nothing is selected by them.
     """
 
-    def __init__(self, spec: Spec, streams: Streams, folder: Path, judge: Sequence[Piece] = (), **options):
+    def __init__(
+        self, spec: Spec, streams: Streams, folder: Path, judge: Sequence[Piece] = (), **options
+    ):
         self.spec = spec
         self.training_seconds = 0.0
         self.judge = list(judge)
         self.judged: list[float] = []
-        super().__init__(streams, spec.config, folder, save=baselines.save,
-                         build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size), **options)
+        super().__init__(
+            streams,
+            spec.config,
+            folder,
+            save=baselines.save,
+            build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size),
+            **options,
+        )
         if spec.cut_every:  # after the loop has set its own rate
             self.optimizers["optimizer"].register_step_pre_hook(self._cut)
 
@@ -118,13 +133,23 @@ class Run(Trainer):
     def restore(self, tensors: dict, facts: dict) -> None:
         super().restore(tensors, facts)
         if "training_seconds" not in facts:
-            raise UserError(f"{self.folder} holds no run of an experiment: delete it, or choose another --folder")
+            raise UserError(
+                f"{self.folder} holds no run of an experiment: delete it, or choose another --folder"
+            )
         self.training_seconds = facts["training_seconds"]
         self.judged = list(facts.get("judged", []))
 
 
-def train(spec: Spec, streams: Streams, folder: Path, *, judge: Sequence[Piece] = (), deadline: float = math.inf,
-          device: str | None = None, say: Callable[[str], None] = print) -> dict:
+def train(
+    spec: Spec,
+    streams: Streams,
+    folder: Path,
+    *,
+    judge: Sequence[Piece] = (),
+    deadline: float = math.inf,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:
     """Train, or go on, or open the outcome of an earlier call; the best checkpoint is in folder/best.
 
     Raises `OutOfTime` when `time.monotonic()` passes `deadline`, with all work kept, and `UserError`
@@ -135,7 +160,9 @@ def train(spec: Spec, streams: Streams, folder: Path, *, judge: Sequence[Piece] 
     if outcome.exists():
         found = read_json(outcome, Outcome, do="delete that file, and the run goes on")
         if completed(found["spec"]) != facts:
-            raise UserError(f"{folder} holds a run of another protocol: delete it, or choose another --folder")
+            raise UserError(
+                f"{folder} holds a run of another protocol: delete it, or choose another --folder"
+            )
         return found
     if time.monotonic() > deadline:
         raise OutOfTime
@@ -149,22 +176,34 @@ def train(spec: Spec, streams: Streams, folder: Path, *, judge: Sequence[Piece] 
     if not run.finished:
         raise OutOfTime
     best = min(run.log, key=lambda row: row["validation_bits_per_note"])
-    found = {"spec": facts, "parameters": run.model.parameter_count(), "body_parameters": baselines.body(run.model),
-             "steps": run.step, "tokens": run.tokens, "training_seconds": round(run.training_seconds, 2),
-             "tokens_per_second": round(run.tokens / run.training_seconds, 1),
-             "validation_bits_per_note": run.best, "best_step": best["step"], "log": run.log}
+    found = {
+        "spec": facts,
+        "parameters": run.model.parameter_count(),
+        "body_parameters": baselines.body(run.model),
+        "steps": run.step,
+        "tokens": run.tokens,
+        "training_seconds": round(run.training_seconds, 2),
+        "tokens_per_second": round(run.tokens / run.training_seconds, 1),
+        "validation_bits_per_note": run.best,
+        "best_step": best["step"],
+        "log": run.log,
+    }
     if run.judge:
         found["judged"] = run.judged
     with whole(outcome) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         (folder / name).unlink(missing_ok=True)
-    say(f"{spec.name}: {run.best:.2f} bits a note on validation after {run.training_seconds / 60:.1f} minutes")
+    say(
+        f"{spec.name}: {run.best:.2f} bits a note on validation after {run.training_seconds / 60:.1f} minutes"
+    )
     return found
 
 
 def best_model(folder: Path, device: str = "cpu"):
     """The best checkpoint of a run that has ended. Raises `UserError` where it has not."""
     if not (folder / OUTCOME).exists():
-        raise UserError(f"{folder.name} has not ended yet: run python -m lib.lab.experiments --only likelihood first")
+        raise UserError(
+            f"{folder.name} has not ended yet: run python -m lib.lab.experiments --only likelihood first"
+        )
     return baselines.load(folder / "best", device)

@@ -35,8 +35,14 @@ class Anchors:
     train_facts: list[Performance]
 
 
-def anchors(performances: list[Performance], tokenizer: Tokenizer, seconds: float, *, seed: int = 0,
-            progress: bool = True) -> Anchors:
+def anchors(
+    performances: list[Performance],
+    tokenizer: Tokenizer,
+    seconds: float,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> Anchors:
     """Read the test and the train split. A small sample has one test piece: it is cut into openings then."""
     arrays = note_arrays(performances, progress=progress)
     rng, real, noise, composers = np.random.default_rng(seed), [], [], []
@@ -99,15 +105,24 @@ def _overlap_facts(row: dict[str, Sequence[float]]) -> dict:
     """(Overlap area, KL) of each feature as two dicts and their means."""
     areas = {name: area for name, (area, _) in row.items()}
     nats = {name: kl for name, (_, kl) in row.items()}
-    return {"overlap_area": areas, "kl_nats": nats,
-            "mean_overlap_area": float(np.mean(list(areas.values()))),
-            "mean_kl_nats": float(np.mean(list(nats.values())))}
+    return {
+        "overlap_area": areas,
+        "kl_nats": nats,
+        "mean_overlap_area": float(np.mean(list(areas.values()))),
+        "mean_kl_nats": float(np.mean(list(nats.values()))),
+    }
 
 
 def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]]:
     """Excerpts of ten seconds of each piece, those with enough notes."""
-    return [[clip for at in np.arange(0, seconds - CLIP + 1e-9, CLIP)
-             if len(clip := excerpt(notes, at, CLIP)) >= FEW] for notes in pieces]
+    return [
+        [
+            clip
+            for at in np.arange(0, seconds - CLIP + 1e-9, CLIP)
+            if len(clip := excerpt(notes, at, CLIP)) >= FEW
+        ]
+        for notes in pieces
+    ]
 
 
 def frechets(
@@ -156,8 +171,10 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     train = [keys(notes) for notes in anchor.train]
     composers = sorted({p.composer for p in anchor.train_facts} | {*anchor.composers})
     number = {composer: i for i, composer in enumerate(composers)}
-    other = ([number[composer] for composer in anchor.composers],
-             [number[p.composer] for p in anchor.train_facts])
+    other = (
+        [number[composer] for composer in anchor.composers],
+        [number[p.composer] for p in anchor.train_facts],
+    )
     titles: dict[tuple[str, str], list[int]] = {}
     for i, p in enumerate(anchor.train_facts):
         titles.setdefault((p.composer, p.title), []).append(i)
@@ -175,16 +192,22 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
             )
         if again:
             found["same title"] = longest_shared(openings, repeated, transposed=transposed)
-        kinds[kind] = {name: _summary(passages, anchor, named=name in groups)
-                       for name, passages in found.items()}
+        kinds[kind] = {
+            name: _summary(passages, anchor, named=name in groups)
+            for name, passages in found.items()
+        }
     return kinds
 
 
 def _summary(passages: list[Passage], anchor: Anchors, named: bool) -> dict:
     lengths = np.array([p.notes for p in passages])
     top = int(lengths.argmax())
-    row = {"pieces": len(lengths), "median": float(np.median(lengths)),
-           "p95": float(np.percentile(lengths, 95)), "longest": int(lengths[top])}
+    row = {
+        "pieces": len(lengths),
+        "median": float(np.median(lengths)),
+        "p95": float(np.percentile(lengths, 95)),
+        "longest": int(lengths[top]),
+    }
     if named and passages[top].notes:
         source = anchor.train_facts[passages[top].piece]
         row |= {
@@ -207,13 +230,15 @@ def compare(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
         raise UserError(f"two pieces with {FEW} notes or more are needed: play some more")
     others = {**groups, "noise": anchor.noise}
     every = {"real": anchor.real, **others}
-    return {"seconds": anchor.seconds,
-            "pieces": {name: len(pieces) for name, pieces in every.items()},
-            "empty": empty,
-            "facts": {name: quantiles(pieces, anchor.seconds) for name, pieces in every.items()},
-            "overlap": overlaps(anchor, others),
-            "frechet": frechets(anchor, others),
-            "copied": copied(anchor, others)}
+    return {
+        "seconds": anchor.seconds,
+        "pieces": {name: len(pieces) for name, pieces in every.items()},
+        "empty": empty,
+        "facts": {name: quantiles(pieces, anchor.seconds) for name, pieces in every.items()},
+        "overlap": overlaps(anchor, others),
+        "frechet": frechets(anchor, others),
+        "copied": copied(anchor, others),
+    }
 
 
 # ---- showing it ------------------------------------------------------------------------------
@@ -223,8 +248,11 @@ def table(result: dict) -> str:
     """The comparison as a Markdown table: medians, and in brackets the middle 80 %."""
     names = ["real", *(n for n in result["pieces"] if n not in ("real", "noise")), "noise"]
     facts_of, overlap = result["facts"], result["overlap"]
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}",
-             _row("pieces", [str(result["pieces"][n]) for n in names])]
+    lines = [
+        f"| | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+        _row("pieces", [str(result["pieces"][n]) for n in names]),
+    ]
     for fact in facts_of["real"]:
         if all(fact in facts_of[n] for n in names):
             cells = ["{1:.3g} ({0:.3g} to {2:.3g})".format(*facts_of[n][fact]) for n in names]
@@ -241,8 +269,12 @@ def table(result: dict) -> str:
         _row("Fréchet distance to real", [f"{result['frechet'][n]:.4f}" for n in names]),
     ]
     for kind, rows in result["copied"].items():
-        lines.append(_row(f"longest passage shared with train, {kind}, notes",
-                          ["median {median:.0f}, most {longest}".format(**rows[n]) for n in names]))
+        lines.append(
+            _row(
+                f"longest passage shared with train, {kind}, notes",
+                ["median {median:.0f}, most {longest}".format(**rows[n]) for n in names],
+            )
+        )
     return "\n".join(lines)
 
 
@@ -263,8 +295,14 @@ def plot(result: dict):
     fig, ax = plots.figure(height=4.2)
     for name in names:
         label = plots.printable(name) + (" halves" if name == "real" else "")
-        ax.plot([result["overlap"][name]["overlap_area"][k] for k in kinds], range(len(kinds)), "o", markersize=9,
-                color=colours.get(name) or next(rest), label=label)
+        ax.plot(
+            [result["overlap"][name]["overlap_area"][k] for k in kinds],
+            range(len(kinds)),
+            "o",
+            markersize=9,
+            color=colours.get(name) or next(rest),
+            label=label,
+        )
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=True)

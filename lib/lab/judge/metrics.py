@@ -23,9 +23,13 @@ def muspy_metrics(notes: np.ndarray) -> dict[str, float]:
     import muspy
 
     ticks = np.round(notes["start"] * 100).astype(int), np.round(notes["end"] * 100).astype(int)
-    track = muspy.Track(program=0, notes=[
-        muspy.Note(int(a), int(p), max(1, int(b - a)), int(v))
-        for a, b, p, v in zip(*ticks, notes["pitch"], notes["velocity"])])
+    track = muspy.Track(
+        program=0,
+        notes=[
+            muspy.Note(int(a), int(p), max(1, int(b - a)), int(v))
+            for a, b, p, v in zip(*ticks, notes["pitch"], notes["velocity"])
+        ],
+    )
     music = muspy.Music(resolution=50, tempos=[muspy.Tempo(0, 120)], tracks=[track])
     return {
         "range in semitones": float(muspy.pitch_range(music)),

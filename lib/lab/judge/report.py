@@ -50,7 +50,9 @@ def pieces(model, tokenizer, found, args) -> dict:
 
     begin = time.perf_counter()
     start = hear(model, tokenizer, [tokenizer.bos])
-    notes, tokens = continuations(model, tokenizer, [start] * args.pieces, list(range(args.pieces)), until=args.seconds)
+    notes, tokens = continuations(
+        model, tokenizer, [start] * args.pieces, list(range(args.pieces)), until=args.seconds
+    )
     took = time.perf_counter() - begin
     notes = [excerpt(n, 0, args.seconds) for n in notes]
     errors = 0.0
@@ -63,11 +65,19 @@ def pieces(model, tokenizer, found, args) -> dict:
     anchor = anchors.anchors(found, tokenizer, args.seconds, progress=False)
     result = anchors.compare(anchor, {"model": notes})
     ours, real = ([longest_repeat(keys(n)) for n in group] for group in (notes, anchor.real))
-    return {"count": len(notes), "tokens": sum(map(len, tokens)), "play_seconds": took, "invalid_tokens": round(errors),
-            "empty": result["empty"]["model"],
-            "longest_exact_repetition": {"model": max(ours), "real": max(real),
-                                         "stuck": sum(r > max(real) for r in ours)},
-            "comparison": result}
+    return {
+        "count": len(notes),
+        "tokens": sum(map(len, tokens)),
+        "play_seconds": took,
+        "invalid_tokens": round(errors),
+        "empty": result["empty"]["model"],
+        "longest_exact_repetition": {
+            "model": max(ours),
+            "real": max(real),
+            "stuck": sum(r > max(real) for r in ours),
+        },
+        "comparison": result,
+    }
 
 
 def _attribute(name: str, notes: np.ndarray, seconds: float) -> float:
@@ -91,12 +101,18 @@ def controls(model, tokenizer, found, args) -> dict:
         for sign in (1, -1):
             value = TEMPO**sign if name == "tempo" else LEVEL * sign
             moved = play(Controls(**{name: value}))
-            before, after = (np.array([_attribute(name, m.notes, seconds) for m in group]) for group in (plain, moved))
+            before, after = (
+                np.array([_attribute(name, m.notes, seconds) for m in group])
+                for group in (plain, moved)
+            )
             change = sign * (after - before)
             out[f"{name} {value:+.3g}" if name != "tempo" else f"tempo x {value:.3g}"] = {
-                "before": float(before.mean()), "after": float(after.mean()), "seeds": len(seeds),
+                "before": float(before.mean()),
+                "after": float(after.mean()),
+                "seeds": len(seeds),
                 "in_the_stated_direction": int((change > 0).sum()),
-                "wilcoxon_p_one_sided": float(wilcoxon(change, alternative="greater").pvalue)}
+                "wilcoxon_p_one_sided": float(wilcoxon(change, alternative="greater").pvalue),
+            }
     return out
 
 
@@ -118,24 +134,43 @@ def prefill(model, tokenizer, found, args) -> dict:
     a, b = torch.randn(size, size), torch.randn(size, size)
     rates: dict[str, list[float]] = {"matmul": [], "prefill": []}
     for turn in range(8):
-        one = {"matmul": _rate(lambda: torch.mm(a, b), 2.0 * size**3),
-               "prefill": _rate(lambda: hear(model, tokenizer, ids), 2.0 * parameters * len(ids))}
+        one = {
+            "matmul": _rate(lambda: torch.mm(a, b), 2.0 * size**3),
+            "prefill": _rate(lambda: hear(model, tokenizer, ids), 2.0 * parameters * len(ids)),
+        }
         if turn:  # the first warms up
             for name, rate in one.items():
                 rates[name].append(rate)
     median = {name: float(np.median(r)) for name, r in rates.items()}
-    return {"prompt_seconds": minutes, "tokens": len(ids), "encoding_seconds": encoding,
-            "seconds": 2 * parameters * len(ids) / median["prefill"], "matmul_gflops": median["matmul"] / 1e9,
-            "prefill_gflops": median["prefill"] / 1e9, "share": median["prefill"] / median["matmul"],
-            "threads": torch.get_num_threads()}
+    return {
+        "prompt_seconds": minutes,
+        "tokens": len(ids),
+        "encoding_seconds": encoding,
+        "seconds": 2 * parameters * len(ids) / median["prefill"],
+        "matmul_gflops": median["matmul"] / 1e9,
+        "prefill_gflops": median["prefill"] / 1e9,
+        "share": median["prefill"] / median["matmul"],
+        "threads": torch.get_num_threads(),
+    }
 
 
 def continuation(model, tokenizer, found, args) -> dict:
     """`python -m lib.generate` as a user types it: 60 seconds, with MP3 and picture."""
     prompt = next(p for p in found if p.split == "test").path
     with tempfile.TemporaryDirectory() as folder:
-        line = [sys.executable, "-m", "lib.generate", "--prompt", str(prompt), "--seconds", "60", "--model",
-                str(args.model), "--out", folder]
+        line = [
+            sys.executable,
+            "-m",
+            "lib.generate",
+            "--prompt",
+            str(prompt),
+            "--seconds",
+            "60",
+            "--model",
+            str(args.model),
+            "--out",
+            folder,
+        ]
         begin = time.perf_counter()
         done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
         took = time.perf_counter() - begin
@@ -167,9 +202,16 @@ def stream(model, tokenizer, found, args) -> dict:
                 times.append((time.perf_counter() - clock) / 100)
                 clock = time.perf_counter()
             if count % every == 0:
-                rows.append({"tokens": count, "music_seconds": seconds, "ms_a_token": 1e3 * float(np.median(times)),
-                             "resident_bytes": _resident(), "state_bytes": player.moment().nbytes(),
-                             "notes": midi.notes})
+                rows.append(
+                    {
+                        "tokens": count,
+                        "music_seconds": seconds,
+                        "ms_a_token": 1e3 * float(np.median(times)),
+                        "resident_bytes": _resident(),
+                        "state_bytes": player.moment().nbytes(),
+                        "notes": midi.notes,
+                    }
+                )
                 times = []
             if count >= args.stream_tokens:
                 break
@@ -185,21 +227,51 @@ def bits(model, tokenizer, found, args) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure everything that is claimed of playing, and write data/results/generation.json."""
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.bench playing", description=main.__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder of a checkpoint (default: the shipped one)")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.bench playing", description=main.__doc__
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a checkpoint (default: the shipped one)",
+    )
     parser.add_argument("--pieces", type=int, default=100, help="to play (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=30, help="of the test of each control (%(default)s)")
-    parser.add_argument("--stream-tokens", type=int, default=200_000, help="of the endless piece (%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure only these, keep the others")
+    parser.add_argument(
+        "--seeds", type=int, default=30, help="of the test of each control (%(default)s)"
+    )
+    parser.add_argument(
+        "--stream-tokens", type=int, default=200_000, help="of the endless piece (%(default)s)"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="measure only these, keep the others",
+    )
     parser.add_argument("--quick", action="store_true", help="the ten sample pieces only")
-    parser.add_argument("--out", type=Path, default=Path("out/hundred"), help="folder for the pieces (%(default)s)")
-    parser.add_argument("--result", type=Path, default=RESULTS / "generation.json",
-                        help="(data/results/generation.json)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/hundred"), help="folder for the pieces (%(default)s)"
+    )
+    parser.add_argument(
+        "--result",
+        type=Path,
+        default=RESULTS / "generation.json",
+        help="(data/results/generation.json)",
+    )
     args = parser.parse_args(argv)
-    if args.pieces < 8 or args.seeds < 5 or args.stream_tokens < 100 * POINTS or not 10 <= args.seconds <= 600:
-        raise UserError(f"these numbers are too small to say anything: eight pieces of ten seconds, five seeds and "
-                        f"{100 * POINTS:,} tokens are the least")
+    if (
+        args.pieces < 8
+        or args.seeds < 5
+        or args.stream_tokens < 100 * POINTS
+        or not 10 <= args.seconds <= 600
+    ):
+        raise UserError(
+            f"these numbers are too small to say anything: eight pieces of ten seconds, five seeds and "
+            f"{100 * POINTS:,} tokens are the least"
+        )
     model, tokenizer = load_model(args.model)
     found = performances(quick=args.quick, say=note)
     mark = fingerprint(model)
@@ -229,28 +301,41 @@ def summary(result: dict) -> str:
         mean = {n: r["mean_overlap_area"] for n, r in p["comparison"]["overlap"].items()}
         copied = p["comparison"]["copied"]
         again = p["longest_exact_repetition"]
-        lines += [f"{p['count']} pieces: {p['invalid_tokens']} invalid tokens, {p['empty']} empty, "
-                  f"{again['stuck']} stuck"
-                  f" (longest repetition {again['model']} notes, real {again['real']})",
-                  "mean overlap area: " + ", ".join(f"{n} {v:.3f}" for n, v in mean.items())]
-        lines += [f"longest passage shared with train, {kind}: {rows['model']['longest']} notes; unrelated real pieces "
-                  f"{rows['real']['longest']}" for kind, rows in copied.items()]
+        lines += [
+            f"{p['count']} pieces: {p['invalid_tokens']} invalid tokens, {p['empty']} empty, "
+            f"{again['stuck']} stuck"
+            f" (longest repetition {again['model']} notes, real {again['real']})",
+            "mean overlap area: " + ", ".join(f"{n} {v:.3f}" for n, v in mean.items()),
+        ]
+        lines += [
+            f"longest passage shared with train, {kind}: {rows['model']['longest']} notes; unrelated real pieces "
+            f"{rows['real']['longest']}"
+            for kind, rows in copied.items()
+        ]
     for name, row in result.get("controls", {}).items():
-        lines.append(f"{name}: {row['before']:.3g} to {row['after']:.3g}, {row['in_the_stated_direction']} of "
-                     f"{row['seeds']} seeds, p {row['wilcoxon_p_one_sided']:.1e}")
+        lines.append(
+            f"{name}: {row['before']:.3g} to {row['after']:.3g}, {row['in_the_stated_direction']} of "
+            f"{row['seeds']} seeds, p {row['wilcoxon_p_one_sided']:.1e}"
+        )
     if "prefill" in result:
         p = result["prefill"]
-        lines.append(f"prompt of {p['prompt_seconds'] / 60:.0f} minutes, {p['tokens']:,} tokens: {p['seconds']:.2f} s, "
-                     f"{p['share']:.0%} of the matrix rate of {p['matmul_gflops']:.0f} GFLOP/s")
+        lines.append(
+            f"prompt of {p['prompt_seconds'] / 60:.0f} minutes, {p['tokens']:,} tokens: {p['seconds']:.2f} s, "
+            f"{p['share']:.0%} of the matrix rate of {p['matmul_gflops']:.0f} GFLOP/s"
+        )
     if "continuation" in result:
         seconds = result["continuation"]["seconds"]
         lines.append(f"60 seconds from the command line, MP3 and picture included: {seconds:.1f} s")
     if "stream" in result:
         first, last = (result["stream"]["curve"][i] for i in (0, -1))
-        lines.append(f"endless: {first['ms_a_token']:.2f} ms a token at {first['tokens']:,}, "
-                     f"{last['ms_a_token']:.2f} at {last['tokens']:,}; state {last['state_bytes']:,} bytes")
+        lines.append(
+            f"endless: {first['ms_a_token']:.2f} ms a token at {first['tokens']:,}, "
+            f"{last['ms_a_token']:.2f} at {last['tokens']:,}; state {last['state_bytes']:,} bytes"
+        )
         if first["resident_bytes"] and last["resident_bytes"]:
-            lines[-1] += f"; process {first['resident_bytes'] / 2**20:.0f} and {last['resident_bytes'] / 2**20:.0f} MiB"
+            lines[-1] += (
+                f"; process {first['resident_bytes'] / 2**20:.0f} and {last['resident_bytes'] / 2**20:.0f} MiB"
+            )
     if "bits" in result:
         for name in ("native", "dequantised_10_ms"):
             low, high = result["bits"][name]["interval_95"]

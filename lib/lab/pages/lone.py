@@ -79,8 +79,10 @@ def environment(folder: Path) -> Path:
     _run([sys.executable, "-m", "venv", str(folder)], "make a virtual environment")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     torch = f"torch=={version('torch').partition('+')[0]}"
-    _run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", torch, *THERE],
-         f"install {torch} into a fresh environment")
+    _run(
+        [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", torch, *THERE],
+        f"install {torch} into a fresh environment",
+    )
     place = "import sysconfig; print(sysconfig.get_path('purelib'))"
     pretend = (
         Path(_run([str(python), "-c", place], "find its packages").strip()) / "google" / "colab"
@@ -106,10 +108,15 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
     there = {key: value for key, value in os.environ.items() if key not in hidden}
     there |= {"MUSIC_REPO": address, "MUSIC_QUICK": "1"}
     begin, ended = [], []  # the clock when the first cell began, and at the end of each cell
-    client = NotebookClient(book, km=manager, timeout=1800, record_timing=False,
-                            resources={"metadata": {"path": str(folder)}},
-                            on_cell_execute=lambda **_: begin or begin.append(time.perf_counter()),
-                            on_cell_executed=lambda **_: ended.append(time.perf_counter()))
+    client = NotebookClient(
+        book,
+        km=manager,
+        timeout=1800,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+        on_cell_execute=lambda **_: begin or begin.append(time.perf_counter()),
+        on_cell_executed=lambda **_: ended.append(time.perf_counter()),
+    )
     load, worked = _load(), _worked()
     try:
         client.execute(env=there, cleanup_kc=True)
@@ -188,8 +195,10 @@ def main(names: list[str], say=print) -> None:
                 if found["load_before"]
                 else ""
             )
-            say(f"{name}: {what}{late}{busy} (first cell {found['minutes_of_first_cell']:.1f}, "
-                f"processor {found['minutes_of_processor']:.1f}); torch {before} untouched")
+            say(
+                f"{name}: {what}{late}{busy} (first cell {found['minutes_of_first_cell']:.1f}, "
+                f"processor {found['minutes_of_processor']:.1f}); torch {before} untouched"
+            )
 
 
 def _torch(python: Path) -> str:

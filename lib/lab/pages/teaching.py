@@ -174,7 +174,9 @@ def _index(names) -> nbformat.NotebookNode:
         if found:
             items = [f'- <a href="{name}">{Path(name).name}</a>' for name in found]
             lines += [f"## {title}", "\n".join(items)]
-    lines.append("An exercise notebook runs beside the others: copy it into the course's `notebooks`.")
+    lines.append(
+        "An exercise notebook runs beside the others: copy it into the course's `notebooks`."
+    )
     return nbformat.v4.new_notebook(cells=[_text("\n\n".join(lines))])
 
 

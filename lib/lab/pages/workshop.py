@@ -131,7 +131,7 @@ def resolve(requirements: Path) -> list[str]:
 
 
 def _package(wheel: str) -> str:
-    """"name==version" of a wheel's file name; "" where it is none."""
+    """ "name==version" of a wheel's file name; "" where it is none."""
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
     try:
@@ -197,8 +197,14 @@ def _fetch_wheels(folder: Path, bundle: dict, say) -> None:
             say(
                 f"fetching packages {begin + 1} to {min(begin + BATCH, len(missing))} of {len(missing)}"
             )
-            _pip("wheel", "--no-deps", "--wheel-dir", str(part), *missing[begin : begin + BATCH],
-                 doing="fetch what the course needs")
+            _pip(
+                "wheel",
+                "--no-deps",
+                "--wheel-dir",
+                str(part),
+                *missing[begin : begin + BATCH],
+                doing="fetch what the course needs",
+            )
             for path in sorted(part.glob("*.whl")):
                 bundle["wheels"][path.name] = sha256_of(path)
                 os.replace(path, wheels / path.name)

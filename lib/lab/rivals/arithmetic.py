@@ -22,7 +22,9 @@ def operations(model: LanguageModel, batch: int, length: int) -> float:
     """Operations for each token of a training step on `batch` sequences of `length` tokens."""
     embedding = model.backbone.embeddings.weight  # also the output layer, which is a product
     products = 2 * (body(model) + embedding.numel())
-    mixing = sum(mixing_operations(layer.mixer, model, batch, length) for layer in model.backbone.layers)
+    mixing = sum(
+        mixing_operations(layer.mixer, model, batch, length) for layer in model.backbone.layers
+    )
     return FORWARD_AND_BACKWARD * (products + mixing)
 
 
@@ -35,12 +37,18 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
     if isinstance(mixer, Selective):
         mixer = mixer.mamba
     if isinstance(mixer, MambaMixer):
-        return 9 * mixer.config.d_inner * mixer.config.d_state  # Gu and Dao 2023, figure 8's count of the scan
+        return (
+            9 * mixer.config.d_inner * mixer.config.d_state
+        )  # Gu and Dao 2023, figure 8's count of the scan
     if isinstance(mixer, S4DMixer):
         channels = mixer.config.d_inner
         points = 2 * length  # padded, so that the end does not run into the beginning
-        transforms = 3 * 2.5 * points * math.log2(points) + 6 * (length + 1)  # of a row of reals, and their product
-        kernel = 16 * length * mixer.config.d_state / 2  # complex powers and sums, once for all rows
+        transforms = 3 * 2.5 * points * math.log2(points) + 6 * (
+            length + 1
+        )  # of a row of reals, and their product
+        kernel = (
+            16 * length * mixer.config.d_state / 2
+        )  # complex powers and sums, once for all rows
         return channels * (transforms + kernel / batch) / length
     if isinstance(mixer, LSTMMixer):
         return 0  # all its products are by weights

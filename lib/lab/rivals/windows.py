@@ -26,8 +26,9 @@ def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.nd
     return window_bits(model, streams, pieces, window=model.config.window, **options)
 
 
-def window_bits(model, streams: Streams, pieces: list[Piece], *, window: int, segment: int = 512,
-                **options) -> np.ndarray:
+def window_bits(
+    model, streams: Streams, pieces: list[Piece], *, window: int, segment: int = 512, **options
+) -> np.ndarray:
     """Bits of each whole piece, float64 (pieces,), from windows that are read afresh.
 
     Options as in `window_nats`; `segment`, which `lib.train.bits.piece_bits` has, means nothing here.
@@ -75,8 +76,9 @@ def window_nats(
 def _jobs(pieces: list[Piece], window: int, stride: int) -> list[tuple[int, int, int]]:
     """(piece, first token, where its predictions begin to count) of every window, short ones first."""
     if not 1 <= stride <= window:
-        raise UserError(f"windows of {window} tokens cannot be {stride} apart: "
-                        f"the stride must be 1 to {window}")
+        raise UserError(
+            f"windows of {window} tokens cannot be {stride} apart: the stride must be 1 to {window}"
+        )
     jobs = []
     for i, piece in enumerate(pieces):
         begin, counted = 0, 0
@@ -89,8 +91,14 @@ def _jobs(pieces: list[Piece], window: int, stride: int) -> list[tuple[int, int,
 
 
 @torch.inference_mode()
-def carried_nats(model, streams: Streams, pieces: list[Piece], *, segment: int = 512,
-                 autocast: torch.dtype | None = None) -> list[np.ndarray]:
+def carried_nats(
+    model,
+    streams: Streams,
+    pieces: list[Piece],
+    *,
+    segment: int = 512,
+    autocast: torch.dtype | None = None,
+) -> list[np.ndarray]:
     """Nats of every token after the first, float64 (length - 1,) a piece, the state carried through it."""
     model.eval()
     nats = []
@@ -104,8 +112,14 @@ def carried_nats(model, streams: Streams, pieces: list[Piece], *, segment: int =
     return nats
 
 
-def token_nats(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
-               autocast: torch.dtype | None = None) -> list[np.ndarray]:
+def token_nats(
+    model,
+    streams: Streams,
+    pieces: list[Piece],
+    *,
+    batch: int = 16,
+    autocast: torch.dtype | None = None,
+) -> list[np.ndarray]:
     """Nats of every token, in the way that belongs to the architecture."""
     if model.carries:
         return carried_nats(model, streams, pieces, autocast=autocast)
