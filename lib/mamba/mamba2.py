@@ -9,6 +9,7 @@ Parameter names are the official ones, those of mamba-ssm's `Mamba2` and of tran
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -143,8 +144,8 @@ class Mamba2Mixer(nn.Module):
         return self.out_proj(self.norm(y.flatten(1), z)), (after, h.flatten(1, 2))
 
     @property
-    def A(self) -> Float[Tensor, "H"]:
-        """One rate a head, negative."""
+    def A(self) -> Tensor:
+        """One rate a head (H,), negative."""
         return -torch.exp(self.A_log.float())
 
 
@@ -153,3 +154,23 @@ class Mamba2LM(LanguageModel):
 
     def __init__(self, config: Mamba2Config):
         super().__init__(config, (Block(config, Mamba2Mixer(config)) for _ in range(config.n_layer)))
+
+
+def from_weights(weights: Mapping[str, Tensor], config: Mamba2Config) -> Mamba2LM:
+    """A model out of named tensors, ours, transformers' or mamba-ssm's, of the sizes in `config`.
+
+    Raises `UserError` where they do not fit it, or have an output layer that is not the embedding.
+    """
+    weights = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
+               for name, tensor in weights.items()}
+    head = weights.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, weights.get("backbone.embeddings.weight", head)):
+        raise UserError("these weights have an output layer of their own: the Mamba-2 of this course "
+                        "has its embedding there")
+    model = Mamba2LM(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError("these weights are not those of a Mamba-2 of this configuration, with one "
+                        "group of B and C: compare its sizes with theirs") from error
+    return model.eval()

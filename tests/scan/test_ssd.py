@@ -1,4 +1,4 @@
-"""Claims about lib.scan.ssd: the chunks are the loop, the loop is the selective scan, and nothing is lost on the way."""
+"""Claims about lib.scan.ssd: the chunks are the loop, the loop is the selective scan, and nothing is lost."""
 
 import pytest
 import torch
