@@ -1,3 +1,4 @@
 """Fixed and selective scans: one operation, one signature, four backends that agree."""
 
 from lib.scan.selective import BACKENDS, choose, loop, selective_scan, selective_step
+from lib.scan.ssd import ssd_scan, ssd_step

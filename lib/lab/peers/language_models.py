@@ -1,9 +1,10 @@
-"""transformers' language models beside ours: its Mamba with our weights, and a GPT-2 of our size."""
+"""transformers' language models beside ours: its Mambas with our weights, and a GPT-2 of our size."""
 
 import torch
 from torch import nn
 
 from lib.env.errors import UserError
+from lib.mamba.mamba2 import Mamba2LM
 from lib.mamba.model import MambaLM
 
 
@@ -39,6 +40,31 @@ def mamba(ours: MambaLM) -> nn.Module:
         )
     )
     theirs.load_state_dict(ours.state_dict(), strict=False)  # a tied lm_head is the embedding
+    return theirs
+
+
+def mamba2(ours: Mamba2LM) -> nn.Module:
+    """Its `Mamba2ForCausalLM` with our weights."""
+    transformers = package()
+    config = ours.config
+    theirs = transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            vocab_size=config.vocab_size,
+            hidden_size=config.d_model,
+            num_hidden_layers=config.n_layer,
+            state_size=config.d_state,
+            num_heads=config.n_head,
+            head_dim=config.head_dim,
+            n_groups=1,
+            conv_kernel=config.d_conv,
+            expand=config.expand,
+            use_bias=config.bias,
+            use_conv_bias=config.conv_bias,
+            layer_norm_epsilon=config.norm_eps,
+            tie_word_embeddings=True,
+        )
+    )
+    theirs.load_state_dict(ours.state_dict(), strict=False)  # the tied lm_head is the embedding
     return theirs
 
 

@@ -25,13 +25,14 @@ from lib.lab.rivals.lstm import LSTMLM, LSTMConfig
 from lib.lab.rivals.s4d import S4DLM, S4DConfig
 from lib.lab.rivals.transformer import TransformerConfig, TransformerLM
 from lib.mamba.checkpoint import CONFIG, WEIGHTS
+from lib.mamba.mamba2 import Mamba2Config, Mamba2LM
 from lib.mamba.model import LanguageModel, MambaConfig, MambaLM, State
 
 LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
-          "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "hybrid": "Mamba + attention"}
+          "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "mamba2": "Mamba-2", "hybrid": "Mamba + attention"}
 ARCHS = tuple(LABELS)
 CLASSES = {"LSTMLM": (LSTMLM, LSTMConfig), "TransformerLM": (TransformerLM, TransformerConfig),
-           "S4DLM": (S4DLM, S4DConfig), "HybridLM": (HybridLM, HybridConfig)}
+           "S4DLM": (S4DLM, S4DConfig), "Mamba2LM": (Mamba2LM, Mamba2Config), "HybridLM": (HybridLM, HybridConfig)}
 AGAIN = "train it again"
 TOLERANCE = 0.03  # how far a rival's parameters may be from Mamba's
 
@@ -68,7 +69,7 @@ def config_of(arch: str, vocab_size: int, size: Size = Size()):
     if arch == "mamba":
         return ours
     wanted = _count(ours)
-    found = {"lstm": _lstm, "s4d": _s4d, "hybrid": _hybrid, "transformer": _transformer,
+    found = {"lstm": _lstm, "s4d": _s4d, "mamba2": _mamba2, "hybrid": _hybrid, "transformer": _transformer,
              "transformer_xl": _transformer}[arch](vocab_size, size, wanted)
     if arch == "transformer_xl":
         found = replace(found, carries=True)
@@ -86,6 +87,14 @@ def _lstm(vocab_size: int, size: Size, wanted: int) -> LSTMConfig:
 def _s4d(vocab_size: int, size: Size, wanted: int) -> S4DConfig:
     start = S4DConfig(vocab_size, n_layer=size.n_layer, d_state=size.fixed_state, dropout=size.dropout)
     return _widen(lambda width: replace(start, d_model=width), wanted)
+
+
+def _mamba2(vocab_size: int, size: Size, wanted: int) -> Mamba2Config:
+    """Mamba's width and layers; what its step and its decays no longer cost goes into a larger state."""
+    channels = MambaConfig(vocab_size, size.d_model).d_inner
+    head = next(p for p in (64, 32, 16, 8, 4, 2, 1) if channels % p == 0 and channels > p)  # two heads or more
+    start = Mamba2Config(vocab_size, size.d_model, size.n_layer, head_dim=head, dropout=size.dropout)
+    return _widen(lambda d_state: replace(start, d_state=d_state), wanted)
 
 
 def _transformer(vocab_size: int, size: Size, wanted: int) -> TransformerConfig:

@@ -1,0 +1,158 @@
+"""State space duality: the selective scan with one decay a head, computed by matrix products.
+
+    h[t] = exp(delta[t] A) h[t-1] + delta[t] x[t] B[t]ᵀ        h: (P, N), A: one number a head
+    y[t] = h[t] C[t] + D x[t]
+
+Unrolled, this is attention without a softmax, under a mask that decays:
+
+    y[t] = Σ_s≤t  L[t, s] (C[t] · B[s]) delta[s] x[s],    L[t, s] = exp Σ_s<k≤t delta[k] A
+
+(Dao and Gu 2024, arXiv:2405.21060, sections 3.2 and 6). Because the decay knows nothing of n, C · B can
+be computed once, by a matrix product, for all channels of all heads. `chunked` does so inside short
+stretches of time and hands one state on from each to the next. Notebook 11 derives everything here.
+
+Shapes: B batch, L length, H heads, P channels a head, N state size, Q length of a chunk.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib.env.errors import UserError
+from lib.scan.arguments import axes, check_tensors, described
+
+CHUNK = 64  # Q, steps of time: longer ones make larger masks, shorter ones more states
+
+
+def loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
+         ) -> tuple[Tensor, Tensor]:
+    """The recurrence, one step of time after another: y (B, L, H, P) and the last h (B, H, P, N).
+
+    x: (B, L, H, P). delta: (B, L, H), positive. A: (H,), negative. B, C: (B, L, N), shared by all heads.
+    """
+    h = _at_first(x, B) if h0 is None else h0
+    ys = []
+    for x_t, delta_t, B_t, C_t in zip(x.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1)):
+        decay = torch.exp(delta_t * A)[..., None, None]  # (B, H, 1, 1)
+        write = (delta_t[..., None] * x_t)[..., None] * B_t[:, None, None]  # (B, H, P, N)
+        h = decay * h + write
+        ys.append((h @ C_t[:, None, :, None])[..., 0])  # (B, H, P)
+    return torch.stack(ys, 1) if ys else x, h
+
+
+def segment_sum(log_decay: Tensor) -> Tensor:
+    """(…, Q) to (…, Q, Q): entry (t, s) is the sum over s < k ≤ t, and -inf above the diagonal.
+
+    Each column is a sum of its own. The difference of two running totals would be quicker to write,
+    and loses what a small segment has between two large totals: both are rounded to their own size.
+    """
+    time = torch.arange(log_decay.shape[-1], device=log_decay.device)
+    later = time[:, None] > time  # (t, s): k = t counts in the segments that begin at s < t
+    each = torch.where(later, log_decay[..., None], 0)
+    sums = each.cumsum(-2)
+    return sums.masked_fill(time[:, None] < time, -torch.inf)
+
+
+def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
+            *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """The same as `loop`, by matrix products inside chunks of time (Dao and Gu 2024, section 6).
+
+    Decays, and the state that is handed on, are kept in the dtype of the arguments; the products are
+    autocast's to round, as in the official kernel.
+    """
+    batch, length = x.shape[:2]
+    chunk = min(chunk, max(1, length))
+    missing = -length % chunk
+    if missing:  # steps of size zero: nothing decays and nothing is written
+        x = F.pad(x, (0, 0, 0, 0, 0, missing))
+        delta = F.pad(delta, (0, 0, 0, missing))
+        B = F.pad(B, (0, 0, 0, missing))
+        C = F.pad(C, (0, 0, 0, missing))
+    B = B.unflatten(1, (-1, chunk))[:, :, None]  # (B, chunks, 1, Q, N): one for all heads
+    C = C.unflatten(1, (-1, chunk))[:, :, None]
+    write = (delta[..., None] * x).unflatten(1, (-1, chunk)).transpose(2, 3)  # (B, chunks, H, Q, P)
+    log_decay = (delta * A).unflatten(1, (-1, chunk)).transpose(2, 3)  # (B, chunks, H, Q)
+
+    # inside a chunk: attention under the decaying mask
+    mask = torch.exp(segment_sum(log_decay))  # (B, chunks, H, Q, Q)
+    y = (mask * (C @ B.mT)) @ write
+
+    # what a chunk leaves behind, each step as far decayed as it is from the chunk's end
+    until_end = mask[..., -1, :, None]  # (B, chunks, H, Q, 1)
+    left = (until_end * write).mT @ B  # (B, chunks, H, P, N)
+
+    # from chunk to chunk: the recurrence, once for Q steps
+    since_start = torch.exp(log_decay.cumsum(-1))[..., None]  # (B, chunks, H, Q, 1)
+    h = _at_first(x, B) if h0 is None else h0
+    before = []
+    for left_c, decay_c in zip(left.unbind(1), since_start[:, :, :, -1:].unbind(1)):
+        before.append(h)
+        h = decay_c * h + left_c
+
+    # what a chunk reads of all that came before it
+    y = y + since_start * (C @ torch.stack(before, 1).mT)
+    return y.transpose(2, 3).flatten(1, 2)[:, :length], h
+
+
+BACKENDS = {"loop": loop, "chunked": chunked}
+
+
+def ssd_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+        h0: Tensor | None = None, return_last_state: bool = False, backend: str = "chunked",
+        ) -> Float[Tensor, "B L H P"] | tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"]]:
+    """The selective scan of Mamba-2: one decay a head, B and C shared by all heads.
+
+    x: (B, L, H, P), input. delta: (B, L, H), the step, positive. A: (H,), negative. B, C: (B, L, N).
+    D: (H,), what of the input is added. h0: state before the first step, (B, H, P, N); zero when None.
+    Returns y (B, L, H, P) and, with `return_last_state`, the state after the last step, both in
+    float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
+    Raises `UserError` for shapes, dtypes or devices that do not fit or an unknown backend.
+    """
+    _check("ssd_scan", x, "(B, L, H, P)", delta, A, B, C, D, h0)
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is unknown: choose {' or '.join(BACKENDS)}")
+    if 0 in (*x.shape, B.shape[2]):  # nothing to scan
+        backend = "loop"
+    x, delta, A, B, C, D, h0 = _in_floats(x, delta, A, B, C, D, h0)
+    y, last = BACKENDS[backend](x, delta, A, B, C, h0)
+    if D is not None:
+        y = y + D[:, None] * x
+    return (y, last) if return_last_state else y
+
+
+def ssd_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+             D: Tensor | None = None) -> tuple[Float[Tensor, "B H P"], Float[Tensor, "B H P N"]]:
+    """One step of time, for generation: `ssd_scan` at L = 1 with the state first; the old one is left as it was.
+
+    h: (B, H, P, N). x: (B, H, P). delta: (B, H). A, D: (H,). B, C: (B, N).
+    """
+    if axes(x) != 3 or axes(delta) != 2 or axes(B) != 2 or axes(C) != 2:
+        raise UserError(f"the step needs x (B, H, P), delta (B, H), B and C (B, N), not {described(x)}, "
+                        f"{described(delta)}, {described(B)} and {described(C)}")
+    y, h = ssd_scan(x[:, None], delta[:, None], A, B[:, None], C[:, None], D, h, True, "loop")
+    return y[:, 0], h
+
+
+def _at_first(x: Tensor, B: Tensor) -> Tensor:
+    """The state before anything was read, (B, H, P, N), for x (B, …, H, P) and B (B, …, N)."""
+    return x.new_zeros(x.shape[0], *x.shape[-2:], B.shape[-1])
+
+
+def _in_floats(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """All in float32, or in float64 where x is."""
+    high = torch.promote_types(x.dtype, torch.float32)
+    return tuple(t if t is None else t.to(high) for t in (x, *others))
+
+
+def _check(what: str, x, x_shape: str, delta, A, B, C, D, h0) -> None:
+    """Raise `UserError` naming the first argument that does not fit; x and B say what the others should be."""
+    if axes(x) != 4 or axes(B) != 3:
+        raise UserError(f"{what} needs x of shape {x_shape} and B of shape (B, L, N), not "
+                        f"{described(x)} and {described(B)}")
+    batch, length, heads, channels = x.shape
+    d_state = B.shape[2]
+    check_tensors(what, x.device, {
+        "x": (x, x.shape), "delta": (delta, (batch, length, heads)), "A": (A, (heads,)),
+        "B": (B, (batch, length, d_state)), "C": (C, (batch, length, d_state)), "D": (D, (heads,)),
+        "h0": (h0, (batch, heads, channels, d_state))}, optional=("D", "h0"))
