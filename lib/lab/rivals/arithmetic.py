@@ -13,7 +13,9 @@ from lib.lab.rivals.lstm import LSTMMixer
 from lib.lab.rivals.matched import body
 from lib.lab.rivals.s4d import S4DMixer
 from lib.lab.rivals.transformer import Attention
+from lib.mamba.mamba2 import Mamba2Mixer
 from lib.mamba.model import LanguageModel, MambaMixer
+from lib.scan.ssd import CHUNK
 
 FORWARD_AND_BACKWARD = 3
 
@@ -40,6 +42,11 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
         return (
             9 * mixer.config.d_inner * mixer.config.d_state
         )  # Gu and Dao 2023, figure 8's count of the scan
+    if isinstance(mixer, Mamba2Mixer):
+        config = mixer.config
+        chunk = min(CHUNK, length)
+        inside = 2 * chunk * (config.d_state + config.d_inner)  # C by B once, its mask by x
+        return inside + 4 * config.d_inner * config.d_state  # into a chunk's state, and out of it
     if isinstance(mixer, S4DMixer):
         channels = mixer.config.d_inner
         points = 2 * length  # padded, so that the end does not run into the beginning
