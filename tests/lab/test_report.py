@@ -19,7 +19,10 @@ def test_the_report_measures_and_keeps(tmp_path, capsys):
     main([*SMALL, *where, "--parts", "pieces", "bits"])
     found = json.loads(result.read_text())
     assert found["pieces"]["invalid_tokens"] == 0 and found["pieces"]["count"] == 8
-    assert set(found["pieces"]["comparison"]["overlap"]) == {"model", "noise", "real"}
+    assert set(found["pieces"]["comparison"]["overlap"]) == {"model", "bigram", "noise", "real"}
+    shared = found["pieces"]["passages"]
+    assert {"other composers", "model", "bigram", "noise"} <= set(shared["groups"])
+    assert shared["groups"]["other composers"]["above"] <= 0.2 and shared["threshold_bits"] > 0
     assert 5 < found["bits"]["native"]["bits_per_note"] < found["bits"]["dequantised_10_ms"]["bits_per_note"] < 40
     for seed in (0, 7):  # none picked: seed by seed what a user would get
         ours = read_midi(tmp_path / "pieces" / f"seed{seed}.mid").notes

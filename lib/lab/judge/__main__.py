@@ -1,8 +1,8 @@
 """How good is what was played, to measures and to listeners?
 
-    python -m lib.lab.judge DIR                      beside real test pieces and beside noise
-    python -m lib.lab.judge page --group NAME=DIR    a page on which listeners compare (two groups or more)
-    python -m lib.lab.judge --ratings FILE           what they preferred
+python -m lib.lab.judge DIR                      beside real test pieces and beside noise
+python -m lib.lab.judge page --group NAME=DIR    a page on which listeners compare (two groups or more)
+python -m lib.lab.judge --ratings FILE           what they preferred
 """
 
 import argparse

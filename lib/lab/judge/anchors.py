@@ -5,13 +5,14 @@ shuffled. All pass through the tokens, so that grid and pedal treat them alike.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from lib.env.errors import UserError
 from lib.lab.judge.memorisation import Passage, keys, longest_shared
 from lib.lab.judge.metrics import Embedding, facts, features, frechet, yang_lerch
+from lib.lab.judge.passages import Corpus, Shared
 from lib.music.library import excerpt, note_arrays, opening
 from lib.music.maestro import Performance
 from lib.music.notes import Music
@@ -197,6 +198,68 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
             for name, passages in found.items()
         }
     return kinds
+
+
+def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
+    """The most surprising passage of each piece that training pieces share, a group a row, in bits.
+
+    Beside the groups stand three controls. Openings of test pieces against training pieces of other
+    composers: what chance does; the largest percent of these is the threshold. Against other titles of the
+    same composer: what style does. And openings of training pieces against other performances of the
+    same title: what a copy by other hands looks like, and so what share of them this check can see.
+    """
+    corpus = Corpus([keys(notes) for notes in anchor.train])
+    facts_of = anchor.train_facts
+    composer = np.array([p.composer for p in facts_of])
+    title = np.array([p.title for p in facts_of])
+    real = [keys(notes) for notes in anchor.real]
+    found = {
+        "other composers": [
+            corpus.shared(query, composer != mine) for query, mine in zip(real, anchor.composers)
+        ]
+    }
+    kin = [
+        (query, composer == mine)
+        for query, mine in zip(real, anchor.composers)
+        if (composer == mine).any()
+    ]
+    found["same composer"] = [corpus.shared(query, allowed) for query, allowed in kin]
+    again = []
+    for number, performance in enumerate(facts_of):
+        same = (composer == performance.composer) & (title == performance.title)
+        if same.argmax() == number and same.sum() > 1:
+            same[number] = False
+            again.append(corpus.shared(keys(opening(anchor.train[number], anchor.seconds)), same))
+    found["same title, other hands"] = again
+    for name, pieces in groups.items():
+        found[name] = [corpus.shared(keys(notes)) for notes in pieces]
+    threshold = float(np.percentile([one.bits for one in found["other composers"]], 99))
+    rows = {
+        name: _passage_facts(shared, threshold, facts_of)
+        for name, shared in found.items()
+        if shared
+    }
+    return {"threshold_bits": threshold, "groups": rows}
+
+
+def _passage_facts(shared: list[Shared], threshold: float, train: list[Performance]) -> dict:
+    bits = np.array([one.bits for one in shared])
+    top = int(bits.argmax())
+    row = {
+        "pieces": len(shared),
+        "median_bits": float(np.median(bits)),
+        "most_bits": float(bits[top]),
+        "above": float((bits > threshold).mean()),
+        "longest_notes": max(one.notes for one in shared),
+    }
+    if shared[top].piece >= 0:
+        source = train[shared[top].piece]
+        row["top"] = {
+            "query": top,
+            "of": f"{source.composer}, {source.title}",
+            **asdict(shared[top]),
+        }
+    return row
 
 
 def _summary(passages: list[Passage], anchor: Anchors, named: bool) -> dict:

@@ -30,7 +30,9 @@ from lib.generate.moment import fingerprint
 from lib.generate.player import MODEL, Player, continuations, hear, load_model, variations
 from lib.lab.bench.timing import note
 from lib.lab.judge import anchors
+from lib.lab.judge.bigram import BigramLM
 from lib.lab.judge.memorisation import keys, longest_repeat
+from lib.music.encode import Augmentation, build
 from lib.music.library import excerpt
 from lib.music.maestro import ROOT, performances
 from lib.music.notes import Music, read_midi, write_midi
@@ -63,7 +65,9 @@ def pieces(model, tokenizer, found, args) -> dict:
     for seed, n in enumerate(notes):
         write_midi(Music(n), args.out / f"seed{seed}.mid")
     anchor = anchors.anchors(found, tokenizer, args.seconds, progress=False)
-    result = anchors.compare(anchor, {"model": notes})
+    pairs = counted(tokenizer, found, args)
+    result = anchors.compare(anchor, {"model": notes, "bigram": pairs})
+    shared = anchors.passages(anchor, {"model": notes, "bigram": pairs, "noise": anchor.noise})
     ours, real = ([longest_repeat(keys(n)) for n in group] for group in (notes, anchor.real))
     return {
         "count": len(notes),
@@ -77,7 +81,21 @@ def pieces(model, tokenizer, found, args) -> dict:
             "stuck": sum(r > max(real) for r in ours),
         },
         "comparison": result,
+        "passages": shared,
     }
+
+
+def counted(tokenizer, found, args) -> list[np.ndarray]:
+    """As many pieces of the bigram, which keeps to the grammar and knows the last token alone."""
+    streams, _ = build(
+        found, None, Augmentation(copies=0), tokenizer=tokenizer, progress=False, say=note
+    )
+    model = BigramLM(streams)
+    start = hear(model, tokenizer, [tokenizer.bos])
+    notes, _ = continuations(
+        model, tokenizer, [start] * args.pieces, list(range(args.pieces)), until=args.seconds
+    )
+    return [excerpt(n, 0, args.seconds) for n in notes]
 
 
 def _attribute(name: str, notes: np.ndarray, seconds: float) -> float:
@@ -306,6 +324,12 @@ def summary(result: dict) -> str:
             f"{again['stuck']} stuck"
             f" (longest repetition {again['model']} notes, real {again['real']})",
             "mean overlap area: " + ", ".join(f"{n} {v:.3f}" for n, v in mean.items()),
+        ]
+        shared = p["passages"]
+        lines += [
+            f"most surprising passage shared with train, {group}: {row['most_bits']:.0f} bits, "
+            f"{row['above']:.0%} above the {shared['threshold_bits']:.0f} of chance"
+            for group, row in shared["groups"].items()
         ]
         lines += [
             f"longest passage shared with train, {kind}: {rows['model']['longest']} notes; unrelated real pieces "
