@@ -96,11 +96,10 @@ def bits_per_note(model, streams: Streams, pieces: list[Piece], **options) -> fl
     return float(bits.sum() / sum(p.notes for p in pieces))
 
 
-def counting_baselines(streams: Streams, pieces: list[Piece]) -> dict[str, float]:
-    """Bits per note of three models that need no training loop, on the same tokens.
+def counted_pairs(streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    """P(token), float64 (V,), and P(next token | token), (V, V), counted on the train split.
 
-    Uniform over the vocabulary; unigram and bigram counts of the train split, add-one smoothed
-    and, for the bigram, mixed with the unigram by Witten and Bell's weights.
+    Tokens are add-one smoothed; pairs are mixed with them by Witten and Bell's weights.
     """
     vocab = streams.vocab_size
     counts = np.zeros((vocab, vocab))  # of one token behind another
@@ -112,11 +111,19 @@ def counting_baselines(streams: Streams, pieces: list[Piece]) -> dict[str, float
     seen = counts.sum(1, keepdims=True)
     kinds = (counts > 0).sum(1, keepdims=True)  # different tokens that were met behind one
     weight = seen / np.maximum(seen + kinds, 1)
-    bigram = weight * counts / np.maximum(seen, 1) + (1 - weight) * unigram
+    return unigram, weight * counts / np.maximum(seen, 1) + (1 - weight) * unigram
+
+
+def counting_baselines(streams: Streams, pieces: list[Piece]) -> dict[str, float]:
+    """Bits per note of three models that need no training loop, on the same tokens.
+
+    Uniform over the vocabulary, and the unigrams and bigrams of `counted_pairs`.
+    """
+    unigram, bigram = counted_pairs(streams)
     bits = dict.fromkeys(("uniform", "unigram", "bigram"), 0.0)
     for piece in pieces:
         ids = streams.stream(piece).astype(np.int64)
-        bits["uniform"] += (len(ids) - 1) * math.log2(vocab)
+        bits["uniform"] += (len(ids) - 1) * math.log2(streams.vocab_size)
         bits["unigram"] -= np.log2(unigram[ids[1:]]).sum()
         bits["bigram"] -= np.log2(bigram[ids[:-1], ids[1:]]).sum()
     notes = sum(p.notes for p in pieces)

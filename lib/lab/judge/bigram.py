@@ -6,37 +6,24 @@ real music than they do. So a measure means something where a model lies clearly
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lib.music.streams import Streams
+from lib.train.bits import counted_pairs
 
 
 class BigramLM(nn.Module):
-    """log P(next token | last token), with the interface of a language model; its state is empty.
-
-    Counts are of the train split, add-one smoothed unigrams mixed in by Witten and Bell's weights, as
-    in `lib.train.bits.counting_baselines`.
-    """
+    """log P(next token | last token), with the interface of a language model; its state is empty."""
 
     carries = True
 
     def __init__(self, streams: Streams):
         super().__init__()
-        size = streams.vocab_size
-        self.config = SimpleNamespace(vocab_size=size, n_layer=0)
-        counts = torch.zeros(size, size, dtype=torch.float64)
-        for piece in streams.select("train"):
-            ids = torch.from_numpy(streams.stream(piece).astype("int64"))
-            pairs = ids[:-1] * size + ids[1:]
-            counts += torch.bincount(pairs, minlength=size * size).view(size, size)
-        unigram = counts.sum(0) + 1
-        unigram /= unigram.sum()
-        seen = counts.sum(1, keepdim=True)
-        kinds = (counts > 0).sum(1, keepdim=True)
-        weight = seen / (seen + kinds).clamp(min=1)
-        mixed = weight * counts / seen.clamp(min=1) + (1 - weight) * unigram
-        self.register_buffer("table", mixed.log().float())
+        self.config = SimpleNamespace(vocab_size=streams.vocab_size, n_layer=0)
+        _, pairs = counted_pairs(streams)
+        self.register_buffer("table", torch.from_numpy(np.log(pairs)).float())
 
     @property
     def device(self) -> torch.device:
