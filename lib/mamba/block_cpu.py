@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
-from lib.scan.arguments import axes, check_tensors, described
+from lib.scan.arguments import FLOATS, axes, check_tensors, described
 from lib.scan.native import Kernel, address
+from lib.scan.operators import constant, differentiable, operator, wants_gradient
 
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
 MOST_TAPS = 8  # of the convolution; with more, plain PyTorch computes it
@@ -25,8 +26,14 @@ ONE_THREAD = 32_768  # fewer numbers than this are done sooner than a second thr
 
 SOURCE = Path(__file__).with_name("block_cpu.cpp")
 KERNEL = Kernel(SOURCE, "the fused block", "the block runs in plain PyTorch, several times slower")
-available = KERNEL.available
 
+
+def available() -> bool:
+    """Whether the kernel can be used here; see `Kernel.available`."""
+    return KERNEL.available()
+
+
+constant(available)
 
 # -- the passes between the products ---------------------------------------------------------------
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -80,22 +87,48 @@ def convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tens
                  *map(address, (x, taps, bias, before, None, dy, dx, dbefore, parts)))
     KERNEL.library.conv_backward(_half(x), ctypes.byref(call))
     sums = parts.sum(0)
-    return sums[:-1], sums[-1], dbefore
+    return sums[:-1].clone(), sums[-1].clone(), dbefore  # results of an operator share no memory
 
 
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, taps, bias, before):
-        ctx.save_for_backward(x, taps, bias, before)
-        return convolve(x, taps, bias, before)
+def _convolution_kernel(x, taps, bias, before):
+    _check_convolution(x, taps.t(), bias, before, (torch.float32,))
+    taps, bias, before = map(scan_cpu.in_floats, (taps, bias, before))
+    return convolve(scan_cpu.in_rows(x), taps, bias, before)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        x, taps, bias, before = ctx.saved_tensors
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        dtaps, dbias, dbefore = convolve_backward(x, taps, bias, before, dy.contiguous(), dx)
-        return dx, dtaps, None if bias is None else dbias, dbefore
+
+def _convolution_backward_kernel(x, taps, bias, before, dy):
+    _check_convolution(x, taps.t(), bias, before, (torch.float32,))
+    check_tensors("the convolution's gradient", x.device, {"dy": (dy, x.shape)})
+    x, dy = scan_cpu.in_rows(x), dy.to(x.dtype).resolve_neg().contiguous()
+    taps, bias, before = map(scan_cpu.in_floats, (taps, bias, before))
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, *convolve_backward(x, taps, bias, before, dy, dx)
+
+
+def _convolution_backward_fake(x, taps, bias, before, dy):
+    new = lambda t: t.new_empty(t.shape)
+    return new(x), new(taps), taps.new_empty(x.shape[2]), new(before)
+
+
+CONVOLUTION = operator("convolve_silu_cpu", "(Tensor x, Tensor taps, Tensor? bias, Tensor before) -> Tensor",
+                       _convolution_kernel, lambda x, taps, bias, before: x.new_empty(x.shape))
+CONVOLUTION_BACKWARD = operator(
+    "convolve_silu_cpu_backward", "(Tensor x, Tensor taps, Tensor? bias, Tensor before, Tensor dy) -> "
+    "(Tensor dx, Tensor dtaps, Tensor dbias, Tensor dbefore)", _convolution_backward_kernel, _convolution_backward_fake)
+
+
+def _keep_convolution(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _convolution_gradients(ctx, dy):
+    bias = ctx.saved_tensors[2]
+    dx, dtaps, dbias, dbefore = CONVOLUTION_BACKWARD(*ctx.saved_tensors, dy)
+    return dx, dtaps, None if bias is None else dbias, dbefore
+
+
+differentiable(CONVOLUTION, CONVOLUTION_BACKWARD, _keep_convolution, _convolution_gradients, "the fused convolution",
+               "take torch's conv1d and silu")
 
 
 def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
@@ -104,6 +137,13 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU, and so is the
     result; the rest is used in float32. Ask `available` first. Raises `UserError` for what does not fit.
     """
+    _check_convolution(x, taps, bias, before)
+    taps, bias, before = (t if t is None else t.float() for t in (taps.t(), bias, before))
+    return CONVOLUTION(x, taps, bias, before)
+
+
+def _check_convolution(x, taps, bias, before, dtypes=FLOATS) -> None:
+    """Raise `UserError` naming the first argument of `convolve_silu` that does not fit."""
     if axes(x) != 3 or axes(taps) != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
         raise UserError("the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
                         f"K from 1 to {MOST_TAPS}, not {described(x)} and {described(taps)}")
@@ -113,49 +153,69 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     check_tensors("the convolution", cpu, {"x": (x, x.shape)}, (torch.float32, torch.bfloat16))
     check_tensors("the convolution", cpu, {
         "taps": (taps, (channels, window + 1)), "bias": (bias, (channels,)),
-        "before": (before, (batch, window, channels))}, optional=("bias",))
-    taps, bias, before = map(scan_cpu.in_floats, (taps.t(), bias, before))
-    return _Convolution.apply(scan_cpu.in_rows(x), taps, bias, before)
+        "before": (before, (batch, window, channels))}, dtypes, optional=("bias",))
 
 
 # -- the block -------------------------------------------------------------------------------------
-class _Block(torch.autograd.Function):
-    """x + mixer(norm(x)) and the memory after it; weights in the order of `_weights`."""
+# arguments of both operators of the block; weights in the order of `_weights`
+READ = ("Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, Tensor conv_w, "
+        "Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, Tensor out_w, Tensor? out_b")
+KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the backward pass
 
-    @staticmethod
-    def forward(ctx, x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D,
-                out_w, out_b):
-        d_inner, d_state = A_log.shape
-        rank, window = dt_w.shape[1], conv_w.shape[-1] - 1
-        cast = [w if w is None else w.to(dtype) for w in (in_w, in_b, x_w, dt_w, out_w, out_b)]
-        in_w, in_b, x_w, dt_w, out_w, out_b = cast
-        A, taps = -torch.exp(A_log), conv_w[:, 0].t().contiguous()
+
+def _block_kernel(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w,
+                  out_b, keep):
+    """x + mixer(norm(x)), the memory after it (two tensors), and with `keep` what the backward pass needs."""
+    d_inner, d_state = A_log.shape
+    rank, window = dt_w.shape[1], conv_w.shape[-1] - 1
+    _check_block(x, before, h0, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b)
+    x, before, h0 = map(scan_cpu.in_floats, (x, before, h0))
+    cast = [w if w is None else w.to(dtype) for w in (in_w, in_b, x_w, dt_w, out_w, out_b)]
+    in_w, in_b, x_w, dt_w, out_w, out_b = cast
+    norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (norm, conv_b, dt_b, D))
+    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), conv_w[:, 0].t().contiguous()
+    with torch.autocast("cpu", enabled=False):
         u = rms_norm(x, norm, eps, dtype)
         xz = F.linear(u, in_w, in_b)
         x_in, z = xz.split(d_inner, -1)
         x_conv = convolve(x_in, taps, conv_b, before)
         selected = F.linear(x_conv, x_w)
         low, B, C = selected.split([rank, d_state, d_state], -1)
-        given = scan_cpu.Inputs(x_conv, F.linear(low, dt_w), A, B, C, D, z, dt_b, True)
-        y, last, kept = scan_cpu.forward(given, h0, keep=any(ctx.needs_input_grad))
+        delta = F.linear(low, dt_w)
+        given = scan_cpu.Inputs(x_conv, delta, A, B, C, D, z, dt_b, True)
+        y, last, states = scan_cpu.forward(given, h0, keep)
         out = F.linear(y, out_w, out_b)
-        result = add(x, out if mask is None else out * mask)
-        newest = x_in[:, max(0, x.shape[1] - window):].float()
-        after = torch.cat([before, newest], 1)[:, newest.shape[1]:]  # the last K-1 inputs
-        ctx.save_for_backward(x, before, mask, norm, in_w, taps, conv_b, x_w, dt_w, dt_b, A, D, out_w, u, xz, x_conv,
-                              selected, given.delta, y, kept)
-        ctx.eps, ctx.biased = eps, (in_b is not None, out_b is not None)
-        return result, after, last
+    result = add(x, out if mask is None else out * mask)
+    newest = x_in[:, max(0, x.shape[1] - window):].float()
+    after = torch.cat([before, newest], 1)[:, newest.shape[1]:].clone()  # the last K-1 inputs
+    kept = (u, xz, x_conv, selected, delta, y, states) if keep else (x.new_empty(0) for _ in KEPT)
+    return result, after, last, *kept
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dresult, dafter, dlast):
-        (x, before, mask, norm, in_w, taps, conv_b, x_w, dt_w, dt_b, A, D, out_w, u, xz, x_conv, selected, delta, y,
-         kept) = ctx.saved_tensors
-        d_inner, d_state = A.shape
-        rank, window = dt_w.shape[1], len(taps) - 1
-        dresult = dresult.contiguous()
-        d_out = (dresult if mask is None else dresult * mask).to(u.dtype)
+
+def _block_fake(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w,
+                out_b, keep):
+    batch, length, _ = x.shape
+    new = lambda *shape: x.new_empty(shape)
+    results = new(*x.shape), new(*before.shape), new(*h0.shape)
+    if not keep:
+        return *results, *(new(0) for _ in KEPT)
+    d_inner = len(A_log)
+    widths = x.shape[2], 2 * d_inner, d_inner, len(x_w), d_inner, d_inner
+    moving = (x.new_empty(batch, length, width, dtype=dtype) for width in widths)
+    return *results, *moving, new(*scan_cpu.kept_shape(new(batch, length, d_inner), A_log))
+
+
+def _block_backward_kernel(x, before, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D,
+                           out_w, out_b, u, xz, x_conv, selected, delta, y, states, dresult, dafter, dlast):
+    """The gradients of x, before, h0 and the weights; an empty tensor for a bias that is not there."""
+    d_inner, d_state = A_log.shape
+    rank, window = dt_w.shape[1], conv_w.shape[-1] - 1
+    x, before, dresult, dafter, dlast = map(scan_cpu.in_floats, (x, before, dresult, dafter, dlast))
+    norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (norm, conv_b, dt_b, D))
+    in_w, x_w, dt_w, out_w = (w.to(dtype) for w in (in_w, x_w, dt_w, out_w))
+    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), conv_w[:, 0].t().contiguous()
+    with torch.autocast("cpu", enabled=False):
+        d_out = (dresult if mask is None else dresult * mask).to(dtype)
         dy = d_out @ out_w
         x_in, z = xz.split(d_inner, -1)
         low, B, C = selected.split([rank, d_state, d_state], -1)
@@ -163,17 +223,57 @@ class _Block(torch.autograd.Function):
         dx_in, dz = dxz.split(d_inner, -1)
         dlow, dB, dC = dselected.split([rank, d_state, d_state], -1)
         given = scan_cpu.Inputs(x_conv, delta, A, B, C, D, z, dt_b, True)
-        scan = scan_cpu.backward(given, kept, dy, dlast if dlast is None else dlast.contiguous(), dB=dB, dC=dC, dz=dz)
+        scan = scan_cpu.backward(given, states, dy, dlast, dB=dB, dC=dC, dz=dz)
         dlow.copy_(scan.delta @ dt_w)
         dx_conv = torch.addmm(_flat(scan.x), _flat(dselected), x_w).view_as(x_conv)
         dtaps, dconv_b, dbefore = convolve_backward(x_in, taps, conv_b, before, dx_conv, dx_in)
         if dafter is not None:  # the memory is made of inputs: what is asked of it goes back to them
             _add_to_inputs(dafter, dx_in, dbefore, window)
-        dx, dnorm = rms_norm_backward(x, norm, ctx.eps, dxz @ in_w, dresult)
-        return (dx, dbefore, scan.h0, None, None, None, dnorm, _outer(dxz, u), _sum(dxz) if ctx.biased[0] else None,
-                dtaps.t()[:, None], None if conv_b is None else dconv_b, _outer(dselected, x_conv),
+        dx, dnorm = rms_norm_backward(x, norm, eps, dxz @ in_w, dresult)
+        nothing = x.new_empty
+        return (dx, dbefore, scan.h0, dnorm, _outer(dxz, u), nothing(0) if in_b is None else _sum(dxz),
+                dtaps.t()[:, None].contiguous(), nothing(0) if conv_b is None else dconv_b, _outer(dselected, x_conv),
                 _outer(scan.delta, low), scan.delta_bias, scan.A * A, scan.D, _outer(d_out, y),
-                _sum(d_out) if ctx.biased[1] else None)
+                nothing(0) if out_b is None else _sum(d_out))
+
+
+def _block_backward_fake(x, before, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D,
+                         out_w, out_b, u, xz, x_conv, selected, delta, y, states, dresult, dafter, dlast):
+    weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
+    memory = x.new_empty(before.shape), x.new_empty(len(x), *A_log.shape)
+    return x.new_empty(x.shape), *memory, *(x.new_empty(0 if w is None else w.shape) for w in weights)
+
+
+BLOCK = operator("mamba_block_cpu", f"(Tensor x, Tensor before, Tensor h0, {READ}, bool keep) -> "
+                 f"(Tensor result, Tensor after, Tensor last, {', '.join(f'Tensor {name}' for name in KEPT)})",
+                 _block_kernel, _block_fake)
+BLOCK_BACKWARD = operator("mamba_block_cpu_backward", f"(Tensor x, Tensor before, {READ}, "
+                          f"{', '.join(f'Tensor {name}' for name in KEPT)}, Tensor dresult, Tensor? dafter, "
+                          f"Tensor? dlast) -> ({', '.join(15 * ['Tensor'])})",
+                          _block_backward_kernel, _block_backward_fake)
+
+
+def _keep_block(ctx, inputs, output):
+    x, before, _, mask, dtype, eps, *weights, keep = inputs
+    kept = output[3:]
+    if not keep:
+        raise UserError("the operator of the block was called with keep=False, so it has no gradient")
+    ctx.save_for_backward(x, before, mask, *weights, *kept)
+    ctx.dtype, ctx.eps = dtype, eps
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+
+
+def _block_gradients(ctx, dresult, dafter, dlast, *_):
+    x, before, mask, *weights_and_kept = ctx.saved_tensors
+    dresult = torch.zeros_like(x) if dresult is None else dresult
+    found = BLOCK_BACKWARD(x, before, mask, ctx.dtype, ctx.eps, *weights_and_kept, dresult, dafter, dlast)
+    dx, dbefore, dh0, *dweights = found
+    dweights = (None if w is None else dw for w, dw in zip(weights_and_kept, dweights))
+    return dx, dbefore, dh0, None, None, None, *dweights, None
+
+
+differentiable(BLOCK, BLOCK_BACKWARD, _keep_block, _block_gradients, "the fused block", "give it backend='loop'")
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -199,10 +299,9 @@ def _add_to_inputs(dafter: Tensor, dx_in: Tensor, dbefore: Tensor, window: int) 
 
 def _weights(block: nn.Module) -> tuple[Tensor | None, ...]:
     mixer = block.mixer
-    found = (block.norm.weight, mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight, mixer.conv1d.bias,
+    return (block.norm.weight, mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight, mixer.conv1d.bias,
             mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D,
             mixer.out_proj.weight, mixer.out_proj.bias)
-    return tuple(w if w is None else w.contiguous() for w in found)
 
 
 def precision(x: Tensor) -> torch.dtype | None:
@@ -229,17 +328,41 @@ def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[
         raise UserError(f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
                         f"float32 on a CPU, and not such an x of {described(x)}: use the block itself")
     before, h0 = memory
-    check_tensors("this layer", x.device, {
-        "x": (x, x.shape),
-        "the inputs that it remembers": (before, (len(x), config.d_conv - 1, config.d_inner)),
-        "its state": (h0, (len(x), config.d_inner, config.d_state))})
+    check_memory(x, before, h0, config.d_conv - 1, config.d_inner, config.d_state)
     dtype = precision(x)
     rate = module.dropout.p if module.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
-    before, h0 = map(scan_cpu.in_floats, memory)
-    with torch.autocast("cpu", enabled=False):
-        x, *after = _Block.apply(x.contiguous(), before, h0, mask, dtype, module.norm.eps, *_weights(module))
-    return x, tuple(after)
+    tensors = x, before.float(), h0.float()
+    weights = _weights(module)
+    keep = wants_gradient(*tensors, *weights)
+    x, before, h0, *_ = BLOCK(*tensors, mask, dtype, module.norm.eps, *weights, keep)
+    return x, (before, h0)
+
+
+def check_memory(x, before, h0, window: int, d_inner: int, d_state: int) -> None:
+    """Raise `UserError` where a layer's input or memory does not fit."""
+    check_tensors("this layer", x.device, {
+        "x": (x, x.shape), "the inputs that it remembers": (before, (len(x), window, d_inner)),
+        "its state": (h0, (len(x), d_inner, d_state))})
+
+
+def _check_block(x, before, h0, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b) -> None:
+    """Raise `UserError` naming the first argument of the operator that does not fit."""
+    known_axes = [axes(t) for t in (x, A_log, dt_w, conv_w)] == [3, 2, 2, 3]
+    if not known_axes or not 1 <= conv_w.shape[2] <= MOST_TAPS:
+        raise UserError("the block needs x of shape (B, L, M), A_log of shape (D, N), dt_w of shape (D, R) and conv_w "
+                        f"of shape (D, 1, K), not {', '.join(map(described, (x, A_log, dt_w, conv_w)))}")
+    width = x.shape[2]
+    d_inner, d_state = A_log.shape
+    rank = dt_w.shape[1]
+    check_memory(x, before, h0, conv_w.shape[2] - 1, d_inner, d_state)
+    check_tensors("the block", torch.device("cpu"), {
+        "x": (x, x.shape), "norm": (norm, (width,)), "in_w": (in_w, (2 * d_inner, width)),
+        "in_b": (in_b, (2 * d_inner,)), "conv_w": (conv_w, (d_inner, 1, conv_w.shape[2])),
+        "conv_b": (conv_b, (d_inner,)), "x_w": (x_w, (rank + 2 * d_state, d_inner)), "dt_w": (dt_w, (d_inner, rank)),
+        "dt_b": (dt_b, (d_inner,)), "A_log": (A_log, A_log.shape), "D": (D, (d_inner,)),
+        "out_w": (out_w, (width, d_inner)), "out_b": (out_b, (width,))},
+        (torch.float32,), optional=("in_b", "conv_b", "out_b"))
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -252,21 +375,58 @@ def _entropies(u: Tensor, head: Tensor, targets: Tensor, gradient: bool) -> tupl
     return nats, logits
 
 
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, norm, head, targets, eps, dtype):
+def _loss_kernel(x, norm, head, targets, eps, dtype, keep):
+    """The sum of the nats, each of them, and with `keep` the sum's gradients of the normed x and of the head."""
+    _check_loss(x, norm, head, targets)
+    if targets.numel() and targets.max() >= len(head):
+        raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
+    x, norm, targets = scan_cpu.in_floats(x), scan_cpu.in_floats(norm), targets.contiguous()
+    with torch.autocast("cpu", enabled=False):
         u, cast = _flat(rms_norm(x, norm, eps, dtype)), head.to(dtype)
-        nats, dlogits = _entropies(u, cast, targets, gradient=True)
-        ctx.save_for_backward(x, norm, dlogits @ cast, dlogits.t() @ u)
-        ctx.eps = eps
-        return nats.sum()
+        nats, dlogits = _entropies(u, cast, targets.flatten(), keep)
+        gradients = (dlogits @ cast, dlogits.t() @ u) if keep else (x.new_empty(0), x.new_empty(0))
+    return nats.sum(), nats.view(targets.shape), *gradients
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dloss):
-        x, norm, du, dhead = ctx.saved_tensors
-        dx, dnorm = rms_norm_backward(x, norm, ctx.eps, du, None)
-        return dx.mul_(dloss), dnorm * dloss, dhead.float() * dloss, None, None, None
+
+def _loss_fake(x, norm, head, targets, eps, dtype, keep):
+    rows = x.shape[0] * x.shape[1]
+    shapes = ((rows, x.shape[2]), head.shape) if keep else ((0,), (0,))
+    gradients = (x.new_empty(shape, dtype=dtype if keep else x.dtype) for shape in shapes)
+    return x.new_empty(()), x.new_empty(targets.shape), *gradients
+
+
+def _loss_backward_kernel(x, norm, eps, du, dhead, dloss):
+    dx, dnorm = rms_norm_backward(*map(scan_cpu.in_floats, (x, norm)), eps, du.contiguous(), None)
+    return dx.mul_(dloss), dnorm * dloss, dhead.float() * dloss
+
+
+def _loss_backward_fake(x, norm, eps, du, dhead, dloss):
+    return x.new_empty(x.shape), norm.new_empty(norm.shape), x.new_empty(dhead.shape)
+
+
+LOSS = operator("cross_entropy_cpu", "(Tensor x, Tensor norm, Tensor head, Tensor targets, float eps, "
+                "ScalarType dtype, bool keep) -> (Tensor total, Tensor each, Tensor du, Tensor dhead)",
+                _loss_kernel, _loss_fake)
+LOSS_BACKWARD = operator("cross_entropy_cpu_backward", "(Tensor x, Tensor norm, float eps, Tensor du, Tensor dhead, "
+                         "Tensor dloss) -> (Tensor, Tensor, Tensor)", _loss_backward_kernel, _loss_backward_fake)
+
+
+def _keep_loss(ctx, inputs, output):
+    x, norm, _, _, eps, _, keep = inputs
+    if not keep:
+        raise UserError("the operator of the loss was called with keep=False, so it has no gradient")
+    _, *others = output
+    ctx.save_for_backward(x, norm, *others[1:])
+    ctx.eps = eps
+    ctx.mark_non_differentiable(*others)
+
+
+def _loss_gradients(ctx, dloss, *_):
+    x, norm, du, dhead = ctx.saved_tensors
+    return *LOSS_BACKWARD(x, norm, ctx.eps, du, dhead, dloss), None, None, None, None
+
+
+differentiable(LOSS, LOSS_BACKWARD, _keep_loss, _loss_gradients, "the fused loss", "take torch's cross_entropy")
 
 
 def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float, dtype: torch.dtype,
@@ -275,6 +435,14 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
 
     A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
     """
+    _check_loss(x, norm, head, targets)
+    if reduce:
+        return LOSS(x, norm, head, targets, eps, dtype, wants_gradient(x, norm, head))[0]
+    return LOSS(x.detach(), norm.detach(), head.detach(), targets, eps, dtype, False)[1]
+
+
+def _check_loss(x, norm, head, targets) -> None:
+    """Raise `UserError` naming the first argument of `cross_entropy` that does not fit."""
     if axes(x) != 3 or axes(head) != 2 or not x.shape[2]:
         raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
                         f"not {described(x)} and {described(head)}")
@@ -285,15 +453,6 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
         raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
                         f"not {described(targets)} of {getattr(targets, 'dtype', 'another kind')}")
     check_tensors("the loss", x.device, {"targets": (targets, targets.shape)}, (torch.long,))
-    if targets.numel() and targets.max() >= len(head):
-        raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
-    x, norm, targets = (t.contiguous() for t in (x, norm, targets))
-    with torch.autocast("cpu", enabled=False):
-        if reduce and torch.is_grad_enabled():
-            return _Loss.apply(x, norm, head, targets.flatten(), eps, dtype)
-        u = _flat(rms_norm(x.detach(), norm.detach(), eps, dtype))
-        nats, _ = _entropies(u, head.detach().to(dtype), targets.flatten(), gradient=False)
-        return nats.sum() if reduce else nats.view(targets.shape)
 
 
 def _half(t: Tensor) -> c_int:

@@ -63,8 +63,16 @@ class MambaConfig:
         return self.dt_rank or math.ceil(self.d_model / 16)
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32; in float64 where it is float64. Sums, rates and the residual are kept so."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019), computed in float32."""
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019), in the dtype of the weight.
+
+    It is computed in float32, or in float64 where the weight is float64.
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -72,7 +80,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*any M"]) -> Float[Tensor, "*any M"]:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        weight = precise(self.weight)
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, self.eps).to(self.weight.dtype)
 
 
 class MambaMixer(nn.Module):
@@ -108,11 +117,17 @@ class MambaMixer(nn.Module):
             if linear.bias is not None:
                 linear.bias.zero_()
 
+    @property
+    def A(self) -> Float[Tensor, "D N"]:
+        """The rates: negative, so that what is remembered decays."""
+        return -torch.exp(precise(self.A_log))
+
     def new_memory(self, batch: int = 1) -> MambaMemory:
         """The memory before the first position: zeros."""
         config = self.config
-        window = torch.zeros(batch, config.d_conv - 1, config.d_inner, device=self.D.device)
-        h = torch.zeros(batch, config.d_inner, config.d_state, device=self.D.device)
+        like = precise(self.D)
+        window = like.new_zeros(batch, config.d_conv - 1, config.d_inner)
+        h = like.new_zeros(batch, config.d_inner, config.d_state)
         return window, h
 
     def convolve(self, x: Float[Tensor, "B L D"], before: Float[Tensor, "B W D"],
@@ -154,8 +169,8 @@ class MambaMixer(nn.Module):
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, D) each
         x, after = self.convolve(x, before)
         delta, B, C = self.split(x)
-        y, h = selective_scan(x, delta, -torch.exp(self.A_log.float()), B, C, self.D.float(), z,
-                              self.dt_proj.bias.float(), True, h0, True, backend)
+        y, h = selective_scan(x, delta, self.A, B, C, self.D, z, self.dt_proj.bias, True, h0, True,
+                              backend)
         return self.out_proj(y), (after, h)
 
     def step(self, u: Float[Tensor, "B M"], state: MambaMemory,
@@ -166,8 +181,7 @@ class MambaMixer(nn.Module):
         x, after = self.convolve(x[:, None], before)
         x = x[:, 0]
         delta, B, C = self.split(x)
-        y, h = selective_step(h, x, delta, -torch.exp(self.A_log), B, C, self.D, z,
-                              self.dt_proj.bias, True)
+        y, h = selective_step(h, x, delta, self.A, B, C, self.D, z, self.dt_proj.bias, True)
         return self.out_proj(y), (after, h)
 
 
@@ -211,7 +225,7 @@ class Block(nn.Module):
                 ) -> tuple[Float[Tensor, "B L M"], Memory]:
         """The residual after this layer, and the memory after it. The mixer gets the options."""
         y, memory = self.mixer(self.norm(x), memory, **options)
-        return x + self.dropout(y).float(), memory
+        return x + self.dropout(y).to(x.dtype), memory
 
     def step(self, x: Float[Tensor, "B M"], memory: Memory) -> tuple[Float[Tensor, "B M"], Memory]:
         """One position. The same numbers as `forward`, from the memory alone."""
@@ -288,7 +302,7 @@ class LanguageModel(nn.Module):
             norm = self.backbone.norm_f
             return block_cpu.cross_entropy(x, norm.weight, self.head, targets, norm.eps, dtype,
                                            total)
-        logits = self.logits(x).float().flatten(0, 1)
+        logits = precise(self.logits(x)).flatten(0, 1)
         reduction = "sum" if total else "none"
         nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
         return nats if total else nats.view(targets.shape)
@@ -306,7 +320,7 @@ class LanguageModel(nn.Module):
             raise UserError(f"the state has {len(state)} layers, the model {len(layers)}: "
                             "take `new_state`")
         state = state or self.new_state(len(tokens))
-        x = self.backbone.embeddings(tokens).float()
+        x = precise(self.backbone.embeddings(tokens))
         after = []
         for layer, memory in zip(layers, state):
             x, memory = layer(x, memory, **options)
@@ -346,7 +360,7 @@ class LanguageModel(nn.Module):
         An attention layer writes into the cache that it is given: to go on twice from one moment,
         copy the state first.
         """
-        x = self.backbone.embeddings(tokens)
+        x = precise(self.backbone.embeddings(tokens))
         after = []
         for layer, memory in zip(self.backbone.layers, state):
             x, memory = layer.step(x, memory)

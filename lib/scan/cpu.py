@@ -9,15 +9,24 @@ import torch
 from torch import Tensor
 
 from lib.env.errors import UserError
-from lib.scan.arguments import check_scan, check_step
+from lib.scan.arguments import check_scan, check_step, check_tensors
 from lib.scan.native import Kernel, address
+from lib.scan.operators import constant, differentiable, operator, wants_gradient
 
 # steps between kept states; channels and states are rounded up to these: as in cpu.cpp
 CHUNK, LANES, PAD = 12, 16, 8
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 KERNEL = Kernel(SOURCE, "the fused CPU scan", "the scan runs in plain PyTorch, several times slower")
-available, build = KERNEL.available, KERNEL.build
+build = KERNEL.build
+
+
+def available() -> bool:
+    """Whether the kernel can be used here; see `Kernel.available`."""
+    return KERNEL.available()
+
+
+constant(available)
 
 
 class Inputs(NamedTuple):
@@ -72,14 +81,13 @@ class _Scan(ctypes.Structure):
 def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """y (B, L, D), the last state (B, D, N) in float32, and with `keep` what the backward pass needs."""
     x, A = given.x, given.A
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     states = A.shape[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     last = A.new_empty(batch, channels, states)
     kept = None
     if keep:
-        tiles, padded = -(-channels // LANES), -(-states // PAD) * PAD
-        kept = A.new_empty(batch, -(-length // CHUNK), tiles, padded, LANES)
+        kept = A.new_empty(*kept_shape(x, A))
     call = _call(given)
     call.y = _rows(y)
     call.h0, call.kept, call.last = address(h0), address(kept), address(last)
@@ -118,24 +126,85 @@ def _rows(tensor: Tensor | None) -> _Rows:
     return _Rows() if tensor is None else _Rows(address(tensor), tensor.stride(1))
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
-        given = Inputs(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        y, last, kept = forward(given, h0, keep=any(ctx.needs_input_grad))
-        ctx.save_for_backward(*given[:8], kept)
-        ctx.softplus = delta_softplus
-        return y, last
+def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0, keep):
+    """y, the last state, and with `keep` the states that the backward pass starts from."""
+    given = _as_read(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
+    y, last, kept = forward(given, in_floats(h0), keep)
+    return y, last, A.new_empty(0) if kept is None else kept
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, dlast):
-        *tensors, kept = ctx.saved_tensors
-        given = Inputs(*tensors, ctx.softplus)
-        found = backward(given, kept, in_rows(dy), None if dlast is None else dlast.contiguous())
-        return (*found[:5], None if given.D is None else found.D, found.z,
-                None if given.delta_bias is None else found.delta_bias, None,
-                found.h0 if ctx.needs_input_grad[9] else None)
+
+def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0, keep):
+    last = A.new_empty(len(x), *A.shape)
+    return x.new_empty(x.shape), last, A.new_empty(kept_shape(x, A) if keep else 0)
+
+
+def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
+    """The gradients in the order of `Gradients`; where there is no z, an empty tensor for it."""
+    given = _as_read(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    check_tensors("the scan's gradient", x.device, {
+        "dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape)), "kept": (kept, kept_shape(x, A))},
+        optional=("dlast",))
+    found = backward(given, in_floats(kept), in_rows(dy.to(x.dtype)), in_floats(dlast))
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in found)
+
+
+def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
+    new = lambda t: t.new_empty(t.shape)
+    channels = len(A)
+    return (new(x), new(delta), new(A), new(B), new(C), A.new_empty(channels),
+            x.new_empty(0) if z is None else new(z), A.new_empty(channels), A.new_empty(len(x), *A.shape))
+
+
+READ = ("Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+        "bool delta_softplus")
+SCAN = operator("scan_cpu", f"({READ}, Tensor? h0, bool keep) -> (Tensor y, Tensor last, Tensor kept)",
+                _scan_kernel, _scan_fake)
+SCAN_BACKWARD = operator("scan_cpu_backward", f"({READ}, Tensor kept, Tensor dy, Tensor? dlast) -> "
+                         f"({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
+                         _backward_kernel, _backward_fake)
+
+
+def _keep(ctx, inputs, output):
+    *tensors, softplus, h0, keep = inputs
+    kept = output[2]
+    if not keep:
+        raise UserError("the operator of the scan was called with keep=False, so it has no gradient")
+    ctx.save_for_backward(*tensors, kept)
+    ctx.softplus, ctx.starts = softplus, h0 is not None
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dy, dlast, _):
+    *tensors, kept = ctx.saved_tensors
+    x, *_, D, z, delta_bias = tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    *first, dD, dz, dbias, dh0 = SCAN_BACKWARD(*tensors, ctx.softplus, kept, dy, dlast)
+    return (*first, None if D is None else dD, None if z is None else dz, None if delta_bias is None else dbias,
+            None, dh0 if ctx.starts else None, None)
+
+
+differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan", "choose backend 'loop'")
+
+
+def kept_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+    """The shape of the states that are kept: one every CHUNK steps, tiles of channels by padded states."""
+    batch, length, channels = x.shape
+    states = A.shape[1]
+    return batch, -(-length // CHUNK), -(-channels // LANES), -(-states // PAD) * PAD, LANES
+
+
+def _as_read(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0=None) -> Inputs:
+    """What an operator was given, as the kernel reads it. `UserError` for what it cannot read."""
+    check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
+    fixed = {t.dtype for t in (A, D, delta_bias, h0) if t is not None}
+    moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
+    if fixed != {torch.float32} or moving not in ({torch.float32}, {torch.bfloat16}):
+        raise UserError("the operator of the scan takes x, delta, B, C and z all in float32 or all in bfloat16, and "
+                        "the rest in float32: call lib.scan.selective_scan, which converts them")
+    x, delta, B, C, z = (t if t is None else in_rows(t) for t in (x, delta, B, C, z))
+    A, D, delta_bias = map(in_floats, (A, D, delta_bias))
+    return Inputs(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
 def in_rows(tensor: Tensor) -> Tensor:
@@ -162,9 +231,30 @@ def scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     moving = [x, delta, B, C, z]
     if any(t is not None and t.dtype != torch.bfloat16 for t in moving):
         moving = [t if t is None else t.float() for t in moving]
-    x, delta, B, C, z = (t if t is None else in_rows(t) for t in moving)
-    A, D, delta_bias, h0 = map(in_floats, (A, D, delta_bias, h0))
-    return _SelectiveScan.apply(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0)
+    x, delta, B, C, z = moving
+    A, D, delta_bias, h0 = (t if t is None else t.float() for t in (A, D, delta_bias, h0))
+    keep = wants_gradient(x, delta, A, B, C, D, z, delta_bias, h0)
+    y, last, _ = SCAN(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0, keep)
+    return y, last
+
+
+def _step_kernel(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """y and the new h, both float32."""
+    check_step(h, x, delta, A, B, C, D, z, delta_bias)
+    x, delta, A, B, C, D, z, delta_bias = map(in_floats, (x, delta, A, B, C, D, z, delta_bias))
+    h = h.float().clone(memory_format=torch.contiguous_format)
+    y = torch.empty_like(x)
+    sizes = [ctypes.c_long(n) for n in h.shape]
+    KERNEL.library.scan_step(*map(address, (x, delta, A, B, C, D, z, delta_bias)),
+                             ctypes.c_int(bool(delta_softplus)), *sizes, address(h), address(y))
+    return y, h
+
+
+def _step_fake(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    return x.new_empty(x.shape, dtype=torch.float32), h.new_empty(h.shape, dtype=torch.float32)
+
+
+STEP = operator("step_cpu", f"(Tensor h, {READ}) -> (Tensor y, Tensor after)", _step_kernel, _step_fake)
 
 
 @torch.no_grad()
@@ -175,14 +265,8 @@ def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
     """
     check_step(h, x, delta, A, B, C, D, z, delta_bias)
     _check(x)
-    dtype = x.dtype
-    x, delta, A, B, C, D, z, delta_bias = map(in_floats, (x, delta, A, B, C, D, z, delta_bias))
-    h = h.float().clone(memory_format=torch.contiguous_format)
-    y = torch.empty_like(x)
-    sizes = [ctypes.c_long(n) for n in h.shape]
-    KERNEL.library.scan_step(*map(address, (x, delta, A, B, C, D, z, delta_bias)),
-                             ctypes.c_int(bool(delta_softplus)), *sizes, address(h), address(y))
-    return y.to(dtype), h
+    y, h = STEP(h, x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus))
+    return y.to(x.dtype), h
 
 
 def _check(x):
