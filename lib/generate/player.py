@@ -80,22 +80,30 @@ class Player:
     def state(self) -> mamba.State:
         return self._fast.state() if self._fast else self._state
 
-    @torch.inference_mode()
     def step(self) -> list[int]:
         """Draw one token a row, read it, and return them."""
+        tokens = self.choose()
+        self.read(tokens)
+        return tokens.tolist()
+
+    @torch.inference_mode()
+    def choose(self) -> torch.Tensor:
+        """Draw one token a row, int64 (B,), and do not read it yet."""
         numbers = np.array([dice.random() for dice in self.dice])
-        tokens = draw(self.probabilities(), torch.from_numpy(numbers))
+        return draw(self.probabilities(), torch.from_numpy(numbers))
+
+    @torch.inference_mode()
+    def read(self, tokens: torch.Tensor) -> None:
+        """Go on by one token a row, int64 (B,)."""
         if self._fast:
             self.logits = self._fast.step(tokens)
         else:
             tokens_there = tokens.to(self.model.device)
             self.logits, self._state = self.model.step(tokens_there, self._state)
-        tokens = tokens.tolist()
-        for i, token in enumerate(tokens):
+        for i, token in enumerate(tokens.tolist()):
             self.grammars[i].read(token)
             self.recent[i].append(token)
             self.drawn[i] += 1
-        return tokens
 
     def probabilities(self) -> torch.Tensor:
         """What each row's next token is drawn from, float64 (B, V)."""

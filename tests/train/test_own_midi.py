@@ -1,0 +1,119 @@
+"""Claims about learning from a folder of one's own: what is written, chosen and measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lib import mamba
+from lib.env.errors import UserError
+from lib.env.paths import DATA
+from lib.music import maestro
+from lib.music.notes import Music, make_notes, write_midi
+from lib.music.tokens import Tokenizer
+from lib.train import own_midi
+from lib.train.__main__ import main, parse
+from lib.train.config import PRESETS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six scales of different steps, long enough to learn from."""
+    folder = tmp_path_factory.mktemp("scales")
+    for step in range(1, 7):
+        start = np.arange(80) * 0.25
+        pitch = 30 + (np.arange(80) * step + 5 * (np.arange(80) // 7)) % 60
+        write_midi(Music(make_notes(start, start + 0.2, pitch, np.full(80, 64))), folder / f"{step}.mid")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny model that knows nothing, with the shipped words."""
+    folder = tmp_path_factory.mktemp("weights")
+    tokenizer = Tokenizer.load(DATA / "model")
+    torch.manual_seed(0)
+    mamba.save(mamba.MambaLM(mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=1, d_state=4)), folder)
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def no_maestro(monkeypatch):
+    def nothing(*args, **kwargs):
+        raise UserError("no MAESTRO was found: connect to a network")
+
+    monkeypatch.setattr(maestro, "performances", nothing)
+
+
+def learn(weights, folder, out, *more):
+    main(["--init", str(weights), "--midi", str(folder), "--out", str(out), "--batch", "2", "--length", "32",
+          "--precision", "fp32", *more])
+
+
+def test_a_run_leaves_a_model_a_card_and_what_was_gained(tmp_path, weights, folder, no_maestro, capsys):
+    out = tmp_path / "run"
+    learn(weights, folder, out, "--steps", "12", "--eval-every", "4", "--lr", "1e-2")
+    said = capsys.readouterr().out
+    facts = json.loads((out / "best" / own_midi.FACTS).read_text())
+    assert facts["folder"]["after"] < facts["folder"]["before"]
+    assert facts["folder"]["interval_95"] is None and facts["folder"]["pieces"] == 1
+    assert sorted(sum(facts["files"].values(), [])) == [f"{i}.mid" for i in range(1, 7)]
+    assert "maestro" not in facts and "what is forgotten of MAESTRO is not measured" in said
+    assert "python -m lib.train --init" in facts["command"] and facts["seed"] == 0
+    card = (out / "best" / "README.md").read_text()
+    assert f"{facts['folder']['before']:.2f} | {facts['folder']['after']:.2f}" in card
+    assert "| held-out pieces of MAESTRO | not measured |" in card
+    assert mamba.load(out / "best").config.d_model == 16
+    assert Tokenizer.load(out / "best").vocab_size == Tokenizer.load(weights).vocab_size
+
+
+def test_a_run_that_does_harm_keeps_the_weights_as_they_were(tmp_path, weights, folder, no_maestro):
+    taught, ruined = tmp_path / "taught", tmp_path / "ruined"
+    learn(weights, folder, taught, "--steps", "10", "--lr", "1e-2")
+    learn(taught / "best", folder, ruined, "--steps", "3", "--lr", "30", "--warmup", "0", "--eval-every", "1")
+    before, after = (mamba.load(run / "best").state_dict() for run in (taught, ruined))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_measured_of_maestro_is_never_a_piece_to_learn_from(tmp_path, weights, monkeypatch):
+    rows = []
+    for i, side in enumerate(("train", "train", "validation", "test")):
+        path = tmp_path / f"{i}.mid"
+        start = np.arange(5) * 0.5
+        write_midi(Music(make_notes(start, start + 0.2, 40 + np.arange(5), np.full(5, 64))), path)
+        rows.append(maestro.Performance(path, "composer", "title", 2000, side, 3.0))
+    tokenizer = Tokenizer.load(weights)
+    monkeypatch.setattr(maestro, "performances", lambda **options: rows)
+    assert [p.name for p in own_midi.maestro_pieces(tokenizer).pieces] == ["2.mid"]
+    monkeypatch.setattr(maestro, "performances", lambda **options: [rows[0], rows[3]])
+    assert [p.name for p in own_midi.maestro_pieces(tokenizer).pieces] == ["3.mid"]
+
+
+def test_the_same_weights_twice_differ_by_nothing(weights, folder, tmp_path):
+    streams = own_midi.open_streams(folder, weights, tmp_path, say=lambda text: None)
+    model = mamba.load(weights)
+    found = own_midi.before_and_after(model, model, streams, streams.select("train"))
+    assert found["difference"] == 0 and found["before"] == found["after"]
+
+
+def test_the_choices_are_gentle_and_the_command_line_has_the_last_word():
+    config = own_midi.gentle(PRESETS["laptop"])
+    assert config.minutes == 10 and config.lr < PRESETS["laptop"].lr
+    assert own_midi.gentle(replace(config, minutes=1)).minutes == 1
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--midi", "somewhere"], "add --init data/model"),
+    (["--midi", "somewhere", "--init", "data/model", "--streams", "there"], "name one of them")])
+def test_words_that_do_not_go_together_are_refused(words, says):
+    with pytest.raises(UserError, match=says):
+        parse(words)
+
+
+def test_a_folder_that_cannot_be_used_ends_in_a_sentence_before_anything_is_written(tmp_path, weights):
+    with pytest.raises(UserError, match="there is no folder"):
+        learn(weights, tmp_path / "nowhere", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
