@@ -25,6 +25,7 @@ from lib.env.errors import UserError, cli, os_errors  # noqa: E402
 from lib.env.install import INSTALL  # noqa: E402
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS_BAR = re.compile(r"\[[\d:]*\d:\d\d[<,]")  # the "[00:03<00:07," of every tqdm bar
 
 
@@ -112,10 +113,8 @@ def clean(notebook, name: str) -> None:
                 output.text = final_text(output.text, drop_bars=output.name == "stderr")
                 if not output.text:
                     continue
-            if "data" in output:
-                output.data.pop("application/vnd.jupyter.widget-view+json", None)
-                if not output.data:
-                    continue
+            if WIDGET in output.get("data", {}):  # what is left of it without a kernel is its name
+                continue
             kept.append(output)
         cell.outputs = kept
 

@@ -10,7 +10,7 @@ import numpy as np
 from lib.music.notes import Music
 from lib.show import plots
 
-GRID = (plots.STATE, plots.OTHER[1], plots.OTHER[2], plots.OUTPUT)  # from the coarsest grid to the finest
+GRID = {62.5: plots.OTHER[0], 31.25: plots.OTHER[1], 16: plots.OTHER[2], 10: plots.INK}  # milliseconds: colour
 LETTERS = "C C♯ D E♭ E F F♯ G A♭ A B♭ B".split()
 
 
@@ -75,6 +75,7 @@ def gap_sizes(gaps: np.ndarray, title: str):
     ax.axvline(62.5, color=plots.INK, linewidth=1, linestyle="--")
     ax.text(64, 0.6 * share.max(), "62.5 ms")
     ax.set(xlim=(0, 300), xlabel="gap, milliseconds", ylabel="% of gaps in each 5 ms", title=title)
+    ax.locator_params(axis="y", steps=[1, 2, 5, 10])
     return fig
 
 
@@ -183,7 +184,8 @@ def remi_bar(bar: Music, names: Sequence[str], seconds: float):
 
 def on_the_grid(performed: np.ndarray, tokens: Mapping[float, np.ndarray], span: tuple[float, float]):
     """Onsets as performed (rings) and as each grid puts them (dots), by milliseconds of the grid."""
-    fig, axes = plots.figure(1, len(tokens), height=3.4, sharey=True)
+    fig, axes = plots.figure(1, len(tokens), height=3.4, sharey=True, squeeze=False)
+    axes = axes[0]
     for ax, (grid, notes) in zip(axes, tokens.items(), strict=True):
         for line in np.arange(0, span[1] + grid, grid):
             ax.axvline(line, color=plots.PALE, linewidth=0.8, zorder=0)
@@ -199,8 +201,8 @@ def on_the_grid(performed: np.ndarray, tokens: Mapping[float, np.ndarray], span:
 def onset_errors(errors: Mapping[float, np.ndarray]):
     """Share of notes within each onset error, a line for each grid."""
     fig, ax = plots.figure(height=3.2)
-    for (grid, error), colour in zip(errors.items(), GRID, strict=True):
-        ax.plot(np.sort(error), np.linspace(0, 100, len(error)), color=colour,
+    for grid, error in errors.items():
+        ax.plot(np.sort(error), np.linspace(0, 100, len(error)), color=GRID[grid],
                 label=f"{grid:g} ms grid: 95 % within {np.percentile(error, 95):.1f} ms")
     ax.axhline(95, color=plots.GREY, linewidth=0.8, linestyle=":")
     ax.set(xlabel="onset error, ms", ylabel="% of notes", xlim=(0, 36), ylim=(0, 103),
@@ -227,8 +229,8 @@ def merge_maps(keys: np.ndarray, lengths: np.ndarray):
         ax.pcolormesh(edges, np.arange(0, 129, 4), cells, cmap=ListedColormap(["white", plots.INPUT]),
                       edgecolors=plots.PALE, linewidth=0.2)
     axes[0].set_xticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
-    axes[0].set(xlabel="key", ylabel="velocity", title="Merges of key and velocity: the middle")
-    axes[1].set(xlabel="rings for, ms", title="… of velocity and duration: short")
+    axes[0].set(xlabel="key", ylabel="velocity", title="Key and velocity: merged in the middle of both")
+    axes[1].set(xlabel="rings for, ms", title="Velocity and duration: short")
     return fig
 
 
@@ -249,7 +251,7 @@ def chord_tokens(pieces: Sequence[tuple[str, np.ndarray]]):
 def ranks(streams: Mapping[str, Sequence[np.ndarray]]):
     """Share of all tokens against a token's rank, for each vocabulary; Zipf's law dotted."""
     fig, ax = plots.figure(height=3.4)
-    for (label, some), colour in zip(streams.items(), (plots.INPUT, plots.STATE, plots.OUTPUT), strict=True):
+    for (label, some), colour in zip(streams.items(), (plots.INK, plots.OTHER[2], plots.OTHER[0]), strict=True):
         count = np.sort(np.bincount(np.concatenate(some)))[::-1]
         ax.loglog(np.arange(1, len(count) + 1), count / count.sum(), color=colour, label=label)
     rank = np.array([1, 3000])
@@ -273,7 +275,8 @@ def duration_errors(long: np.ndarray, error_ms: np.ndarray):
 def vocabularies(rows: Mapping[float, Sequence[dict]], title: str):
     """Tokens a note against the size of the vocabulary, for each grid: on held-out pieces and where it was learnt."""
     fig, ax = plots.figure(height=3.6)
-    for (grid, some), colour in zip(rows.items(), (plots.STATE, plots.OUTPUT), strict=True):
+    for grid, some in rows.items():
+        colour = GRID[grid]
         sizes = [row["vocabulary"] for row in some]
         ax.plot(sizes, [row["tokens_per_note"] for row in some], ".-", color=colour, label=f"{grid:g} ms, held out")
         ax.plot(sizes, [row["tokens_per_note_train"] for row in some], ".:", color=colour, label="… where learnt")

@@ -68,6 +68,7 @@ def stepped(t, y, runs: Mapping[float, Mapping[str, np.ndarray]]):
             clock = delta * np.arange(1, len(values) + 1)
             ax.plot(clock, values, ".-", markersize=3, linewidth=1, color=METHOD[method], label=method)
         ax.set(ylim=(-1.6, 1.6), xlabel="seconds", title=f"Δ = {1000 * delta:.0f} ms")
+    fig.suptitle("With larger steps Euler's spring gains energy from nowhere", x=0.01, ha="left", fontweight="bold")
     axes[0].legend(fontsize=10, loc="lower left", ncols=2, borderaxespad=0)
     return fig
 
@@ -78,6 +79,7 @@ def three_pushes(kernel, pushes: Mapping[int, float], delta: float):
     fig, (one, three) = plots.figure(1, 2, height=3.4, sharey=True)
     one.vlines(at, 0, kernel, color=plots.STATE, linewidth=1.4)
     one.set(xlabel="seconds since the push", title="The kernel: what one push leaves")
+    one.locator_params(axis="y", steps=[1, 2, 5, 10])
     total = np.zeros(len(kernel))
     for step, force in pushes.items():
         moved = np.pad(force * np.asarray(kernel), (step, 0))[:len(kernel)]
@@ -136,11 +138,14 @@ def followers(clock, key, sung: Mapping[str, np.ndarray], behind: int):
 def held(clock, melody, marks, answers: Mapping[str, np.ndarray]):
     """A melody (L,), its marked steps (L,), and below each other what the models hold."""
     fig, axes = plots.figure(len(answers), 1, height=2.2 * len(answers) + 0.6, sharex=True, sharey=True)
+    marked = np.maximum.accumulate(np.where(marks, np.arange(len(marks)), -1))  # the last marked step
     for ax, (name, answer) in zip(axes, answers.items()):
         ax.step(clock, melody, where="post", color=plots.PALE, linewidth=2, label="melody")
         ax.plot(clock[marks], melody[marks], "o", color=plots.INPUT, markersize=6, label="marked")
         ax.step(clock, answer, where="post", color=plots.OUTPUT, linewidth=1.6, label="what the layer holds")
-        ax.set(title=name, ylabel="MIDI key", ylim=(56, 96))
+        since = marked >= 0
+        right = np.mean(np.abs(np.asarray(answer) - np.asarray(melody)[marked])[since] < 0.5)
+        ax.set(title=f"{name}: {right:.0%} of these steps right", ylabel="MIDI key", ylim=(56, 96))
     axes[0].legend(ncols=3, fontsize=10, loc="upper right")
     axes[-1].set_xlabel("seconds")
     return fig
@@ -159,6 +164,7 @@ def learned_kernels(before, after, reach: Mapping[str, np.ndarray], peak: int):
         third.stairs(counts / len(values), edges, color=colour, linewidth=2, label=name)
     third.set(xscale="log", xlabel="time constant, steps", ylabel="share of the states",
               title="How long states remember", xticks=[10, 100, 1000], xticklabels=["10", "100", "1,000"])
+    third.locator_params(axis="y", steps=[1, 2, 5, 10])
     third.legend(loc="upper left", fontsize=10)
     for ax in (first, second, third):
         ax.axvline(peak, color=plots.INK, linestyle=":", linewidth=1)
@@ -203,6 +209,33 @@ def places(filled, notes, length: int, *, title: str, label: str, ticks: Sequenc
     return fig
 
 
+def turns(read: Sequence[str], delta: np.ndarray, held: np.ndarray, names: Sequence[str], title: str):
+    """What is read at each position, and below it what each place holds: delta and held (places, L), -1 for nothing.
+
+    A thick frame is a place whose Δ is large, so that it takes what is read; where Δ is 0 it keeps what it has.
+    """
+    from matplotlib.patches import Rectangle
+
+    count, length = held.shape
+    fig, ax = plots.figure(height=0.46 * (count + 1) + 0.9)
+    for t, word in enumerate(read):
+        ax.text(t, 0, word, ha="center", va="center", color=plots.INPUT, fontweight="bold")
+    for (place, t), number in np.ndenumerate(held):
+        opened = delta[place, t] > 0
+        full = number >= 0
+        ax.add_patch(Rectangle((t - 0.46, place + 0.54), 0.92, 0.92, facecolor=plots.STATE if full else "white",
+                               alpha=0.9 if opened else 0.35, linewidth=0))
+        ax.add_patch(Rectangle((t - 0.46, place + 0.54), 0.92, 0.92, fill=False, zorder=3 if opened else 2,
+                               edgecolor=plots.INPUT if opened else plots.PALE, linewidth=2.4 if opened else 0.8))
+        if full:
+            ax.text(t, place + 1, names[round(number)], ha="center", va="center", fontsize=10, zorder=4)
+    ax.set(xlim=(-0.6, length - 0.4), ylim=(count + 0.6, -0.6), xticks=range(length), xlabel="position", title=title)
+    ax.set_yticks(range(count + 1), ["read", *(f"place {place}" for place in range(1, count + 1))])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return fig
+
+
 def learning(panels: Mapping[str, Mapping[str, Sequence]], guess: float):
     """Notes right against the step, a panel each: model: curves of (step, notes, answers), one a seed."""
     fig, axes = plots.figure(1, len(panels), width=12, height=3.5, sharey=True)
@@ -215,7 +248,7 @@ def learning(panels: Mapping[str, Mapping[str, Sequence]], guess: float):
         ax.axhline(100 * guess, color=plots.INK, linestyle=":", linewidth=1)
         ax.set(xlabel="training step", ylim=(0, 103), title=title)
         ax.xaxis.set_major_formatter("{x:,.0f}")
-        ax.legend(loc="lower right", fontsize=10)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.14), fontsize=10)  # above the line of a guess
     axes[0].set_ylabel("% of notes right")
     return fig
 
@@ -244,7 +277,7 @@ def opening(deltas: Sequence[np.ndarray], notes):
         shown = ax.imshow(np.log10(delta[:, order]).T, aspect="auto", cmap="YlOrBr", vmin=-3, vmax=0.5)
         for t in notes:
             ax.plot(t, -3.5, "v", color=plots.INPUT, markersize=8, clip_on=False)
-        ax.set_title(f"Block {number}", pad=20)
+        ax.set_title(f"Block {number}: dark where a channel lets the position in", pad=20)
         ax.set(ylabel="channel", yticks=[0, delta.shape[1] - 1], yticklabels=["moves most", "least"])
     axes[-1].set_xlabel("position")
     bar = fig.colorbar(shown, ax=axes, ticks=[-3, -2, -1, 0])

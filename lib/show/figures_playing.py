@@ -112,12 +112,24 @@ def filters(p: np.ndarray, kept: Mapping[str, int]):
     return fig
 
 
-def kept_along(counts: Mapping[str, Sequence[int]], title: str):
-    """Tokens that each filter keeps at every place of a prompt."""
+def drawn_from(model: np.ndarray, kept: np.ndarray, shown: int, title: str):
+    """Sorted probabilities of the model, and those that are drawn from when some were dropped and the rest raised."""
+    fig, ax = plots.figure(height=2.9)
+    places = np.arange(1, shown + 1)
+    ax.bar(places, kept[:shown], width=1, color=plots.OUTPUT, label="drawn from")
+    ax.step(places, model[:shown], where="mid", color=plots.INK, linewidth=1.2, label="the model's own")
+    ax.set(xlabel="rank of the token", ylabel="probability", yscale="log", ylim=(1e-4, 1), xlim=(0.5, shown + 0.5),
+           title=title)
+    ax.legend(loc="upper right")
+    return fig
+
+
+def kept_along(counts: Mapping[str, Sequence[int]], title: str, shown: int = 60):
+    """Tokens that each filter keeps at the first `shown` places of a prompt; more would be a comb."""
     fig, ax = plots.figure(height=3)
     for (name, n), colour in zip(counts.items(), (plots.GREY, plots.OUTPUT, plots.OTHER[1]), strict=True):
         ax.step(range(len(n)), n, where="mid", color=colour, label=name, linewidth=1.3)
-    ax.set(yscale="log", xlabel="place in the prompt (tokens)", ylabel="tokens kept", xlim=(0, len(n)),
+    ax.set(yscale="log", xlabel="place in the prompt (tokens)", ylabel="tokens kept", xlim=(0, min(len(n), shown)),
            ylim=(0.8, 6 * max(map(max, counts.values()))), title=title)
     ax.legend(ncols=3, loc="upper right")
     return fig
@@ -195,7 +207,8 @@ def shares(values: Mapping[str, Sequence[float]], line: tuple[str, float] | None
     for (name, numbers), colour in zip(values.items(), (plots.INPUT, plots.OUTPUT), strict=True):
         ax.step(sorted(numbers), np.linspace(0, 1, len(numbers)), where="post", color=colour, label=name)
     if line:
-        ax.axvline(line[1], color=plots.OTHER[0], linestyle=":", label=line[0])
+        ax.axvline(line[1], color=plots.OTHER[0], linestyle=":")
+        ax.text(line[1], 0.5, line[0].replace(" (", "\n(") + "  ", ha="right", va="center", color=plots.OTHER[0])
     ax.set(xlabel=xlabel, ylabel="share of pieces", xlim=(0, None), ylim=(0, 1), title=title)
     ax.legend(loc="lower right")
     return fig

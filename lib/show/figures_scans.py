@@ -14,7 +14,7 @@ LOOK = {
     "loop": ("-", plots.INK),
     "Hillis–Steele": ("o-", plots.OTHER[0]),
     "Blelloch": ("s-", plots.OTHER[2]),
-    "parallel": ("D-", plots.OUTPUT),
+    "parallel": ("D-", plots.GREY),
     "cpu": ("^-", plots.OTHER[1]),
 }
 
@@ -70,6 +70,14 @@ def joins(ax, items: Sequence, rounds: Iterable, name: str) -> None:
     ax.set_xticks(range(len(items)), [f"t = {t}" for t in range(len(items))])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
+
+
+def by_moments(items: Sequence, moments: Sequence, passed: int, title: str):
+    """The diagram of `joins` after `passed` moments; those that are still to come keep their room."""
+    fig, ax = plots.figure(width=9, height=1.2 + 0.62 * len(moments))
+    joins(ax, items, moments[:passed], title)
+    ax.set(title=title, ylim=(-len(moments) - 0.5, 0.5))
+    return fig
 
 
 def up_and_down(ax) -> None:

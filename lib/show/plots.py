@@ -170,6 +170,7 @@ def piano_roll(music: Music, *, prompt_seconds: float | None = None, start: floa
         bars.set_gid("notes")
         ax.add_collection(bars, autolim=False)
         ax.set_xlim(start, end)
+        ax.locator_params(axis="x", steps=[1, 2, 5, 10])
         ax.set_xlabel("seconds")
         pedal = music.pedal[(music.pedal[:, 1] > start) & (music.pedal[:, 0] < end)]
         _pitch_axis(ax, notes["pitch"], band=len(pedal) > 0)
