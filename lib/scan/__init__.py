@@ -2,3 +2,4 @@
 
 from lib.scan.selective import BACKENDS, choose, loop, selective_scan, selective_step
 from lib.scan.ssd import ssd_scan, ssd_step
+from lib.scan.trapezoid import trapezoid_scan

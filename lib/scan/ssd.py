@@ -8,8 +8,8 @@ Unrolled, this is attention without a softmax, under a mask that decays:
     y[t] = Σ_s≤t  L[t, s] (C[t] · B[s]) delta[s] x[s],    L[t, s] = exp Σ_s<k≤t delta[k] A
 
 (Dao and Gu 2024, arXiv:2405.21060, sections 3.2 and 6). Because the decay knows nothing of n, C · B can
-be computed once, by a matrix product, for all channels of all heads. `chunked` does so inside short
-stretches of time and hands one state on from each to the next. Notebook 11 derives everything here.
+be computed once, by a matrix product, for all channels of all heads. `decaying_attention` does so inside
+short stretches of time and hands one state on from each to the next. Notebook 11 derives everything here.
 
 Shapes: B batch, L length, H heads, P channels a head, N state size, Q length of a chunk.
 """
@@ -54,25 +54,24 @@ def segment_sum(log_decay: Tensor) -> Tensor:
     return sums.masked_fill(time[:, None] < time, -torch.inf)
 
 
-def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
-            *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """The same as `loop`, by matrix products inside chunks of time (Dao and Gu 2024, section 6).
+def decaying_attention(write: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h0: Tensor,
+                       chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """What C reads of all writes so far, each decayed since then, by matrix products inside chunks of time.
 
-    Decays, and the state that is handed on, are kept in the dtype of the arguments; the products are
-    autocast's to round, as in the official kernel.
+    write: (B, L, H, P), the step's size in it. log_decay: (B, L, H), its logarithm, negative.
+    B, C: (B, L, H, N), or (B, L, 1, N) for one that all heads share. h0: (B, H, P, N).
+    Returns y (B, L, H, P) and the last state (B, H, P, N) (Dao and Gu 2024, section 6). Decays, and the
+    state that is handed on, are kept in the dtype of the arguments; the products are autocast's to
+    round, as in the official kernel.
     """
-    batch, length = x.shape[:2]
-    chunk = min(chunk, max(1, length))
-    missing = -length % chunk
-    if missing:  # steps of size zero: nothing decays and nothing is written
-        x = F.pad(x, (0, 0, 0, 0, 0, missing))
-        delta = F.pad(delta, (0, 0, 0, missing))
-        B = F.pad(B, (0, 0, 0, missing))
-        C = F.pad(C, (0, 0, 0, missing))
-    B = B.unflatten(1, (-1, chunk))[:, :, None]  # (B, chunks, 1, Q, N): one for all heads
-    C = C.unflatten(1, (-1, chunk))[:, :, None]
-    write = (delta[..., None] * x).unflatten(1, (-1, chunk)).transpose(2, 3)  # (B, chunks, H, Q, P)
-    log_decay = (delta * A).unflatten(1, (-1, chunk)).transpose(2, 3)  # (B, chunks, H, Q)
+    length = write.shape[1]
+    chunk = min(chunk, length)
+    missing = -length % chunk  # steps in which nothing decays and nothing is written
+    cut = lambda t: F.pad(t, (0, 0) * (t.dim() - 2) + (0, missing)).unflatten(1, (-1, chunk)).transpose(2, 3)
+    write = cut(write)  # (B, chunks, H, Q, P)
+    B = cut(B)  # (B, chunks, H or 1, Q, N)
+    C = cut(C)
+    log_decay = cut(log_decay)  # (B, chunks, H, Q)
 
     # inside a chunk: attention under the decaying mask
     mask = torch.exp(segment_sum(log_decay))  # (B, chunks, H, Q, Q)
@@ -84,7 +83,7 @@ def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tenso
 
     # from chunk to chunk: the recurrence, once for Q steps
     since_start = torch.exp(log_decay.cumsum(-1))[..., None]  # (B, chunks, H, Q, 1)
-    h = _at_first(x, B) if h0 is None else h0
+    h = h0
     before = []
     for left_c, decay_c in zip(left.unbind(1), since_start[:, :, :, -1:].unbind(1)):
         before.append(h)
@@ -93,6 +92,13 @@ def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tenso
     # what a chunk reads of all that came before it
     y = y + since_start * (C @ torch.stack(before, 1).mT)
     return y.transpose(2, 3).flatten(1, 2)[:, :length], h
+
+
+def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
+            *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """The same as `loop`, as `decaying_attention`."""
+    h0 = _at_first(x, B) if h0 is None else h0
+    return decaying_attention(delta[..., None] * x, delta * A, B[:, :, None], C[:, :, None], h0, chunk)
 
 
 BACKENDS = {"loop": loop, "chunked": chunked}

@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,13 +27,16 @@ from lib.lab.rivals.s4d import S4DLM, S4DConfig
 from lib.lab.rivals.transformer import TransformerConfig, TransformerLM
 from lib.mamba.checkpoint import CONFIG, WEIGHTS
 from lib.mamba.mamba2 import Mamba2Config, Mamba2LM
+from lib.mamba.mamba3 import Mamba3Config, Mamba3LM
 from lib.mamba.model import LanguageModel, MambaConfig, MambaLM, State
 
 LABELS = {"lstm": "LSTM", "transformer": "Transformer", "transformer_xl": "Transformer, cache carried",
-          "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "mamba2": "Mamba-2", "hybrid": "Mamba + attention"}
+          "s4d": "S4D (fixed SSM)", "mamba": "Mamba", "mamba2": "Mamba-2",
+          "mamba3": "Mamba-3, not MIMO", "hybrid": "Mamba + attention"}
 ARCHS = tuple(LABELS)
 CLASSES = {"LSTMLM": (LSTMLM, LSTMConfig), "TransformerLM": (TransformerLM, TransformerConfig),
-           "S4DLM": (S4DLM, S4DConfig), "Mamba2LM": (Mamba2LM, Mamba2Config), "HybridLM": (HybridLM, HybridConfig)}
+           "S4DLM": (S4DLM, S4DConfig), "Mamba2LM": (Mamba2LM, Mamba2Config), "Mamba3LM": (Mamba3LM, Mamba3Config),
+           "HybridLM": (HybridLM, HybridConfig)}
 AGAIN = "train it again"
 TOLERANCE = 0.03  # how far a rival's parameters may be from Mamba's
 
@@ -69,8 +73,9 @@ def config_of(arch: str, vocab_size: int, size: Size = Size()):
     if arch == "mamba":
         return ours
     wanted = _count(ours)
-    found = {"lstm": _lstm, "s4d": _s4d, "mamba2": _mamba2, "hybrid": _hybrid, "transformer": _transformer,
-             "transformer_xl": _transformer}[arch](vocab_size, size, wanted)
+    found = {"lstm": _lstm, "s4d": _s4d, "mamba2": partial(_heads, Mamba2Config),
+             "mamba3": partial(_heads, Mamba3Config), "hybrid": _hybrid,
+             "transformer": _transformer, "transformer_xl": _transformer}[arch](vocab_size, size, wanted)
     if arch == "transformer_xl":
         found = replace(found, carries=True)
     if abs(_count(found) / wanted - 1) > TOLERANCE:
@@ -89,11 +94,11 @@ def _s4d(vocab_size: int, size: Size, wanted: int) -> S4DConfig:
     return _widen(lambda width: replace(start, d_model=width), wanted)
 
 
-def _mamba2(vocab_size: int, size: Size, wanted: int) -> Mamba2Config:
+def _heads(kind: type, vocab_size: int, size: Size, wanted: int) -> Mamba2Config | Mamba3Config:
     """Mamba's width and layers; what its step and its decays no longer cost goes into a larger state."""
     channels = MambaConfig(vocab_size, size.d_model).d_inner
     head = next(p for p in (64, 32, 16, 8, 4, 2, 1) if channels % p == 0 and channels > p)  # two heads or more
-    start = Mamba2Config(vocab_size, size.d_model, size.n_layer, head_dim=head, dropout=size.dropout)
+    start = kind(vocab_size, size.d_model, size.n_layer, head_dim=head, dropout=size.dropout)
     return _widen(lambda d_state: replace(start, d_state=d_state), wanted)
 
 
