@@ -73,6 +73,9 @@ class Rules:
     """What every token of a vocabulary begins with, ends with, strikes, and does to the clock."""
 
     def __init__(self, tokenizer: Tokenizer):
+        if tokenizer.config.kind != "REMI":
+            raise UserError(f"playing needs REMI tokens, and these are {tokenizer.config.kind}: train on streams "
+                            "of python -m lib.music encode")
         if tokenizer.config.pedal == "tokens":
             raise UserError("playing needs a tokenizer without pedal tokens: build one with "
                             "pedal='extend'")

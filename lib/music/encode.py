@@ -90,13 +90,21 @@ def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
     files = sorted((p.path.name, p.path.stat().st_size, p.split) for p in performances)
     settings = {
         "format": FORMAT,
-        "tokens": asdict(config),
+        "tokens": _named(config),
         "augmentation": asdict(augmentation),
         "files": _digest(json.dumps(files), 16),
     }
     if tokenizer is not None:
         settings["merges"] = _digest(json.dumps(tokenizer.pieces), 16)
     settings["id"] = _digest(json.dumps(settings, sort_keys=True), 12)
+    return settings
+
+
+def _named(config) -> dict:
+    """The settings as JSON; the language only where it is not REMI, as caches of before knew no other."""
+    settings = asdict(config)
+    if config.kind == "REMI":
+        del settings["kind"]
     return settings
 
 

@@ -25,6 +25,7 @@ from lib.music.token_names import count_in, is_music
 BEAT = 0.5  # seconds a quarter note lasts at 120 BPM
 BAR = 4 * BEAT  # seconds
 TICKS = 480  # ticks a quarter note of the scores handed to MidiTok
+KINDS = "REMI", "TSD", "MIDILike"  # as MidiTok names them
 BPE_MODEL = "tokenizer.json"
 SETTINGS = "tokens.json"
 
@@ -37,6 +38,7 @@ class TokenConfig:
     pedal: str = "extend"  # "extend" notes by the sustain pedal, write it as "tokens", or "drop" it
     vocab_size: int | None = 1024  # after byte-pair encoding; None: base tokens only
     velocities: int = 32  # loudness levels
+    kind: str = "REMI"  # the language; "TSD" and "MIDILike" for comparisons, which nothing here plays
 
     def __post_init__(self):
         if not 4 <= self.grid_ms <= 125:
@@ -44,6 +46,10 @@ class TokenConfig:
                             "timing")
         if self.pedal not in ("extend", "tokens", "drop"):
             raise UserError(f"pedal={self.pedal!r} is unknown: choose extend, tokens or drop")
+        if self.kind not in KINDS:
+            raise UserError(f"kind={self.kind!r} is unknown: choose {', '.join(KINDS)}")
+        if self.kind != "REMI" and self.vocab_size is not None:
+            raise UserError(f"merges are learnt bar by bar, and {self.kind} has no bars: give vocab_size=None")
         if self.vocab_size is not None and not self.vocab_size <= 65_535:
             raise UserError(f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most "
                             "65535")
@@ -64,11 +70,11 @@ def _import():
 
 
 def _miditok(config: TokenConfig):
-    """An untrained MidiTok REMI tokenizer with our settings."""
+    """An untrained MidiTok tokenizer with our settings."""
     miditok = _import()
     fine = config.steps
     pedals = config.pedal == "tokens"
-    return miditok.REMI(miditok.TokenizerConfig(
+    return getattr(miditok, config.kind)(miditok.TokenizerConfig(
         pitch_range=(LOWEST, HIGHEST),  # MidiTok's upper end is inclusive
         # steps a beat for notes of up to 1 s, 4 s and 16 s: a pedalled bass note rings that long
         beat_res={(0, 2): fine, (2, 8): min(fine, 10), (8, 32): min(fine, 4)},
@@ -109,7 +115,7 @@ class Tokenizer:
         self.pad = self.base["PAD_None"]
         self.bos = self.base["BOS_None"]
         self.eos = self.base["EOS_None"]
-        self.notes_of = count_in(self.pieces, "Pitch")
+        self.notes_of = count_in(self.pieces, "NoteOn" if self.config.kind == "MIDILike" else "Pitch")
         self.bars_of = count_in(self.pieces, "Bar")
 
     @property
@@ -152,7 +158,7 @@ class Tokenizer:
         return score
 
     def encode_base(self, music: Music) -> np.ndarray:
-        """Base REMI tokens, uint16 of shape (L,), without BOS and EOS."""
+        """Base tokens, uint16 of shape (L,), without BOS and EOS."""
         if not len(music.notes):
             return np.zeros(0, np.uint16)
         sequences = self.base.encode(self._score(music), encode_ids=False)
@@ -242,7 +248,7 @@ class Tokenizer:
             raise UserError(f"no tokenizer in {folder}: it needs {BPE_MODEL} and {SETTINGS}")
         try:
             config = TokenConfig(**json.loads((folder / SETTINGS).read_text()))
-            base = _import().REMI(params=folder / BPE_MODEL)
+            base = getattr(_import(), config.kind)(params=folder / BPE_MODEL)
             if base.vocab != _miditok(config).vocab:
                 raise ValueError("the two files disagree")
             return cls(config, base)

@@ -16,7 +16,7 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.lab.experiments import __main__ as command
 from lib.lab.experiments import context as experiment_context
-from lib.lab.experiments import efficiency, intervals, likelihood, original, race
+from lib.lab.experiments import efficiency, intervals, likelihood, original, race, tokenizers
 from lib.lab.experiments import figures as experiment_figures
 from lib.lab.experiments import playing as experiment_playing
 from lib.lab.experiments import tokens as token_part
@@ -29,6 +29,7 @@ from lib.lab.experiments.protocol import (
     Playing,
     Protocol,
     Race,
+    Tokenizers,
     Tokens,
 )
 from lib.lab.experiments.runner import PARTS, Lab
@@ -55,6 +56,7 @@ TINY = Protocol(
     Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
     Playing(prompt_seconds=2.0, seconds=40.0),
     Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
+    Tokenizers(kinds=("TSD",), vocabularies=(600,), notes=(30, 60), measured=None),
     Original(SIZE, pieces=2, seconds=(0, 60), measured=1, passes=4, batch=2, length=24, vocabulary=640, repaired_vocabulary=None, copies=1, carry=2,
              seeds=(0, 1)))
 
@@ -313,6 +315,22 @@ def test_tokenizers_are_compared_on_one_grid(lab):
     assert rows[1]["tokens"] < rows[0]["tokens"]  # the same notes in fewer tokens
 
 
+def test_languages_of_tokens_are_compared_at_equal_notes_and_at_equal_operations(lab):
+    rows = tokenizers.run(lab)["rows"]
+    assert [(row["kind"], row["grid_ms"], row["bpe"]) for row in rows] == [
+        ("REMI", 10.0, None), ("TSD", 10.0, None), ("REMI", 10.0, 600), ("REMI", 62.5, None)]
+    notes = np.array(rows[0]["notes"])
+    for row in rows:
+        bits = np.array(row["bits"])
+        assert bits.shape == (2, len(notes)) and row["bits_per_note"] == pytest.approx(bits.mean(0).sum() / notes.sum())
+        (few, before), (many, after) = row["curve"]
+        assert row["doubling"] == pytest.approx((after - before) / math.log2(many / few))
+        share = rows[0]["operations_a_note"] / row["operations_a_note"]
+        assert row["equal_operations"] == pytest.approx(row["bits_per_note"] + math.log2(share) * row["doubling"])
+    assert rows[2]["tokens_a_note"] < rows[0]["tokens_a_note"]
+    assert "not shown" in tokenizers.table({"rows": rows})
+
+
 def test_the_same_pieces_are_drawn_whatever_the_tokens():
     pieces = made_up(lengths=(30,) * 9, splits=("validation",) * 9).pieces
     longer = [replace(piece, length=40) for piece in pieces[::-1]]
@@ -464,7 +482,7 @@ def test_a_result_of_another_protocol_is_refused(lab, found):
         efficiency.run(other)
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part != "race"])  # its runs take ten hours and are under way
+@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("race", "tokenizers")])  # under way
 def test_the_results_that_are_shipped_are_of_todays_protocol(part):
     lab = Lab(SCALES["cpu"], Path("unused"), device="cpu", say=quiet)
     assert lab.read(part), f"python -m lib.lab.experiments --only {part}"

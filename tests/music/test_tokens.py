@@ -275,3 +275,27 @@ def test_a_prompt_is_the_opening_with_the_pedal_still_ringing(trained):
     heard = heard[heard["start"] < first + 5.0]
     assert len(opening.notes) == len(heard) and opening.notes["start"][0] == 0
     assert 5.0 < heard["end"].max() - first < opening.seconds + 0.2  # the last notes are not cut
+
+
+@pytest.mark.parametrize("kind", ["TSD", "MIDILike"])
+def test_other_languages_say_the_same_notes_and_are_not_played(kind):
+    from lib.generate.grammar import Grammar
+
+    rng = np.random.default_rng(0)
+    start = np.sort(rng.uniform(0, 20, 60)).round(2)
+    music = Music(make_notes(start, start + 0.3, rng.permutation(np.arange(30, 90)), rng.integers(30, 100, 60)))
+    tokenizer = Tokenizer(TokenConfig(vocab_size=None, kind=kind))
+    ids = tokenizer.encode(music, end=True)
+    assert tokenizer.notes_of[ids].sum() == 60
+    back = tokenizer.decode(ids).notes
+    np.testing.assert_allclose(back["start"], music.notes["start"], atol=0.006)
+    np.testing.assert_array_equal(back["pitch"], music.notes["pitch"])
+    with pytest.raises(UserError, match="playing needs REMI tokens"):
+        Grammar(tokenizer)
+
+
+def test_an_unknown_language_and_merges_without_bars_are_refused():
+    with pytest.raises(UserError, match="kind='ABC' is unknown: choose REMI, TSD, MIDILike"):
+        TokenConfig(kind="ABC")
+    with pytest.raises(UserError, match="TSD has no bars"):
+        TokenConfig(kind="TSD")

@@ -127,6 +127,18 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Tokenizers:
+    """Part (d), second protocol: the same music through each tokenizer, over seeds and pieces."""
+
+    kinds: tuple[str, ...] = ("TSD", "MIDILike")  # beside REMI, on the fine grid, without merges
+    vocabularies: tuple[int, ...] = (1024, 5000, 20_000)  # of REMI on the fine grid
+    grids: tuple[float, ...] = (62.5,)  # milliseconds; REMI without merges
+    notes: tuple[int, ...] = (750_000, 1_500_000)  # read in training, the last is what counts
+    seeds: tuple[int, ...] = (0, 1)
+    measured: int | None = 40  # validation pieces, drawn once; None: all
+
+
+@dataclass(frozen=True)
 class Original:
     """Part (e): the original's recipe in small, with each repair alone, and with all repairs but each."""
 
@@ -163,6 +175,7 @@ class Protocol:
     context: Context = Context()
     playing: Playing = Playing()
     tokens: Tokens = Tokens()
+    tokenizers: Tokenizers = Tokenizers()
     original: Original = Original()
     grid_ms: float = 10.0  # parts (a) and (c): base tokens, no byte-pair encoding
     piece_seconds: float | None = None  # only the opening of each performance
@@ -224,6 +237,7 @@ SCALES = {
         Context(lengths=(16, 64), bins=(0, 64, 256), tokens=1_000),
         Playing(prompt_seconds=4.0, seconds=2.0),
         Tokens(vocabularies=(None, 1024), notes=1_000),
+        Tokenizers(vocabularies=(1024,), notes=(500, 1_000), measured=None),
         Original(
             Size(32, 1, 4),
             pieces=3,
@@ -271,6 +285,7 @@ SCALES = {
         Efficiency(repeats=9, tokens=128),
         Context(lengths=(16, 64, 256, 1024, 2048, 4096)),
         Tokens(notes=10_000_000),
+        Tokenizers(notes=(5_000_000, 10_000_000), seeds=(0, 1, 2)),
         Original(pieces=100, passes=40),
     ),
 }

@@ -6,6 +6,7 @@
     context      bits per note against position and against the number of tokens in reach
     playing      one opening, continued by each architecture
     tokens       time grids and byte-pair vocabularies, compared at 10 ms
+    tokenizers   the same by the second protocol: more notes, seeds, TSD and MIDI-Like, equal notes and operations
     original     the original's recipe in small: each repair alone, and all repairs but each
 
 The protocol is data (`lib.lab.experiments.protocol`). Everything is kept as it goes: the same command goes on
@@ -44,6 +45,7 @@ PARTS = {
     "context": "lib.lab.experiments.context",
     "playing": "lib.lab.experiments.playing",
     "tokens": "lib.lab.experiments.tokens",
+    "tokenizers": "lib.lab.experiments.tokenizers",
     "original": "lib.lab.experiments.original",
 }
 Rate = Annotated[float, Field(gt=0, le=1e3)]
@@ -103,12 +105,17 @@ class Lab:
         return leaking_titles(self.found)
 
     def streams(
-        self, grid_ms: float, vocab_size: int | None = None, copies: int = 0, tokenizer=None
+        self,
+        grid_ms: float,
+        vocab_size: int | None = None,
+        copies: int = 0,
+        tokenizer=None,
+        kind: str = "REMI",
     ):
         """(Streams, Tokenizer) of the performances with pedal-extended notes; merges are learnt on the train split."""
         from lib.music.tokens import TokenConfig
 
-        config = None if tokenizer else TokenConfig(grid_ms, "extend", vocab_size)
+        config = None if tokenizer else TokenConfig(grid_ms, "extend", vocab_size, kind=kind)
         return build(
             self.found,
             config,
