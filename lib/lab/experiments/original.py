@@ -238,13 +238,19 @@ def base_streams(lab, copies: int):
 
 
 def learnt(lab, vocabulary: int, where: str):
-    """A tokenizer whose merges are learnt on the train split, or on all files: then the test split's too, their mistake."""
+    """A tokenizer whose merges are learnt on train performances, or on "all": the held-out ones too, their mistake."""
     from lib.music.tokens import TokenConfig, Tokenizer
 
-    folder = lab.cache / f"merges-{lab.base.settings['id']}-{vocabulary}-{where}"
+    chosen = lab.protocol.original
+    train, held_out = chosen_performances(lab)
+    base, _ = base_streams(lab, 0)
+    folder = lab.cache / f"merges-{base.settings['id']}-{chosen.merged}-{vocabulary}-{where}"
     if not (folder / "tokens.json").exists():
+        names = sorted(piece.name for piece in lab.base.select("train"))
+        names = set(np.random.default_rng(2).permutation(names)[: chosen.merged].tolist())
+        names |= {p.path.name for p in (train if where == "train" else [*train, *held_out])}
         tokenizer = Tokenizer(TokenConfig(lab.protocol.grid_ms, "extend", vocabulary))
-        pieces = lab.base.pieces if where == "all" else lab.base.select("train")
+        pieces = [piece for piece in lab.base.pieces if piece.name in names]
         tokenizer.learn([lab.base.stream(piece)[1:-1] for piece in pieces])
         tokenizer.save(folder)
     return Tokenizer.load(folder)

@@ -154,6 +154,7 @@ class Original:
     )
     vocabulary: int = 20_000
     repaired_vocabulary: int | None = 1024
+    merged: int = 150  # performances that merges are learnt on, beside those trained on
     copies: int = 5  # augmented ones of each performance
     carry: int = 8  # crops that a row reads on, where performances are whole
     dropout: float = 0.1  # and as much weight decay: the regularisation
