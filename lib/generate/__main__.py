@@ -1,10 +1,12 @@
 """Play from the shell: `python -m lib.generate`."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from lib.env.errors import UserError
+from lib.generate import jam
 from lib.generate import moment as moments
 from lib.generate.control import Controls
 from lib.generate.endless import stream
@@ -86,7 +88,11 @@ def check(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Let the Mamba play: a .mid, an .mp3 and a piano roll .png for each variation."""
-    args = parse(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["jam"]:
+        jam.main(words[1:])
+        return
+    args = parse(words)
     prompt = read_midi(args.prompt) if args.prompt else None
     model, tokenizer = load_model(args.model)
     origin = 0.0  # where in the piece the file begins

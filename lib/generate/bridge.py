@@ -31,8 +31,8 @@ from lib.music.tokens import BAR, BEAT, Tokenizer
 
 ROWS = 32
 AHEAD = 32  # tokens of what follows that a row is weighed by: the state knows little further on
-EVERY = 24  # tokens, at least, from one weighing to the next
-TWIST = 0.25  # the power of the likelihood on the way; 1 at the end, where it is what is meant
+EVERY = 96  # tokens, at least, from one weighing to the next
+TWIST = 0.5  # the power of the likelihood on the way; 1 at the end, where it is what is meant
 ENOUGH = 0.5  # share of the rows that must count: below, they are drawn anew
 
 

@@ -72,9 +72,19 @@ class Player:
 
     def _set(self, state: mamba.State) -> None:
         self._fast = mamba_cpu.stepper(self.model, len(self.rows)) if self.rows else None
+        self._load(state)
+
+    def _load(self, state: mamba.State) -> None:
         self._state = state
         if self._fast:
             self._fast.load(state)
+
+    def go_to(self, moment: Moment) -> None:
+        """Let the only row go on from another moment; its dice roll on."""
+        self.grammars = [moment.grammar.copy()]
+        self.recent = [deque(moment.recent, KEPT)]
+        self.logits = moment.logits
+        self._load(moment.state)
 
     @property
     def state(self) -> mamba.State:

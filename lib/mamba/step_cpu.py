@@ -64,14 +64,16 @@ def exact_in_float16(model: MambaLM) -> bool:
     return all(torch.equal(m.float(), m.half().float()) and m.abs().max() < HALF_LIMIT for m in _matrices(model))
 
 
-def pack(model: MambaLM, halves: bool) -> Tensor:
+def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     """All weights but the embedding's as one float32 vector, in the order of `Plan` in step_cpu.cpp.
 
-    With `halves` the weights of matrices are float16, two in the place of a float32.
+    With `halves` the weights of matrices are float16, two in the place of a float32. `width` is the
+    floats in a vector of the machine that will read them; this one's by default.
     """
     c, pieces = model.config, []
     D, M = c.d_inner, c.d_model
-    one, pair = lanes(), 2 * lanes()  # outputs of a tile
+    one = width or lanes()  # outputs of a tile
+    pair = 2 * one
     groups = math.ceil(D / one)
     cuts = [slab * groups // SLABS * one for slab in range(SLABS + 1)]
 

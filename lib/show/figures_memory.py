@@ -109,7 +109,8 @@ def legendre(A, shapes: Mapping[int, np.ndarray]):
 
 def redrawn(seconds, melody, drawn: Mapping[int, np.ndarray]):
     """A melody (L,), and how it is redrawn from so many numbers."""
-    fig, axes = plots.figure(len(drawn), 1, height=6, sharex=True, sharey=True)
+    fig, axes = plots.figure(len(drawn), 1, height=max(3, 2 * len(drawn)), sharex=True, sharey=True, squeeze=False)
+    axes = axes[:, 0]
     for ax, (n, curve) in zip(axes, drawn.items()):
         error = float(np.sqrt(np.mean((np.asarray(curve) - np.asarray(melody)) ** 2)))
         ax.step(seconds, melody, where="post", color=plots.INPUT, linewidth=1, label="went in")
@@ -210,7 +211,7 @@ def places(filled, notes, length: int, *, title: str, label: str, ticks: Sequenc
 
 
 def turns(read: Sequence[str], delta: np.ndarray, held: np.ndarray, names: Sequence[str], title: str):
-    """What is read at each position, and below it what each place holds: delta and held (places, L), -1 for nothing.
+    """What is read at each position, and below it what each place holds: delta and held (places, L), 0 for nothing.
 
     A thick frame is a place whose Δ is large, so that it takes what is read; where Δ is 0 it keeps what it has.
     """
@@ -222,7 +223,7 @@ def turns(read: Sequence[str], delta: np.ndarray, held: np.ndarray, names: Seque
         ax.text(t, 0, word, ha="center", va="center", color=plots.INPUT, fontweight="bold")
     for (place, t), number in np.ndenumerate(held):
         opened = delta[place, t] > 0
-        full = number >= 0
+        full = number > 0.5
         ax.add_patch(Rectangle((t - 0.46, place + 0.54), 0.92, 0.92, facecolor=plots.STATE if full else "white",
                                alpha=0.9 if opened else 0.35, linewidth=0))
         ax.add_patch(Rectangle((t - 0.46, place + 0.54), 0.92, 0.92, fill=False, zorder=3 if opened else 2,

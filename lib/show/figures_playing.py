@@ -92,7 +92,7 @@ def likeliest(names: Sequence[str], p: Sequence[float], title: str):
 def heats(sorted_p: Mapping[str, np.ndarray]):
     """Sorted probabilities at several temperatures, by a label for each."""
     fig, ax = plots.figure(height=3)
-    for (label, p), colour in zip(sorted_p.items(), (plots.INPUT, plots.OUTPUT, plots.OTHER[0]), strict=True):
+    for (label, p), colour in zip(sorted_p.items(), (plots.OTHER[2], plots.INK, plots.OTHER[0]), strict=True):
         ax.step(range(1, len(p) + 1), p, where="mid", color=colour, label=label)
     ax.set(yscale="log", xlabel="rank of the token", ylabel="probability", xlim=(0.5, len(p)), ylim=(1e-4, 1),
            title="Heat lifts the tail, cold presses it down")
@@ -127,10 +127,10 @@ def drawn_from(model: np.ndarray, kept: np.ndarray, shown: int, title: str):
 def kept_along(counts: Mapping[str, Sequence[int]], title: str, shown: int = 60):
     """Tokens that each filter keeps at the first `shown` places of a prompt; more would be a comb."""
     fig, ax = plots.figure(height=3)
-    for (name, n), colour in zip(counts.items(), (plots.GREY, plots.OUTPUT, plots.OTHER[1]), strict=True):
+    for (name, n), colour in zip(counts.items(), (plots.GREY, plots.OTHER[2], plots.OTHER[1]), strict=True):
         ax.step(range(len(n)), n, where="mid", color=colour, label=name, linewidth=1.3)
-    ax.set(yscale="log", xlabel="place in the prompt (tokens)", ylabel="tokens kept", xlim=(0, min(len(n), shown)),
-           ylim=(0.8, 6 * max(map(max, counts.values()))), title=title)
+    ax.set(yscale="log", xlabel="the first places of the prompt (tokens)", ylabel="tokens kept",
+           xlim=(0, min(len(n), shown)), ylim=(0.8, 6 * max(map(max, counts.values()))), title=title)
     ax.legend(ncols=3, loc="upper right")
     return fig
 
@@ -169,7 +169,7 @@ def endless(milliseconds: Sequence[float], count: int, tokens: Sequence[int], ke
 def tilted(by_key: Mapping[str, np.ndarray]):
     """Probability of each of 128 keys, as the model has it and tilted down and up."""
     fig, ax = plots.figure(height=3)
-    for (label, p), colour in zip(by_key.items(), (plots.INPUT, plots.GREY, plots.OTHER[0]), strict=True):
+    for (label, p), colour in zip(by_key.items(), (plots.OTHER[2], plots.GREY, plots.OTHER[0]), strict=True):
         ax.step(range(21, 109), p[21:109], where="mid", color=colour, label=label)
     ax.set(xlabel="key", ylabel="probability", yscale="log", ylim=(1e-6, 2), xlim=(21, 108),
            title="The same odds, tilted towards low and high keys")

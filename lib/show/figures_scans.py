@@ -74,7 +74,7 @@ def joins(ax, items: Sequence, rounds: Iterable, name: str) -> None:
 
 def by_moments(items: Sequence, moments: Sequence, passed: int, title: str):
     """The diagram of `joins` after `passed` moments; those that are still to come keep their room."""
-    fig, ax = plots.figure(width=9, height=1.2 + 0.62 * len(moments))
+    fig, ax = plots.figure(width=9, height=1.2 + 0.5 * len(moments))
     joins(ax, items, moments[:passed], title)
     ax.set(title=title, ylim=(-len(moments) - 0.5, 0.5))
     return fig
@@ -337,7 +337,7 @@ def compiled_floors(names: Sequence[str], times: Mapping[str, Sequence[float]]):
     fig, ax = plots.figure(height=3.6)
     for i, (label, column) in enumerate(times.items()):
         bars = ax.barh(np.arange(len(names)) + 0.26 * (i - 1), column, 0.24, label=label,
-                       color=(plots.INPUT, plots.OTHER[1], plots.STATE)[i])
+                       color=plots.OTHER[i])
         ax.bar_label(bars, [f"{us:.0f}" if us else "not compiled here" for us in column], padding=3, fontsize=9)
     *others, last = times.values()
     longest = all(own == max(own, *rest) for *rest, own in zip(*others, last, strict=True))

@@ -102,7 +102,7 @@ class Page:
                   if event.get("method") == "Runtime.exceptionThrown"]
         logged = [event["params"]["entry"]["text"] for event in self.events
                   if event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] == "error"]
-        return thrown + logged
+        return [text[:600] for text in thrown + logged]
 
     def picture(self, path: Path) -> None:
         """What the window shows, as a PNG."""

@@ -510,7 +510,8 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
     assert experiment_figures.table1().count(env.UNKNOWN) == 4 * 5
     for draw in (experiment_figures.efficiency, partial(experiment_figures.figure3, {}), experiment_figures.context,
                  experiment_figures.likelihood, experiment_figures.curves, experiment_figures.original,
-                 experiment_figures.tokens):
+                 experiment_figures.tokens, experiment_figures.piece_by_piece,
+                 partial(experiment_figures.rates, tried=(1e-3, 3e-3))):
         assert plots.png_bytes(draw({}))[:4] == b"\x89PNG"
     likelihood.run(lab)
     efficiency.run(lab)
@@ -523,7 +524,8 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
     for name, draw in (("efficiency", experiment_figures.efficiency),
                        ("efficiency", partial(experiment_figures.figure3, SCAN)),
                        ("context", experiment_figures.context), ("likelihood", experiment_figures.likelihood),
-                       ("likelihood", experiment_figures.curves),
+                       ("likelihood", experiment_figures.curves), ("likelihood", experiment_figures.piece_by_piece),
+                       ("likelihood", partial(experiment_figures.rates, tried=(1e-3, 3e-3))),
                        ("tokens", experiment_figures.tokens), ("original", experiment_figures.original)):
         module = {"context": experiment_context, "tokens": token_part, "original": original}.get(name)
         result = module.run(lab) if module else experiment_figures.load(name)

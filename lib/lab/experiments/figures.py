@@ -1,5 +1,7 @@
 """Figures and tables of the experiments, from data/results alone: what is not there is "not measured"."""
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
@@ -11,6 +13,7 @@ from lib.lab.experiments import original as original_part
 from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
 from lib.lab.experiments.likelihood import show as estimate
 from lib.lab.rivals.matched import LABELS
+from lib.music.notes import Music
 from lib.show import plots
 
 LOOKS = {  # Mamba in ink, the others in colours that have no other meaning in this course
@@ -132,6 +135,105 @@ def _title(ax, text: str) -> None:
 
 def _rows(result: dict, kind: str) -> list[dict]:
     return [row for row in result.get("rows", []) if row["kind"] == kind]
+
+
+def remembered(reads: Sequence[int], kib: Mapping[str, Sequence[float]]):
+    """What each architecture carries to the next token, in KiB, against the tokens that it has read."""
+    fig, ax = plots.figure(height=3.6)
+    for arch, sizes in kib.items():
+        colour, dash = LOOKS[arch]
+        ax.loglog(reads, sizes, dash, color=colour, label=LABELS[arch])
+    ax.set(xlabel="tokens read", ylabel="KiB remembered",
+           title="One memory grows with the piece, three do not, one does in one layer of four")
+    ax.legend(ncols=5, loc="upper left", fontsize=9.5)
+    return fig
+
+
+def equal_time(speeds: Mapping[str, float], million: float, minutes: float):
+    """Million tokens that each architecture reads while Mamba reads `million`, by tokens a second."""
+    fig, ax = plots.figure(height=2.6)
+    archs = sorted(speeds, key=speeds.get)
+    for row, arch in enumerate(archs):
+        read = million * speeds[arch] / speeds["mamba"]
+        ax.barh(row, read, color=LOOKS[arch][0])
+        ax.text(read, row, f" {read:.1f} million at {speeds[arch]:,.0f} a second", va="center")
+    ax.set_yticks(range(len(archs)), [LABELS[arch] for arch in archs])
+    ax.margins(x=0.4)  # room for the words
+    ax.set(xlabel="million tokens", xlim=(0, None),
+           title=f"What each reads in the {minutes:.0f} minutes that Mamba needs for {million:.1f} million tokens")
+    return fig
+
+
+def overlapping(models: Mapping[str, tuple[float, tuple[float, float]]], difference: tuple[float, float]):
+    """A mean and its interval for each of some models, and the interval of their difference in the title."""
+    fig, ax = plots.figure(height=2.2)
+    for at, (mean, interval) in enumerate(models.values()):
+        ax.plot(interval, [at, at], color=plots.GREY, linewidth=3)
+        ax.plot(mean, at, "o", color=plots.INK)
+    ax.set_yticks(range(len(models)), models)
+    low, high = difference
+    ax.set(xlabel="bits a note", ylim=(-0.6, len(models) - 0.4),
+           title=f"Two wide intervals that overlap, and a difference of {low:.2f} to {high:.2f}")
+    return fig
+
+
+def first_steps(curves: Mapping[str, Sequence[tuple[int, float]]]):
+    """Validation bits per note of tiny models against the step."""
+    fig, ax = plots.figure(height=3.4)
+    for arch, curve in curves.items():
+        colour, dash = LOOKS[arch]
+        ax.plot(*zip(*curve, strict=True), dash, color=colour, label=LABELS[arch])
+    ax.set(xlabel="step", ylabel="bits a note, validation", title="Five architectures in their first steps")
+    ax.legend()
+    return fig
+
+
+def rates(race: dict, tried: Sequence[float]):
+    """Validation bits per note of each architecture against the learning rates that were tried."""
+    fig, ax = plots.figure(height=3.2)
+    chosen = race.get("rates", {})
+    edge = sum(rate in (min(tried), max(tried)) for rate in chosen.values())
+    for arch, best in chosen.items():
+        points = [(row["lr"], row["validation_bits_per_note"]) for row in race["grid"] if row["arch"] == arch]
+        colour, dash = LOOKS[arch]
+        ax.plot(*zip(*points, strict=True), dash, color=colour, marker="o", label=f"{LABELS[arch]}: {best:g}")
+    ax.set(xscale="log", xlabel="learning rate", ylabel="bits a note, validation",
+           title=f"The best of {len(tried)} rates, for {edge} of {len(chosen)} at the edge of the grid")
+    ax.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    ax.minorticks_off()
+    if chosen:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def piece_by_piece(race: dict):
+    """Bits per note of Mamba against those of the Transformer, a point for each test piece, the larger the longer."""
+    fig, ax = plots.figure(width=6.5, height=5.2)
+    ax.set(xlabel="Transformer, bits a note", ylabel="Mamba, bits a note")
+    if not race.get("test"):
+        ax.set_title(env.UNKNOWN)
+        return fig
+    notes = np.array(race["pieces"]["notes"])
+
+    def mean(arch: str) -> np.ndarray:
+        runs = [row["bits"] for row in race["test"] if (row["arch"], row["budget"]) == (arch, "tokens")]
+        return np.mean(runs, 0) / notes
+
+    mamba, transformer = mean("mamba"), mean("transformer")
+    ax.scatter(transformer, mamba, s=notes / 100, color=plots.INK, alpha=0.5, linewidth=0)
+    ends = [mamba.min() - 0.5, mamba.max() + 0.5]
+    ax.plot(ends, ends, color=plots.GREY, linewidth=1)
+    ax.set_title(f"Mamba needs fewer bits on {(mamba < transformer).mean():.0%} of {len(notes)} pieces")
+    return fig
+
+
+def playing(pieces: Mapping[str, Music], prompt_seconds: float, end: float):
+    """The same opening, continued by each architecture: piano rolls with the same axes."""
+    fig, axes = plots.figure(max(len(pieces), 1), 1, height=1.7 * max(len(pieces), 1) + 0.4, sharex=True, squeeze=False)
+    for ax, (arch, music) in zip(axes[:, 0], pieces.items(), strict=False):
+        plots.piano_roll(music, prompt_seconds=prompt_seconds, end=end, ax=ax, title=LABELS[arch], colourbar=False)
+        ax.label_outer()
+    return fig
 
 
 def efficiency(result: dict):
@@ -395,6 +497,11 @@ def original(result: dict, ax=None):
     return fig
 
 
+def _tokenizer(row: dict) -> str:
+    size = f"{row['bpe']:,} tokens" if row["bpe"] else "no BPE"
+    return f"{row['grid_ms']:g} ms, {size}"
+
+
 def tokens(result: dict):
     """Bits per note at 10 ms of each tokenizer; returns the figure."""
     fig, ax = plots.figure(height=4)
@@ -403,7 +510,7 @@ def tokens(result: dict):
         ax,
         [
             (
-                f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}",
+                _tokenizer(row),
                 row["bits_per_note_10_ms"],
                 row["interval_95"],
                 colours.get(row["grid_ms"], plots.GREY),
@@ -415,8 +522,7 @@ def tokens(result: dict):
     rows = sorted(result.get("rows", []), key=lambda row: row["bits_per_note_10_ms"])
     _title(
         ax,
-        f"Fewest bits: {rows[0]['grid_ms']:g} ms, {rows[0]['bpe'] or 'no BPE'}; most: {rows[-1]['grid_ms']:g} ms, "
-        f"{rows[-1]['bpe'] or 'no BPE'}"
+        f"Fewest bits: {_tokenizer(rows[0])}; most: {_tokenizer(rows[-1])}"
         if rows
         else "The same music through each tokenizer",
     )
