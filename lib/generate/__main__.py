@@ -149,8 +149,10 @@ def write(music: Music, target: Path, title: str, prompt_seconds: float | None) 
     from lib.show.plots import save_roll
 
     write_midi(music, f"{target}.mid")
-    save_mp3(music, f"{target}.mp3")
-    save_roll(music, f"{target}.png", prompt_seconds=prompt_seconds, title=title)
+    with ThreadPoolExecutor(1) as beside:  # the sound takes longer, and lets the picture be drawn meanwhile
+        sound = beside.submit(save_mp3, music, f"{target}.mp3")
+        save_roll(music, f"{target}.png", prompt_seconds=prompt_seconds, title=title)
+        sound.result()
     print(f"{target}.mid, .mp3 and .png: {len(music.notes)} notes in {music.seconds:.0f} s")
 
 
