@@ -146,7 +146,7 @@ class Original:
     pieces: int = 8  # performances that are trained on
     seconds: tuple[float, float] = (150, 900)  # the shortest and the longest of them
     measured: int = 12  # held-out ones, and as many to select on
-    passes: int = 20  # over the notes; augmented copies are counted
+    passes: int = 12  # over the notes; augmented copies are counted
     every: int = 2  # passes between two looks at the held-out performances
     batch: int = 4
     length: int = (
