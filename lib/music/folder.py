@@ -45,6 +45,22 @@ def read_folder(folder: str | Path, say=print) -> list[Performance]:
     for the test, chosen by a hash of their content: the same folder is always split the same way.
     Raises `UserError` where there is no folder, or fewer than three different pieces in it.
     """
+    found = gather(folder, say)
+    groups = together(found)
+    if len(set(groups)) < 3:
+        raise UserError(f"{folder} has {pieces_in(groups)} to learn from: it takes three different "
+                        "ones, as one is kept to choose the weights by and one to measure them")
+    splits = split(groups, [one.content for one in found])
+    performances = [replace(one.performance, split=side) for one, side in zip(found, splits)]
+    say(told(performances, groups))
+    return performances
+
+
+def gather(folder: str | Path, say=print) -> list[Found]:
+    """Every MIDI file in a folder, and below it, that has enough notes; what is left out is said, a line a kind.
+
+    Raises `UserError` where there is no folder, or no MIDI file in it.
+    """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: name one with MIDI files")
@@ -58,14 +74,7 @@ def read_folder(folder: str | Path, say=print) -> list[Performance]:
             say(f"left out 1 file ({files[0]}): it {kind}")
         else:
             say(f"left out {len(files)} files (the first is {files[0]}): each {kind}")
-    groups = together(found)
-    if len(set(groups)) < 3:
-        raise UserError(f"{folder} has {pieces_in(groups)} to learn from: it takes three different "
-                        "ones, as one is kept to choose the weights by and one to measure them")
-    splits = split(groups, [one.content for one in found])
-    performances = [replace(one.performance, split=side) for one, side in zip(found, splits)]
-    say(told(performances, groups))
-    return performances
+    return found
 
 
 def pieces_in(groups: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 """How good is what was played, to measures and to listeners?
 
 python -m lib.lab.judge DIR                      beside real test pieces and beside noise
+python -m lib.lab.judge bits DIR                 bits a note of its files by the model
 python -m lib.lab.judge page --group NAME=DIR    a page on which listeners compare (two groups or more)
 python -m lib.lab.judge --ratings FILE           what they preferred
 """
@@ -40,7 +41,7 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
 def main(argv: list[str] | None = None) -> None:
     """Set the MIDI files of a folder beside real test pieces and beside noise; or analyse listeners' ratings."""
     from lib.generate.player import MODEL
-    from lib.lab.judge import anchors, listening_page
+    from lib.lab.judge import anchors, bits, listening_page
     from lib.music.maestro import performances
     from lib.music.tokens import Tokenizer
     from lib.show import plots
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["page"]:
         listening_page.main(words[1:])
+        return
+    if words[:1] == ["bits"]:
+        bits.main(words[1:])
         return
     parser = argparse.ArgumentParser(prog="python -m lib.lab.judge", description=main.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="folder of MIDI files")
