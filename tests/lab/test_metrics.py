@@ -38,7 +38,7 @@ def test_what_returns_is_told_from_what_does_not():
     one, two = returns(regular, 56), returns(random, 56)
     assert one["8 to 15 s"] == pytest.approx(1, abs=1e-6) and one["8 to 15 s"] > one["3 to 8 s"] + 0.2
     assert two["8 to 15 s"] < 0.7
-    assert np.isnan(returns(regular[:9], 6)["15 to 30 s"])
+    assert np.isnan(returns(regular[:9], 6)["8 to 15 s"])
 
 
 def test_overlap_of_equal_apart_and_constant_distances():

@@ -12,7 +12,9 @@ from lib.env.errors import UserError
 from lib.lab.judge.memorisation import keys, longest_repeat
 
 STEPS = np.geomspace(0.01, 10, 17)  # seconds: edges of the classes of note lengths and of gaps
-LAGS = {"3 to 8 s": (3, 8), "8 to 15 s": (8, 15), "15 to 30 s": (15, 30)}
+LAGS = {"3 to 8 s": (3, 8), "8 to 15 s": (8, 15)}  # seconds
+# at longer lags shuffled tokens, being sparse, resemble themselves as much as music does
+TELLING = "3 to 8 s"
 
 
 # ---- one piece ---------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def facts(notes: np.ndarray, seconds: float) -> dict[str, float]:
         "spread of velocity": float(notes["velocity"].std()),
         **muspy_metrics(notes),
         "longest exact repetition in notes": float(longest_repeat(keys(notes))),
-        **{f"returns after {name}": value for name, value in returns(notes, seconds).items()},
+        f"returns after {TELLING}": returns(notes, seconds)[TELLING],
     }
 
 
