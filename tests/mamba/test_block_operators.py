@@ -61,7 +61,7 @@ def test_the_loss_is_a_sound_operator():
 
 # what a reader's program does, without the tests' own check of types, which no compiler follows
 COMPILED = """
-import sys, torch
+import torch
 from lib.mamba.model import MambaConfig, MambaLM
 
 torch.set_num_threads(1)
@@ -78,31 +78,28 @@ def loss_and_gradients(call, half):
 
 for half in (False, True):
     torch._dynamo.reset()
-    whole = torch.compile(model, fullgraph=True, backend=sys.argv[1])
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(loss_and_gradients(whole, half), loss_and_gradients(model, half))
-    if sys.argv[1] == "inductor":
-        break
 
 torch._dynamo.reset()
 with torch.no_grad():
-    logits, state = torch.compile(model, fullgraph=True, backend=sys.argv[1])(tokens, return_state=True)
+    logits, state = torch.compile(model, fullgraph=True, backend="aot_eager")(tokens, return_state=True)
     torch.testing.assert_close((logits, state), model(tokens, return_state=True))
-if sys.argv[1] != "inductor":
-    with torch.no_grad():
-        program = torch.export.export(model, (tokens,))
-        torch.testing.assert_close(program.module()(tokens), model(tokens))
-    assert any("mamba_block_cpu" in str(node.target) for node in program.graph.nodes)
+    program = torch.export.export(model, (tokens,))
+    torch.testing.assert_close(program.module()(tokens), model(tokens))
+assert any("mamba_block_cpu" in str(node.target) for node in program.graph.nodes)
 print("equal")
 """
 
 
 @needs_compiler
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_model_has_no_graph_break_and_the_same_numbers(backend, tmp_path):
-    """Loss, gradients, logits and state; in bfloat16 too; and the exported model its own."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILED, backend], cwd=ROOT, capture_output=True, text=True,
-                          env=environment)
+def test_a_compiled_model_has_no_graph_break_and_the_same_numbers():
+    """Loss, gradients, logits and state; in bfloat16 too; and the exported model its own.
+
+    The graphs are torch.compile's own; they run without its code generator, which takes a minute.
+    """
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.stdout.endswith("equal\n"), done.stderr
 
 
