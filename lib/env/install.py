@@ -20,7 +20,7 @@ INSTALL = "pip install -r requirements.txt"
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "ipywidgets")
 # Never installed: a lone notebook is open already, and runs no tests.
 NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "nbconvert", "latex2mathml", "pytest", "nbmake",
-              "beartype", "ruff", "codespell")
+              "pytest-xdist", "setuptools", "beartype", "ruff", "codespell")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Check:
 def requirements(path: Path | None = None) -> list[tuple[str, str]]:
     """(requirement, reason) of each line of requirements.txt."""
     path = path or ROOT / "requirements.txt"
+    if not path.exists() and path == ROOT / "requirements.txt":
+        raise UserError("the requirements of the course lie in its repository, and this is the package alone: "
+                        "run python -m lib.env in the repository")
     with os_errors("read the list of requirements"):
         lines = path.read_text(encoding="utf-8").splitlines()
     pairs = [line.partition(" #") for line in lines if line.strip() and line[0] != "#"]

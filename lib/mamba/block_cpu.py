@@ -18,7 +18,7 @@ from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
 from lib.scan.arguments import FLOATS, axes, check_tensors, described
 from lib.scan.native import Kernel, address
-from lib.scan.operators import constant, differentiable, operator, wants_gradient
+from lib.scan.operators import constant, differentiable, operator, saved, wants_gradient
 
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
 MOST_TAPS = 8  # of the convolution; with more, plain PyTorch computes it
@@ -123,12 +123,13 @@ def _keep_convolution(ctx, inputs, output):
 
 def _convolution_gradients(ctx, dy):
     bias = ctx.saved_tensors[2]
-    dx, dtaps, dbias, dbefore = CONVOLUTION_BACKWARD(*ctx.saved_tensors, dy)
+    dx, dtaps, dbias, dbefore = _convolution_backward(*ctx.saved_tensors, dy)
     return dx, dtaps, None if bias is None else dbias, dbefore
 
 
-differentiable(CONVOLUTION, CONVOLUTION_BACKWARD, _keep_convolution, _convolution_gradients, "the fused convolution",
-               "take torch's conv1d and silu")
+_convolution, _convolution_backward = differentiable(
+    CONVOLUTION, CONVOLUTION_BACKWARD, _keep_convolution, _convolution_gradients, "the fused convolution",
+    "take torch's conv1d and silu")
 
 
 def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     """
     _check_convolution(x, taps, bias, before)
     taps, bias, before = (t if t is None else t.float() for t in (taps.t(), bias, before))
-    return CONVOLUTION(x, taps, bias, before)
+    return _convolution(x, taps, bias, before)
 
 
 def _check_convolution(x, taps, bias, before, dtypes=FLOATS) -> None:
@@ -256,24 +257,24 @@ BLOCK_BACKWARD = operator("mamba_block_cpu_backward", f"(Tensor x, Tensor before
 def _keep_block(ctx, inputs, output):
     x, before, _, mask, dtype, eps, *weights, keep = inputs
     kept = output[3:]
-    if not keep:
-        raise UserError("the operator of the block was called with keep=False, so it has no gradient")
-    ctx.save_for_backward(x, before, mask, *weights, *kept)
+    if keep:
+        ctx.save_for_backward(x, before, mask, *weights, *kept)
     ctx.dtype, ctx.eps = dtype, eps
     ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
 
 
 def _block_gradients(ctx, dresult, dafter, dlast, *_):
-    x, before, mask, *weights_and_kept = ctx.saved_tensors
+    x, before, mask, *weights_and_kept = saved(ctx, "the block")
     dresult = torch.zeros_like(x) if dresult is None else dresult
-    found = BLOCK_BACKWARD(x, before, mask, ctx.dtype, ctx.eps, *weights_and_kept, dresult, dafter, dlast)
+    found = _block_backward(x, before, mask, ctx.dtype, ctx.eps, *weights_and_kept, dresult, dafter, dlast)
     dx, dbefore, dh0, *dweights = found
     dweights = (None if w is None else dw for w, dw in zip(weights_and_kept, dweights))
     return dx, dbefore, dh0, None, None, None, *dweights, None
 
 
-differentiable(BLOCK, BLOCK_BACKWARD, _keep_block, _block_gradients, "the fused block", "give it backend='loop'")
+_block, _block_backward = differentiable(BLOCK, BLOCK_BACKWARD, _keep_block, _block_gradients, "the fused block",
+                                         "give it backend='loop'")
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -335,7 +336,7 @@ def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[
     tensors = x, before.float(), h0.float()
     weights = _weights(module)
     keep = wants_gradient(*tensors, *weights)
-    x, before, h0, *_ = BLOCK(*tensors, mask, dtype, module.norm.eps, *weights, keep)
+    x, before, h0, *_ = _block(*tensors, mask, dtype, module.norm.eps, *weights, keep)
     return x, (before, h0)
 
 
@@ -413,20 +414,20 @@ LOSS_BACKWARD = operator("cross_entropy_cpu_backward", "(Tensor x, Tensor norm, 
 
 def _keep_loss(ctx, inputs, output):
     x, norm, _, _, eps, _, keep = inputs
-    if not keep:
-        raise UserError("the operator of the loss was called with keep=False, so it has no gradient")
     _, *others = output
-    ctx.save_for_backward(x, norm, *others[1:])
+    if keep:
+        ctx.save_for_backward(x, norm, *others[1:])
     ctx.eps = eps
     ctx.mark_non_differentiable(*others)
 
 
 def _loss_gradients(ctx, dloss, *_):
-    x, norm, du, dhead = ctx.saved_tensors
-    return *LOSS_BACKWARD(x, norm, ctx.eps, du, dhead, dloss), None, None, None, None
+    x, norm, du, dhead = saved(ctx, "the loss")
+    return *_loss_backward(x, norm, ctx.eps, du, dhead, dloss), None, None, None, None
 
 
-differentiable(LOSS, LOSS_BACKWARD, _keep_loss, _loss_gradients, "the fused loss", "take torch's cross_entropy")
+_loss, _loss_backward = differentiable(LOSS, LOSS_BACKWARD, _keep_loss, _loss_gradients, "the fused loss",
+                                       "take torch's cross_entropy")
 
 
 def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float, dtype: torch.dtype,
@@ -437,8 +438,8 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
     """
     _check_loss(x, norm, head, targets)
     if reduce:
-        return LOSS(x, norm, head, targets, eps, dtype, wants_gradient(x, norm, head))[0]
-    return LOSS(x.detach(), norm.detach(), head.detach(), targets, eps, dtype, False)[1]
+        return _loss(x, norm, head, targets, eps, dtype, wants_gradient(x, norm, head))[0]
+    return _loss(x.detach(), norm.detach(), head.detach(), targets, eps, dtype, False)[1]
 
 
 def _check_loss(x, norm, head, targets) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lib.env.errors import UserError
 from lib.scan.arguments import check_scan, check_step, check_tensors
 from lib.scan.native import Kernel, address
-from lib.scan.operators import constant, differentiable, operator, wants_gradient
+from lib.scan.operators import constant, differentiable, operator, saved, wants_gradient
 
 # steps between kept states; channels and states are rounded up to these: as in cpu.cpp
 CHUNK, LANES, PAD = 12, 16, 8
@@ -167,24 +167,24 @@ SCAN_BACKWARD = operator("scan_cpu_backward", f"({READ}, Tensor kept, Tensor dy,
 def _keep(ctx, inputs, output):
     *tensors, softplus, h0, keep = inputs
     kept = output[2]
-    if not keep:
-        raise UserError("the operator of the scan was called with keep=False, so it has no gradient")
-    ctx.save_for_backward(*tensors, kept)
+    if keep:
+        ctx.save_for_backward(*tensors, kept)
     ctx.softplus, ctx.starts = softplus, h0 is not None
     ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dy, dlast, _):
-    *tensors, kept = ctx.saved_tensors
+    *tensors, kept = saved(ctx, "the scan")
     x, *_, D, z, delta_bias = tensors
     dy = torch.zeros_like(x) if dy is None else dy
-    *first, dD, dz, dbias, dh0 = SCAN_BACKWARD(*tensors, ctx.softplus, kept, dy, dlast)
+    *first, dD, dz, dbias, dh0 = _scan_backward(*tensors, ctx.softplus, kept, dy, dlast)
     return (*first, None if D is None else dD, None if z is None else dz, None if delta_bias is None else dbias,
             None, dh0 if ctx.starts else None, None)
 
 
-differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan", "choose backend 'loop'")
+_scan, _scan_backward = differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan",
+                                       "choose backend 'loop'")
 
 
 def kept_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -234,7 +234,7 @@ def scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     x, delta, B, C, z = moving
     A, D, delta_bias, h0 = (t if t is None else t.float() for t in (A, D, delta_bias, h0))
     keep = wants_gradient(x, delta, A, B, C, D, z, delta_bias, h0)
-    y, last, _ = SCAN(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0, keep)
+    y, last, _ = _scan(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0, keep)
     return y, last
 
 

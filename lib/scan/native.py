@@ -21,7 +21,7 @@ import torch
 
 from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
-from lib.env.paths import CACHE
+from lib.env.paths import CACHE, own_folder
 
 LIB = Path(__file__).parent  # with the headers that the sources of every room may include
 # another target than this machine's own, as CPU_FLAGS="-mavx2 -mfma" asks for it, is for measuring what others have
@@ -59,12 +59,6 @@ def units() -> str:
 def bfloat16_is_fast() -> bool:
     """Whether this processor multiplies matrices faster in bfloat16 than in float32: it has matrix units."""
     return units() == "AVX-512 with matrix units"
-
-
-def own_cache() -> Path:
-    """A folder for this user alone, for libraries that data/cache cannot keep."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "music-with-state-spaces"
 
 
 def is_private(folder: Path) -> bool:
@@ -108,7 +102,7 @@ class Kernel:
 
     def ready(self) -> bool:
         """Whether the library is built and loads here. Never compiles."""
-        own = own_cache()
+        own = own_folder()
         return self._load(self.target()) or (is_private(own) and self._load(self.target(folder=own)))
 
     def build(self, say=print) -> bool:
@@ -121,7 +115,7 @@ class Kernel:
             return False
         say(f"compiling {self.what} (a few seconds, once)")
         reason = ""
-        for folder in (CACHE, own_cache()):
+        for folder in (CACHE, own_folder()):
             try:
                 self._build_in(folder, found)
             except UserError as error:

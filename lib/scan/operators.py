@@ -32,14 +32,14 @@ def operator(name: str, schema: str, kernel: Callable, fake: Callable, device: s
     return found
 
 
-def _one_after_another(found):
-    """A rule of vmap: the operator once a row, and the results side by side."""
+def _one_after_another(call: Callable) -> Callable:
+    """A rule of vmap: the call once a row, and the results side by side."""
 
     def rule(info, in_dims, *arguments):
         rows = []
         for i in range(info.batch_size):
             row = [a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims)]
-            results = found(*row)
+            results = call(*row)
             rows.append((results,) if isinstance(results, Tensor) else results)
         stacked = tuple(torch.stack(parts) for parts in zip(*rows))
         return (stacked[0], 0) if len(stacked) == 1 else (stacked, (0,) * len(stacked))
@@ -47,22 +47,53 @@ def _one_after_another(found):
     return rule
 
 
-def differentiable(forward, backward, keep: Callable, gradients: Callable, what: str, instead: str) -> None:
-    """Give an operator its gradient, which runs the operator `backward`, and refuse a second one in a sentence.
+def differentiable(forward, backward, keep: Callable, gradients: Callable, what: str,
+                   instead: str) -> tuple[Callable, Callable]:
+    """Give an operator its gradient, which runs the operator `backward`; refuse a second one in a sentence.
 
     `keep(ctx, inputs, output)` saves what `gradients(ctx, *gradients of the results)` needs.
+    Returns the two as functions to call: `gradients` has to call the second of them.
     """
 
-    def refuse(ctx, *gradients):
+    def refuse(ctx, *_):
         raise UserError(f"{what} has a first derivative and no second: {instead}")
+
+    def keep_nothing(ctx, inputs, output):
+        pass
 
     torch.library.register_autograd(forward, gradients, setup_context=keep)
     torch.library.register_autograd(backward, refuse)
+    return _function(forward, keep, gradients), _function(backward, keep_nothing, refuse)
+
+
+def _function(call, keep: Callable, gradients: Callable) -> Callable:
+    """An operator with its gradient as an autograd.Function, which torch.func knows; a compiler gets the operator."""
+
+    class Function(torch.autograd.Function):
+        forward = staticmethod(lambda *arguments: call(*arguments))
+        setup_context = staticmethod(keep)
+        backward = staticmethod(gradients)
+
+        @staticmethod
+        def vmap(info, in_dims, *arguments):
+            return _one_after_another(Function.apply)(info, in_dims, *arguments)
+
+    def run(*arguments):
+        return call(*arguments) if torch.compiler.is_compiling() else Function.apply(*arguments)
+
+    return run
 
 
 def wants_gradient(*arguments) -> bool:
     """Whether a backward pass may come, so that what it needs must be kept."""
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+
+
+def saved(ctx, what: str) -> tuple[Tensor | None, ...]:
+    """What a forward pass kept for its backward pass. `UserError` where it was told to keep nothing."""
+    if not ctx.saved_tensors:
+        raise UserError(f"the operator of {what} was called with keep=False, so it has no gradient")
+    return ctx.saved_tensors
 
 
 def constant(function: Callable) -> None:

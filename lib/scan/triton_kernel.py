@@ -15,10 +15,13 @@ import triton
 import triton.language as tl
 
 from lib.env.errors import UserError
+from lib.scan.arguments import check_scan
+from lib.scan.operators import differentiable, operator
 
 LOG2E = tl.constexpr(1.4426950408889634)
 BLOCK_D, BLOCK_L = 32, 32  # channels and steps of a tile; a state is kept every BLOCK_L steps
 LARGEST_STATE = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -227,36 +230,94 @@ def options(dtype):
     return dict(BLOCK_D=BLOCK_D, BLOCK_L=BLOCK_L, RUN=16 // dtype.itemsize, num_warps=4)
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, delta, A, B, C, D, z, bias, softplus, h0):
-        batch, length, channels = x.shape
-        states, config = A.shape[1], options(x.dtype)
-        kept = x.new_empty(batch, triton.cdiv(length, BLOCK_L) + 1, channels, states, dtype=torch.float32)
-        kept[:, 0] = 0 if h0 is None else h0
-        y = like(x)
-        grid = (batch, triton.cdiv(channels, BLOCK_D))
-        forward_kernel[grid](x, delta, A, B, C, D, z, bias, y, kept, length, channels, states, softplus, **config)
-        ctx.save_for_backward(x, delta, A, B, C, D, z, bias, kept)
-        ctx.softplus = softplus
-        return y, kept[:, -1].clone()
+def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
+    """y, the last state, and the states before every block and after the last one, for the backward pass."""
+    *given, h0 = _as_read(x, delta, A, B, C, D, z, delta_bias, h0)
+    x = given[0]
+    batch, length, channels = x.shape
+    states = A.shape[1]
+    kept = x.new_empty(kept_shape(x, A), dtype=torch.float32)
+    kept[:, 0] = 0 if h0 is None else h0
+    y = like(x)
+    grid = (batch, triton.cdiv(channels, BLOCK_D))
+    forward_kernel[grid](*given, y, kept, length, channels, states, delta_softplus, **options(x.dtype))
+    return y, kept[:, -1].clone(), kept
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, dlast):
-        x, delta, A, B, C, D, z, bias, kept = ctx.saved_tensors
-        batch, length, channels = x.shape
-        states, config = A.shape[1], options(x.dtype)
-        grid = (batch, triton.cdiv(channels, BLOCK_D))
-        dx, ddelta, dz = like(x), like(delta.float()), None if z is None else like(z)
-        dA, dh = x.new_zeros(batch, channels, states, dtype=torch.float32), dlast.float().contiguous().clone()
-        dB, dC = (x.new_empty(*grid, states, length, dtype=torch.float32) for _ in range(2))
-        dD = x.new_empty(batch, channels, dtype=torch.float32)
-        backward_kernel[grid](x, delta, A, B, C, D, z, bias, kept, along_time(dy), dx, ddelta, dA, dB, dC, dD, dz, dh,
-                              length, channels, states, ctx.softplus, **config)
-        dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))  # one fixed order: the same digits always
-        return (dx, ddelta.to(delta.dtype), dA.sum(0), dB, dC, None if D is None else dD.sum(0), dz,
-                None if bias is None else ddelta.sum((0, 1)), None, dh if ctx.needs_input_grad[9] else None)
+
+def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
+    return like(x), A.new_empty(len(x), *A.shape), A.new_empty(kept_shape(x, A))
+
+
+def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
+    """The gradients of x, delta, A, B, C, D, z, delta_bias and h0; where there is no z, an empty tensor for it."""
+    given = _as_read(x, delta, A, B, C, D, z, delta_bias)[:-1]
+    x, delta, _, _, _, _, z, _ = given
+    batch, length, channels = x.shape
+    states = A.shape[1]
+    grid = (batch, triton.cdiv(channels, BLOCK_D))
+    dx, ddelta, dz = like(x), like(delta.float()), None if z is None else like(z)
+    dA, dh = x.new_zeros(batch, channels, states, dtype=torch.float32), dlast.float().contiguous().clone()
+    dB, dC = (x.new_empty(*grid, states, length, dtype=torch.float32) for _ in range(2))
+    dD = x.new_empty(batch, channels, dtype=torch.float32)
+    backward_kernel[grid](*given, kept.contiguous(), along_time(dy), dx, ddelta, dA, dB, dC, dD, dz, dh,
+                          length, channels, states, delta_softplus, **options(x.dtype))
+    dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))  # one fixed order: the same digits always
+    return (dx, ddelta.to(delta.dtype), dA.sum(0), dB, dC, dD.sum(0), x.new_empty(0) if z is None else dz,
+            ddelta.sum((0, 1)), dh)
+
+
+def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
+    channels = len(A)
+    return (like(x), like(delta), A.new_empty(A.shape), like(B), like(C), A.new_empty(channels),
+            x.new_empty(0) if z is None else like(z), A.new_empty(channels), A.new_empty(len(x), *A.shape))
+
+
+READ = ("Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+        "bool delta_softplus")
+SCAN = operator("scan_triton", f"({READ}, Tensor? h0) -> (Tensor y, Tensor last, Tensor kept)",
+                _scan_kernel, _scan_fake, "default")
+SCAN_BACKWARD = operator("scan_triton_backward", f"({READ}, Tensor kept, Tensor dy, Tensor dlast) -> (Tensor dx, "
+                         "Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, "
+                         "Tensor dh0)", _backward_kernel, _backward_fake, "default")
+
+
+def _keep(ctx, inputs, output):
+    *tensors, softplus, h0 = inputs
+    kept = output[2]
+    ctx.save_for_backward(*tensors, kept)
+    ctx.softplus, ctx.starts = softplus, h0 is not None
+    ctx.mark_non_differentiable(kept)
+
+
+def _gradients(ctx, dy, dlast, _):
+    *tensors, kept = ctx.saved_tensors
+    *_, D, z, delta_bias = tensors
+    *first, dD, dz, dbias, dh0 = _scan_backward(*tensors, ctx.softplus, kept, dy, dlast)
+    return (*first, None if D is None else dD, None if z is None else dz, None if delta_bias is None else dbias,
+            None, dh0 if ctx.starts else None)
+
+
+_scan, _scan_backward = differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan",
+                                       "choose backend 'loop'")
+
+
+def kept_shape(x, A):
+    """The shape of the states that are kept: one before each block, and the last."""
+    batch, length, _ = x.shape
+    return batch, -(-length // BLOCK_L) + 1, *A.shape
+
+
+def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
+    """What an operator was given, as the kernels read it. `UserError` for what they cannot read."""
+    check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
+    fixed = {t.dtype for t in (A, D, delta_bias, h0) if t is not None}
+    moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
+    if fixed != {torch.float32} or len(moving) > 1 or x.dtype not in DTYPES:
+        raise UserError("the operator of the scan takes x, delta, B, C and z all in one of float32, bfloat16 and "
+                        "float16, and the rest in float32: call lib.scan.selective_scan, which converts them")
+    x, delta, B, C, z = map(along_time, (x, delta, B, C, z))
+    A, D, delta_bias, h0 = (t if t is None else t.contiguous() for t in (A, D, delta_bias, h0))
+    return x, delta, A, B, C, D, z, delta_bias, h0
 
 
 def fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
@@ -273,8 +334,9 @@ def fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     dtype = x.dtype
     for t in (delta, B, C, z):
         dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in DTYPES:
         raise UserError(f"backend 'triton' takes float32, bfloat16 or float16, not {str(dtype)[6:]}")
-    x, delta, B, C, z = (t if t is None else along_time(t.to(dtype)) for t in (x, delta, B, C, z))
-    A, D, delta_bias, h0 = (t if t is None else t.float().contiguous() for t in (A, D, delta_bias, h0))
-    return _Scan.apply(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
+    x, delta, B, C, z = (t if t is None else t.to(dtype) for t in (x, delta, B, C, z))
+    A, D, delta_bias, h0 = (t if t is None else t.float() for t in (A, D, delta_bias, h0))
+    y, last, _ = _scan(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0)
+    return y, last

@@ -130,7 +130,7 @@ def test_an_address_in_the_memory_of_another_device_never_leaves_python():
 def own(cache, tmp_path, monkeypatch):
     """The user's own cache, which is not there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    return native.own_cache()
+    return native.own_folder()
 
 
 def built(source):
