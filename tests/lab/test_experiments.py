@@ -526,7 +526,10 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
                        ("context", experiment_figures.context), ("likelihood", experiment_figures.likelihood),
                        ("likelihood", experiment_figures.curves), ("likelihood", experiment_figures.piece_by_piece),
                        ("likelihood", partial(experiment_figures.rates, tried=(1e-3, 3e-3))),
-                       ("tokens", experiment_figures.tokens), ("original", experiment_figures.original)):
-        module = {"context": experiment_context, "tokens": token_part, "original": original}.get(name)
+                       ("tokens", experiment_figures.tokens), ("original", experiment_figures.original),
+                       ("original", experiment_figures.overfitting), ("race", experiment_figures.race),
+                       ("original", partial(experiment_figures.never_seen, arms={"nothing": "k", "everything": "b"})),
+                       ("race", experiment_figures.crossings)):
+        module = {"context": experiment_context, "tokens": token_part, "original": original, "race": race}.get(name)
         result = module.run(lab) if module else experiment_figures.load(name)
         assert len(plots.png_bytes(draw(result))) > 10_000

@@ -19,6 +19,8 @@ from lib.show import plots
 LOOKS = {  # Mamba in ink, the others in colours that have no other meaning in this course
     "mamba": (plots.INK, "-"),
     STEPPER: (plots.INK, "--"),
+    "mamba2": (plots.INK, ":"),
+    "mamba3": (plots.INK, "-."),
     "hybrid": (plots.GREY, "-"),
     "transformer": (plots.OTHER[0], "-"),
     "transformer_xl": (plots.OTHER[0], "--"),
@@ -372,6 +374,48 @@ def likelihood(result: dict):
             "bits a note, test",
         )
         _title(ax, f"Equal {'tokens' if budget == 'tokens' else 'time'}")
+    return fig
+
+
+def race(result: dict):
+    """Bits per note of the test split at equal tokens and at equal arithmetic; returns the figure.
+
+    Intervals are over seeds and pieces together.
+    """
+    fig, axes = plots.figure(1, 2, height=4.2)
+    budgets = result.get("summary", {}).get("budgets", {})
+    for ax, budget in zip(axes, ("tokens", "arithmetic"), strict=True):
+        rows = sorted(
+            budgets.get(budget, {}).items(), key=lambda item: item[1]["bits_per_note"]
+        )
+        drawn = [
+            (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
+            for arch, row in rows
+        ]
+        _forest(ax, drawn, "bits a note, test")
+        _title(ax, f"Equal {budget}")
+    return fig
+
+
+def crossings(result: dict):
+    """Bits a note of the test pieces against the tokens of a whole run, the first seed; returns the figure."""
+    fig, ax = plots.figure(height=4.2)
+    found = result.get("summary", {}).get("curves", {})
+    for arch, points in found.items():
+        colour, dash = LOOKS[arch]
+        tokens = [count / 1e6 for count, _ in points]
+        bits = [value for _, value in points]
+        ax.plot(tokens, bits, dash, color=colour, marker="o", label=LABELS[arch])
+    if found:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        first, last = ({arch: points[end][1] for arch, points in found.items()} for end in (0, -1))
+        ranks = [sorted(one, key=one.get) for one in (first, last)]
+        crossed = "do not cross" if ranks[0] == ranks[1] else "cross"
+        _title(ax, f"From the shortest to the longest budget the lines {crossed}")
+    ax.set(xlabel="million tokens in the run", ylabel="bits a note, test")
     return fig
 
 
