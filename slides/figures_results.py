@@ -5,6 +5,7 @@ All is drawn from data/results. A slide's title states the claim, so that these 
 
 import numpy as np
 
+from lib.lab.experiments import figures as experiments
 from lib.lab.experiments.efficiency import label
 from lib.lab.experiments.figures import LOOKS, load
 from lib.lab.rivals.matched import LABELS
@@ -282,10 +283,5 @@ def tokenizers():
 
 
 def each_repair():
-    """What each repair of the original's recipe is worth alone, in bits per note of held-out pieces."""
-    arms = [arm for arm in load("original")["arms"] if arm["arm"] != "original"]
-    fig = _intervals([(arm["arm"], arm["gain"]["bits_per_note"], arm["gain"]["interval_95"],
-                       plots.OUTPUT if arm["arm"] == "all repaired" else plots.INK) for arm in arms],
-                     "bits a note gained on pieces never seen, 95 % over pieces", height=3.6)
-    fig.axes[0].axvline(0, color=plots.GREY, linewidth=1)
-    return fig
+    """What each repair of the original's recipe gains alone, and what it adds when all others are made."""
+    return experiments.original(load("original"))

@@ -16,6 +16,7 @@ from lib.env import machine as env
 from lib.generate.control import Controls
 from lib.generate.grammar import FOLLOWS
 from lib.generate.player import Grammar, load_model, prompt_end, variations
+from lib.lab.experiments import figures as experiments
 from lib.lab.judge import anchors
 from lib.music.maestro import performances
 from lib.music.notes import Music, crop, read_midi, sustain
@@ -149,17 +150,7 @@ def kills():
 
 def overfitting():
     """The original recipe in small: training, its own validation, and performances never seen."""
-    first = env.read_results("overfit")["arms"][0]
-    fig, ax = _figure()
-    for key, label, colour in (("held_out", "whole performances\nnever seen", plots.OUTPUT),
-                               ("own_validation", "its own validation:\nrandom chunks", plots.STATE),
-                               ("train", "training", plots.INPUT)):
-        ax.plot([r["pass"] for r in first["curve"]], [r[key] for r in first["curve"]], "o-", color=colour,
-                linewidth=2.5)
-        ax.text(first["curve"][-1]["pass"] + 0.2, first["curve"][-1][key], label, color=colour, va="center")
-    ax.set(xlabel="passes over the data", ylabel="bits per note",
-           xlim=(0.8, first["curve"][-1]["pass"] + 4), ylim=(0, None))
-    return fig
+    return experiments.overfitting(experiments.load("original"))
 
 
 def leak():
@@ -181,25 +172,10 @@ def leak():
 
 
 def repairs():
-    """What each repair brings on performances never seen: the best pass, and the last."""
-    arms = env.read_results("overfit")["arms"]
-    names = [arm["name"] for arm in arms]
-    fig, ax = _figure(height=3.8)
-    ax.hlines(range(len(arms)), [arm["best"] for arm in arms], [arm["final"] for arm in arms],
-              color=plots.PALE, linewidth=7)
-    ax.plot([arm["final"] for arm in arms], range(len(arms)), "o", color=plots.OTHER[0], markersize=10,
-            label="after the last pass")
-    ax.plot([arm["best"] for arm in arms], range(len(arms)), "o", color=plots.OUTPUT, markersize=10,
-            label="at its best")
-    for i, arm in enumerate(arms):
-        ax.text(arm["best"] - 0.6, i, f"{arm['best']:.1f}", ha="right", va="center", color=plots.OUTPUT)
-        ax.text(arm["final"] + 0.6, i, f"{arm['final']:.1f}", va="center", color=plots.OTHER[0])
-    ax.set_yticks(range(len(arms)), [names[0], *(f"+ {name}" for name in names[1:])])
-    ax.set(xlabel="bits per note, performances never seen", xlim=(15, 46))
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.legend(loc="lower right")
-    return fig
+    """Bits on performances never seen, pass by pass, with one thing repaired at a time and with everything."""
+    colours = {"nothing": plots.INK, "schedule": plots.OTHER[0], "split": plots.OTHER[1],
+               "augmentation": plots.OTHER[2], "vocabulary": plots.STATE, "everything": plots.OUTPUT}
+    return experiments.never_seen(experiments.load("original"), colours)
 
 
 def shipped_curve():

@@ -452,36 +452,38 @@ def curves(result: dict):
     return fig
 
 
-SIDES = (  # of an arm's curve, as the lines end from the top
-    ("held_out", "performances\nnever seen", plots.OUTPUT),
-    ("own_validation", "its own\nvalidation", plots.STATE),
-    ("train", "training", plots.INPUT),
-)
+SIDES = {  # of an arm's curve
+    "held_out": ("performances never seen", plots.OUTPUT),
+    "own_validation": ("its own validation", plots.STATE),
+    "train": ("training", plots.INPUT),
+}
 
 
-def overfitting(result: dict, arm: str = original_part.NOTHING, ax=None):
-    """Bits a note of one arm against passes: a thin line a seed, a thick one for their mean; returns the figure."""
-    fig, ax = plots.figure(height=3.8) if ax is None else (ax.figure, ax)
-    row = _arm(result, arm)
-    for key, name, colour in SIDES if row else ():
-        passes, lines = _lines(row, key)
-        ax.plot(passes, lines.T, color=colour, linewidth=0.7, alpha=0.5)
-        ax.plot(passes, lines.mean(0), color=colour, linewidth=2.5)
-        ax.text(1.02 * passes[-1], lines.mean(0)[-1], name, color=colour, va="center")
-    title = "Recipe of the original, read many times"
-    if row:
-        ends = {key: _lines(row, key)[1].mean(0)[-1] for key, *_ in SIDES}
-        gap = ends["held_out"] - ends["own_validation"]
-        title = f"The original's recipe: its own validation ends {gap:.0f} bits a note too kind"
-        ax.set(xlim=(0, 1.25 * passes[-1]), ylim=(0, None))
-    ax.set(xlabel="passes over the data", ylabel="bits a note")
-    _title(ax, title)
+def overfitting(result: dict, arms: Sequence[str] = (original_part.NOTHING, "schedule")):
+    """Bits a note against passes, a panel an arm: thin lines for its seeds, a thick one for their mean; returns the figure."""
+    fig, axes = plots.figure(1, len(arms), height=3.8, sharey=True)
+    for ax, name in zip(axes, arms, strict=True):
+        row = _arm(result, name)
+        title = f"Repaired: {name}"
+        if row:
+            for key, (label, colour) in SIDES.items():
+                passes, lines = _lines(row, key)
+                ax.plot(passes, lines.T, color=colour, linewidth=0.7, alpha=0.5)
+                ax.plot(passes, lines.mean(0), color=colour, linewidth=2.5, label=label)
+            ends = {key: _lines(row, key)[1].mean(0)[-1] for key in SIDES}
+            gap = ends["held_out"] - ends["own_validation"]
+            title += f"; its own validation is {gap:.1f} bits too kind"
+        ax.set(xlabel="passes over the data", ylim=(0, None))
+        _title(ax, title)
+    axes[0].set_ylabel("bits a note")
+    if result.get("arms"):
+        axes[0].legend(loc="lower left")
     return fig
 
 
-def never_seen(result: dict, arms: dict[str, str], ax=None):
+def never_seen(result: dict, arms: dict[str, str]):
     """Held-out bits a note against passes, a line for each of {arm: colour}, the mean of its seeds; returns the figure."""
-    fig, ax = plots.figure(height=4) if ax is None else (ax.figure, ax)
+    fig, ax = plots.figure(height=4)
     for name, colour in arms.items():
         row = _arm(result, name)
         if row:
@@ -508,9 +510,9 @@ def _lines(row: dict, key: str) -> tuple[np.ndarray, np.ndarray]:
     return passes, np.array([[point[key] for point in curve] for curve in row["curves"]])
 
 
-def original(result: dict, ax=None):
+def original(result: dict):
     """What each repair of the original's recipe gains alone, and what it adds as the last; returns the figure."""
-    fig, ax = plots.figure(height=4.2) if ax is None else (ax.figure, ax)
+    fig, ax = plots.figure(height=4.2)
     rows = []
     for name in original_part.REPAIRS:
         alone, without = _arm(result, name), _arm(result, f"all but {name}")
