@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,17 @@ import pytest
 # Set here, because the kernels that nbmake starts inherit it. `MUSIC_QUICK=0 pytest --nbmake
 # notebooks` makes the full run instead.
 os.environ.setdefault("MUSIC_QUICK", "1")
+# Each worker has a core to itself, and so have the kernels and programs that it starts: where all of
+# them take every core, they wait for each other most of the time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A worker a core for whole folders; a file, or a single test, runs here, and begins at once."""
+    if not all(Path(argument).is_dir() for argument in config.args):
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pytest_configure():

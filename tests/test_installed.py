@@ -8,7 +8,9 @@ import sys
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
+from lib.env.install import requirements
 from lib.env.paths import CACHE, ROOT
 from lib.scan import cpu
 
@@ -96,3 +98,11 @@ def test_what_it_requires_is_what_the_course_requires():
     name = lambda line: re.split(r"[=<>;]", line)[0]
     names = {name(line) for line in known}
     assert {line for line in asked if name(line) in names} <= known
+
+
+def test_the_lock_holds_every_requirement_in_a_version_that_it_allows():
+    lines = (ROOT / "requirements-lock.txt").read_text(encoding="utf-8").splitlines()
+    locked = dict(line.split("==") for line in lines if line[0] != "#")
+    for wanted, _ in requirements():
+        need = Requirement(wanted)
+        assert need.specifier.contains(locked[need.name]), wanted

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from lib.env.errors import Unreachable, UserError, os_errors
@@ -21,6 +22,9 @@ KEPT = ("torch", "torchvision", "torchaudio", "triton", "ipywidgets")
 # Never installed: a lone notebook is open already, and runs no tests.
 NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "nbconvert", "latex2mathml", "pytest", "nbmake",
               "pytest-xdist", "setuptools", "beartype", "ruff", "codespell")
+
+NO_CUDA_SCAN = ("mamba-ssm is installed without its CUDA scan, the kernel to compare with: install it again with "
+                "MAMBA_KEEP_CUDA_BUILD=TRUE (see requirements-gpu.txt)")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def optional_kernels() -> str:
             version(name)
         except PackageNotFoundError:
             missing.append(name)
+    if not missing and find_spec("selective_scan_cuda") is None:
+        return NO_CUDA_SCAN
     if not missing:
         return "causal-conv1d and mamba-ssm are installed: used as a reference only"
     return f"{' and '.join(missing)} not installed: not needed (see requirements-gpu.txt)"

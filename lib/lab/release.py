@@ -25,7 +25,33 @@ from lib.train import checkpoints
 from lib.train.bits import counting_baselines, interval, piece_bits
 from lib.train.trainer import LAST, LOG_FIELDS
 
-CARD = """# Model card: a small Mamba that plays the piano
+# The header is what the Hub of Hugging Face reads: https://huggingface.co/docs/hub/model-cards
+CARD = """---
+license: cc-by-nc-sa-4.0
+library_name: transformers
+tags:
+- music
+- midi
+- piano
+- mamba
+- symbolic-music
+model-index:
+- name: {name}
+  results:
+  - task:
+      type: text-generation
+      name: symbolic piano music
+    dataset:
+      type: maestro
+      name: MAESTRO v3.0.0
+      split: test
+    metrics:
+    - type: bits_per_note
+      name: bits per note, whole pieces, grid of {grid:g} ms
+      value: {test_bits_per_note:.2f}
+---
+
+# Model card: a small Mamba that plays the piano
 
 A Mamba language model of {params:,} parameters over REMI tokens with byte-pair encoding
 ({vocab} tokens, a grid of {grid:g} ms, notes lengthened by the sustain pedal). It continues a piano
@@ -67,6 +93,8 @@ from it and carry the same terms: name the source, no commercial use, share alik
 - Byte-pair encoding makes the figures upper bounds: the same notes have other spellings.
 - Nobody has rated its music. Passages that it shares with training pieces are counted in notebook 09, section 9.
 """
+
+NAME = "music-with-state-spaces"  # of the model, in its card
 
 
 def earlier(init: dict | None, n_layer: int = 0) -> str:
@@ -172,7 +200,7 @@ def card(result: dict) -> str:
     low, high = result["test_interval_95"]
     before = earlier(result["init"], result["n_layer"])
     leaks = len(result["leaking_titles"])
-    return CARD.format(low=low, high=high, leaks=leaks, before=before, **result["test_baselines"], **result)
+    return CARD.format(name=NAME, low=low, high=high, leaks=leaks, before=before, **result["test_baselines"], **result)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,6 +26,14 @@ spec.loader.exec_module(execute)
 # ---- requirements
 
 
+def test_a_reference_kernel_that_was_built_without_cuda_is_said(monkeypatch):
+    monkeypatch.setattr(install, "version", lambda name: "9")
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
+    assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in install.optional_kernels()
+    monkeypatch.setattr(install, "find_spec", lambda name: name)
+    assert "as a reference only" in install.optional_kernels()
+
+
 def test_every_requirement_has_a_reason():
     pairs = install.requirements()
     assert len(pairs) > 10

@@ -121,6 +121,13 @@ def test_mamba_ssm_kernel_is_fed_channels_first_without_a_copy(monkeypatch):
     assert seen[-1] == (True, x.data_ptr())
 
 
+def test_mamba_ssm_without_its_cuda_scan_is_one_sentence(monkeypatch):
+    """Its next release is built without it, and says so only when the scan is called."""
+    stand_in(monkeypatch, "mamba_ssm.ops.selective_scan_interface", selective_scan_fn=None, selective_scan_cuda=None)
+    with pytest.raises(UserError, match="MAMBA_KEEP_CUDA_BUILD=TRUE"):
+        peers.load("mamba_ssm_cuda")
+
+
 @pytest.mark.parametrize("name, module", [("mambapy", "mambapy"), ("transformers", "transformers"),
                                           ("mamba_ssm_cuda", "mamba_ssm"),
                                           ("accelerated_scan_warp", "accelerated_scan")])

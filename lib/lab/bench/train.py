@@ -137,7 +137,9 @@ def contender(name: str, ours: MambaLM, length: int) -> Contender:
         label, timed = "GPT-2", "transformers' GPT2LMHeadModel with scaled_dot_product_attention"
     else:
         model = language_models.mamba(ours)
-        label, timed = "transformers' Mamba", "its MambaForCausalLM, the path without kernels"
+        # its other two CPU paths, mambapy's scan and an associative one, have to be asked for or compiled
+        label = "transformers' Mamba"
+        timed = "its MambaForCausalLM, the path without kernels: a loop over time"
     return _contender(
         name, label, timed, model, _entropy(lambda tokens: model(tokens, use_cache=False).logits)
     )

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import Unreachable, UserError, os_errors
 from lib.env.files import whole
-from lib.env.install import pip_download
+from lib.env.install import NO_CUDA_SCAN, pip_download
 from lib.env.paths import CACHE
 from lib.music.download import only_one
 
@@ -36,6 +37,8 @@ def _theirs(module: str, name: str, install: str):
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
+        if error.name == "selective_scan_cuda":
+            raise UserError(NO_CUDA_SCAN) from error
         raise UserError(f"{(error.name or module).partition('.')[0]} is not installed: "
                         f"run pip install {install}") from error
     except Exception as error:
@@ -89,9 +92,11 @@ def _accelerated(module: str) -> Callable:
 
 
 def _mamba_ssm_cuda() -> Callable:
-    return _channels_first(
-        _theirs("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", SDIST)
-    )
+    module = "mamba_ssm.ops.selective_scan_interface"
+    scan = _theirs(module, "selective_scan_fn", SDIST)
+    if getattr(sys.modules[module], "selective_scan_cuda", True) is None:
+        raise UserError(NO_CUDA_SCAN)
+    return _channels_first(scan)
 
 
 def _mamba_ssm_reference() -> Callable:
@@ -180,7 +185,7 @@ PEERS = {
         "transformers",
         BOTH,
         True,
-        "its mamba_selective_scan, the path without kernels, alone",
+        "its mamba_selective_scan, the path without kernels, a loop over time, alone",
         _transformers,
     ),
     "mamba_ssm_reference": Peer(
