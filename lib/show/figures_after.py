@@ -65,7 +65,8 @@ def chunks(length: int, chunk: int):
         ax.add_patch(_box(k + 0.14, 0.2, 0.44, 0.42, plots.STATE))
         ax.text(k + 0.36, 0.41, "h", ha="center", va="center", fontsize=12, fontweight="bold")
         if k + 1 < count:
-            ax.annotate("", (k + 1.14, 0.41), (k + 0.58, 0.41), arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=2))
+            ax.annotate("", (k + 1.14, 0.41), (k + 0.58, 0.41),
+                        arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=2))
             ax.annotate("", (k + 1.1, 1.25), (k + 0.55, 0.62),
                         arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=1.2, linestyle=":"))
     ax.set(xlim=(-0.1, count), ylim=(0, 3.1), title="One state is handed on for Q steps")
@@ -130,8 +131,8 @@ def dial(turned: np.ndarray, faded: np.ndarray, beats: int):
         place = np.exp(-2j * np.pi * k / beats)
         notes = [str(n) for n in range(len(turned)) if n % beats == k]
         ax.annotate("", (place.real, place.imag), (0, 0), arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=2.5))
-        ax.text(1.28 * place.real, 1.22 * place.imag, f"beat {k + 1}\nafter {', '.join(notes)}", ha="center", va="center",
-                fontsize=9)
+        ax.text(1.28 * place.real, 1.22 * place.imag, f"beat {k + 1}\nafter {', '.join(notes)}", ha="center",
+                va="center", fontsize=9)
     ax.set(xlim=(-1.7, 1.9), ylim=(-1.5, 1.5), aspect="equal", title="It turns: three places")
     ax.axis("off")
     ax = axes[1]
