@@ -49,7 +49,7 @@ def chunks(length: int, chunk: int):
             below = [(0, begin), (begin, begin), (begin, begin + chunk), (0, begin + chunk)]
             ax.add_patch(_polygon(below, plots.STATE, 0.45))
     ax.text(chunk * 0.32, chunk * 0.72, "Q × Q", color="white", ha="center", va="center", fontsize=9)
-    ax.text(length * 0.36, length * 0.7, "by way of\none state a chunk", ha="center", va="center", fontsize=11)
+    ax.text((length - chunk) / 2, length - chunk / 2, "by way of one state a chunk", ha="center", va="center")
     ax.set(xlim=(0, length), ylim=(length, 0), aspect="equal", xlabel="written at s", ylabel="read at t",
            title="What has to be read")
     ax.set_xticks(range(0, length + 1, chunk))
@@ -131,7 +131,7 @@ def dial(turned: np.ndarray, faded: np.ndarray, beats: int):
         place = np.exp(-2j * np.pi * k / beats)
         notes = [str(n) for n in range(len(turned)) if n % beats == k]
         ax.annotate("", (place.real, place.imag), (0, 0), arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=2.5))
-        ax.text(1.28 * place.real, 1.22 * place.imag, f"beat {k + 1}\nafter {', '.join(notes)}", ha="center",
+        ax.text(1.5 * place.real if place.real > 0 else 1.3 * place.real, 1.25 * place.imag, f"beat {k + 1}\nafter {', '.join(notes)}", ha="center",
                 va="center", fontsize=9)
     ax.set(xlim=(-1.7, 1.9), ylim=(-1.5, 1.5), aspect="equal", title="It turns: three places")
     ax.axis("off")
@@ -150,11 +150,12 @@ def counting(lengths: Sequence[int], shares: Mapping[str, Sequence[float]], trai
     ax.axvspan(min(lengths) / 1.2, trained, color=plots.PALE, zorder=0)
     ax.text(trained / 1.04, 1.06, "lengths of training", ha="right", fontsize=9, color=plots.GREY)
     ax.axhline(1 / beats, color=plots.GREY, linestyle=":")
-    ax.text(max(lengths), 1 / beats + 0.03, "guessing", ha="right", fontsize=9, color=plots.GREY)
+    ax.text(max(lengths), 1 / beats - 0.1, "guessing", ha="right", fontsize=9, color=plots.GREY)
     for name, values in shares.items():
         colour, dash = STATE[name]
         ax.plot(lengths, values, dash, color=colour, markersize=5, label=name)
     ax.set(xscale="log", xlabel="steps of the rhythm", ylabel="right beats", ylim=(0, 1.12),
+           title=f"Counting to {beats}: the share of right beats at the end of a rhythm",
            xlim=(min(lengths) / 1.2, max(lengths) * 1.2))
     ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
     ax.minorticks_off()
