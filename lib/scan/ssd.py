@@ -7,7 +7,7 @@ Unrolled, this is attention without a softmax, under a mask that decays:
 
     y[t] = Σ_s≤t  L[t, s] (C[t] · B[s]) delta[s] x[s],    L[t, s] = exp Σ_s<k≤t delta[k] A
 
-(Dao and Gu 2024, arXiv:2405.21060, sections 3.2 and 6). Because the decay knows nothing of n, C · B can
+(Dao and Gu 2024, arXiv:2405.21060, sections 5 and 6). Because the decay knows nothing of n, C · B can
 be computed once, by a matrix product, for all channels of all heads. `decaying_attention` does so inside
 short stretches of time and hands one state on from each to the next. Notebook 11 derives everything here.
 

@@ -199,17 +199,24 @@ BUILT = {
     "08_training": {"reading_plan": "lib.train.batches.Crops", "train_by_hand": "lib.train.Trainer"},
     "09_generation": {"probabilities": "lib.generate.sampling.Sampling.probabilities", "play": "lib.generate.sample",
                       "may_follow": "lib.generate.grammar.Grammar.may_follow", "tilt": "lib.generate.control.Steering"},
+    "11_after_mamba": {
+        "our_loop": "lib.scan.ssd.loop", "our_segment_sum": "lib.scan.ssd.segment_sum",
+        "our_chunks": "lib.scan.ssd.chunked", "open_mixer": "lib.mamba.Mamba2Mixer",
+        "our_trapezoid": "lib.scan.trapezoid.loop", "our_turn": "lib.scan.trapezoid.turn"},
 }
 # The same name, another thing; or a part of what is compared as a whole.
 ELSEWHERE = {
     "05_parallel_scan": {"our_loop": "the oracle of this notebook, as lib.scan.loop is of the course",
+                         "chunked": "the recurrence in chunks, as in lib.scan.parallel.parallel",
                          "train": "one gradient"},
     "06_triton_scan": {"combine": "part of scan_runs", "up": "part of scan_runs", "down": "part of scan_runs",
                        "recurrence": "a kernel, compared with the loop", "draw": "random numbers"},
     "09_generation": {"draw": "tokens without end"},
+    "11_after_mamba": {"rms_norm": "part of open_mixer", "train": "the waltz counter"},
 }
 TAUGHT = ("music.notes", "music.tokens", "scan.ssm", "scan.selective", "scan.parallel", "scan.triton_kernel",
-          "scan.copying", "mamba.model", "train.config", "train.optim", "generate.sampling", "lab.rivals.transformer")
+          "scan.copying", "scan.ssd", "scan.trapezoid", "mamba.model", "mamba.mamba2", "mamba.mamba3", "train.config",
+          "train.optim", "generate.sampling", "lab.rivals.transformer")
 
 
 def definitions(book) -> dict[str, int]:

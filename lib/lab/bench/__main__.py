@@ -17,6 +17,7 @@ SURVEYS = {  # name: the module whose main(argv) measures it
     "playing": "lib.lab.judge.report",
     "rungs": "lib.lab.bench.rungs",
     "scan": "lib.lab.bench.scan",
+    "ssd": "lib.lab.bench.ssd",
     "tokens": "lib.lab.bench.tokens",
     "train": "lib.lab.bench.train",
     "triton": "lib.lab.bench.triton_cost",
