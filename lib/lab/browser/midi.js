@@ -71,6 +71,7 @@ function readTrack(view, at, end, track, events) {
 function timed(events, division) {
   let seconds = 0, before = 0;
   let perTick = division < 0 ? 1 / (-(division >> 8) * (division & 255)) : 0.5 / division;
+  if (!(perTick > 0 && perTick < 1e3)) throw new RangeError();
   for (const event of events) {
     seconds += (event.tick - before) * perTick;
     before = event.tick;

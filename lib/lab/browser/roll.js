@@ -40,7 +40,8 @@ class Roll {
       pen.fillStyle = PALE;
       pen.fillRect(x(second), 0, 1, bottom);
       pen.fillStyle = GREY;
-      if (second % 2 === 0 && x(second) > KEYS_WIDE + 12 && x(second) < width - 14) pen.fillText(clock(second), x(second), height - 5);
+      const room = x(second) > KEYS_WIDE + 12 && x(second) < width - 14;
+      if (second % 2 === 0 && room) pen.fillText(clock(second), x(second), height - 5);
     }
     pen.fillStyle = PALE;
     for (let pitch = 24; pitch <= HIGHEST; pitch += 12) pen.fillRect(KEYS_WIDE, y(pitch - 1), width, 1);
@@ -73,7 +74,7 @@ class Roll {
     }
     pen.fillStyle = GREY;
     pen.textAlign = "right";
-    for (let pitch = 24; pitch <= HIGHEST; pitch += 12) pen.fillText(`C${pitch / 12 - 1}`, 19, y(pitch) + row / 2 + 4);
+    for (let pitch = 24; pitch < HIGHEST; pitch += 12) pen.fillText(`C${pitch / 12 - 1}`, 19, y(pitch) + row / 2 + 4);
     pen.fillRect(KEYS_WIDE, 0, 1, y(LOWEST - 1));
   }
 }
