@@ -108,7 +108,7 @@ function frame() {
   const now = seconds();
   let first = piece.notes.length;
   while (first > 0 && piece.notes[first - 1][0] > now - PAST - 17) first--; // no note lasts longer than 16 s
-  roll.draw(now, piece.notes.slice(first), piece.split, held.keys());
+  roll.draw(now, piece.notes.slice(first), piece.split, held);
   requestAnimationFrame(frame);
 }
 
