@@ -46,8 +46,11 @@ class Page:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, address: str, scripts: bool = True, width: int = 1000, height: int = 800) -> None:
-        """Show an address in a new tab; requests and errors gather in `events`."""
+    def open(self, address: str, scripts: bool = True, before: str = "", width: int = 1000,
+             height: int = 800) -> None:
+        """Show an address in a new tab. `before` is a script that runs first; what happens gathers in `events`."""
+        if self._session:
+            self.call("Page.close")
         self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -55,6 +58,8 @@ class Page:
             self.call(f"{domain}.enable")
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        if before:
+            self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         self.events.clear()
         self.call("Page.navigate", url=address)
         self._wait_for("Page.loadEventFired")

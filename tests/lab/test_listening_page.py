@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+from browser import browser, found
 
 from lib.env.errors import UserError
 from lib.lab.judge.listening_page import analyse, main, page, pairs, read_ratings, report
@@ -44,10 +45,11 @@ def test_every_pair_of_groups_comes_equally_often_on_both_sides():
 
 def test_the_page_needs_nothing_but_itself(html):
     page = re.sub(r"[A-Za-z0-9+/=]{200,}", "", html)
+    page = page.replace("http://www.w3.org/2000/svg", "")  # a name
     assert not re.search(r"https?:|//[a-z]|<link|src=\"(?!data:)|@import|fetch\(", page)
-    found = content(html)
-    assert len(found["pairs"]) == 6 and html.count("</script>") == 1
-    for pair in found["pairs"]:
+    held = content(html)
+    assert len(held["pairs"]) == len(held["rolls"]) == 6 and html.count("</script>") == 1
+    for pair in held["pairs"]:
         for sound in pair:
             audio, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)))
             assert 3 < len(audio) / rate < 6 and np.abs(audio).max() > 0.3
@@ -68,12 +70,12 @@ def file_of(listener, rows):
 
 def test_the_analysis_counts_sides_and_ties():
     files = [file_of("x", [("m", "n", "a"), ("n", "m", "b"), ("n", "m", "same")]), file_of("y", [("m", "n", "b")])]
-    found = analyse(files)
-    row, = found["comparisons"]
+    result = analyse(files)
+    row, = result["comparisons"]
     assert (row["first"], row["second"], row["answers"], row["listeners"]) == ("m", "n", 4, 2)
     assert row["preferred_first"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert row["interval_95"][0] <= row["preferred_first"] <= row["interval_95"][1]
-    assert "62%" in report(found) and report(analyse([file_of("z", [])])) == "no ratings yet"
+    assert "62%" in report(result) and report(analyse([file_of("z", [])])) == "no ratings yet"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "listener": "a", "ratings": []}',
@@ -97,3 +99,23 @@ def test_the_command_writes_the_page(tmp_path, capsys):
         with pytest.raises(UserError):
             main([*wrong, "--out", str(tmp_path / "no.html")])
     assert not (tmp_path / "no.html").exists()
+
+
+@pytest.mark.skipif(found() is None, reason="needs Chromium or Chrome")
+def test_in_a_browser_the_rolls_are_hidden_until_there_is_a_choice_and_then_move(html, tmp_path):
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    with browser(tmp_path) as opened:
+        opened.open((tmp_path / "page.html").as_uri())
+        seen = "[...document.querySelectorAll('#test svg')].map((roll) => roll.getBoundingClientRect().height > 50)"
+        assert opened.run(seen) == [False, False]
+        opened.run("document.querySelector('#a audio').play()")
+        opened.until("document.querySelector('#a audio').currentTime > 0.2")
+        opened.run("document.querySelector('[data-choice=b]').click()")
+        assert opened.run(seen) == [True, True]
+        assert not opened.run("document.querySelector('#a audio').paused")  # a choice does not stop the music
+        at = "document.querySelector('#a svg').lastChild.getAttribute('d')"
+        before = opened.run(at)
+        opened.until(f"{at} !== '{before}'")
+        opened.run("document.querySelector('#next').click()")
+        assert opened.run(seen) == [False, False] and opened.run("$('where').textContent") == "Pair 2 of 6"
+        assert not opened.errors() and len(opened.requests()) == 1

@@ -64,7 +64,7 @@ def wasm() -> bytes:
     """The step in C++ as a WebAssembly module that imports nothing."""
     command = compiler()
     if command is None:
-        raise UserError("the page needs a compiler for WebAssembly: pip install -r requirements-browser.txt")
+        raise UserError("the page needs a compiler for WebAssembly: pip install -r requirements-optional.txt")
     with TemporaryDirectory() as folder:
         out = Path(folder) / "step.wasm"
         exports = [f"-Wl,--export={name}" for name in EXPORTS]
@@ -122,6 +122,12 @@ def sizes(model: MambaLM) -> list[int]:
     return [1, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv, c.rank, SLABS, halves]
 
 
+def facts(model: MambaLM, tokenizer: Tokenizer) -> dict:
+    """What the page knows beside the weights."""
+    return {"sizes": sizes(model), "epsilon": model.config.norm_eps, "table": table(tokenizer),
+            "numbers": model.parameter_count(), "colours": colours(), "softest": plots.QUIET, "loudest": plots.LOUD}
+
+
 def packed(data: bytes) -> str:
     """Bytes as text, deflated."""
     return base64.b64encode(zlib.compress(data, 9)).decode()
@@ -144,14 +150,12 @@ def page(folder: Path = MODEL) -> str:
     """The whole page for the model in a folder."""
     model, tokenizer = load_model(folder)
     large, embeddings = weights(model)
-    facts = {"sizes": sizes(model), "epsilon": model.config.norm_eps, "table": table(tokenizer),
-             "numbers": model.parameter_count(), "colours": colours(), "softest": plots.QUIET, "loudest": plots.LOUD}
     parts = {
         "MADE": made_from(folder),
         "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
         "ENGINE": "\n".join((HERE / name).read_text(encoding="utf-8") for name in ENGINE),
         "SHOWN": "\n".join((HERE / name).read_text(encoding="utf-8") for name in SHOWN),
-        "FACTS": json.dumps(facts, separators=(",", ":")),
+        "FACTS": json.dumps(facts(model, tokenizer), separators=(",", ":")),
         "WASM": packed(wasm()),
         "WEIGHTS": packed(large),
         "EMBEDDINGS": packed(embeddings),

@@ -62,6 +62,7 @@ async function load() {
   const [wasm, weights, embeddings] = await Promise.all(["wasm", "weights", "embeddings"].map(unpack));
   engine = port(program);
   engine.onmessage = ({ data }) => answers[data.kind](data);
+  engine.onerror = () => answers.failed({ why: "the browser stopped its program" });
   const wide = facts.sizes[9] ? widen(embeddings) : new Float32Array(embeddings);
   const message = { kind: "load", wasm, weights: new Float32Array(weights), embeddings: wide, facts };
   engine.postMessage(message, [wasm, message.weights.buffer, wide.buffer]);
@@ -101,14 +102,14 @@ function tick() {
     engine.postMessage({ kind: "play", piece: piece.number, until: piece.asked });
   }
   if (piece.state === "listening" && !held.size && performance.now() - lastTouch > SILENCE * 1000) takeOver();
-  if (piece.notes.length && piece.notes[0][1] < now - KEPT) piece.notes = piece.notes.filter((note) => note[1] >= now - KEPT);
+  if (piece.notes[0]?.[1] < now - KEPT) piece.notes = piece.notes.filter((note) => note[1] >= now - KEPT);
 }
 
 function frame() {
   const now = seconds();
   let first = piece.notes.length;
   while (first > 0 && piece.notes[first - 1][0] > now - PAST - 17) first--; // no note lasts longer than 16 s
-  roll.draw(now, piece.notes.slice(first), piece.split, held.keys());
+  roll.draw(now, piece.notes.slice(first), piece.split, held);
   requestAnimationFrame(frame);
 }
 
@@ -136,7 +137,7 @@ function start(live = false) {
   $("play").textContent = "Pause";
   say(opening === NOTHING ? "" : "It reads the opening …");
   engine.postMessage({ kind: "open", piece: piece.number, notes: opening.notes, begin: opening.split,
-    seed: $("seed").value, settings: settings() });
+    seed: +$("seed").value, settings: settings() });
 }
 
 // The opening has been read. What was played here is heard already; a file is played from its first note.
@@ -174,7 +175,7 @@ async function toggle() {
 function save() {
   const played = piece.notes.filter((note) => note[0] <= seconds());
   if (!played.length) return say("There is nothing to save yet.", true);
-  const first = Math.min(...played.map((note) => note[0]));
+  const first = played.reduce((least, note) => Math.min(least, note[0]), Infinity);
   const moved = played.map(([start, end, ...rest]) => [start - first, end - first, ...rest]);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([writeMidi(moved)], { type: "audio/midi" }));
@@ -190,7 +191,7 @@ function save() {
 // lib/generate/player.py: a shorter piece is heard out.
 function firstSeconds(notes, wanted) {
   const first = notes[0][0], last = notes.at(-1)[0];
-  const end = Math.max(...notes.map((note) => note[1]), last + 0.01);
+  const end = notes.reduce((most, note) => Math.max(most, note[1]), last + 0.01);
   const split = Math.min(wanted, end - first);
   const inside = notes.filter((note) => note[0] < first + split);
   return { notes: inside.map(([start, stop, ...rest]) => [start - first, stop - first, ...rest]), split };
@@ -242,7 +243,7 @@ let octave = 60; // the key of the first letter
 const down = new Map(); // letters that are down, and the keys that they struck
 
 function layKeys() {
-  const whites = [...LETTERS.slice(0, 18)].filter((_, i) => !BLACK.has(i % 12)).length, wide = 100 / whites;
+  const whites = [...LETTERS].filter((_, i) => !BLACK.has(i % 12)).length, wide = 100 / whites;
   let white = 0;
   [...LETTERS].forEach((letter, i) => {
     const key = document.createElement("button"), black = BLACK.has(i % 12);

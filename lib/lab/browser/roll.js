@@ -14,7 +14,8 @@ class Roll {
     return this.colours[Math.max(0, Math.min(this.colours.length - 1, Math.floor(share * this.colours.length)))];
   }
 
-  // Notes around `now`, the second of the piece; the opening ends at `split`; keys held by the reader.
+  // Notes around `now`, the second of the piece; the opening ends at `split`; `held` has the reader's keys, and
+  // a note that is held ends at infinity.
   draw(now, notes, split, held) {
     const { canvas, pen } = this, scale = devicePixelRatio || 1;
     const width = canvas.clientWidth, height = canvas.clientHeight;
@@ -40,15 +41,17 @@ class Roll {
       pen.fillStyle = PALE;
       pen.fillRect(x(second), 0, 1, bottom);
       pen.fillStyle = GREY;
-      if (second % 2 === 0 && x(second) > KEYS_WIDE + 12 && x(second) < width - 14) pen.fillText(clock(second), x(second), height - 5);
+      const room = x(second) > KEYS_WIDE + 12 && x(second) < width - 14;
+      if (second % 2 === 0 && room) pen.fillText(clock(second), x(second), height - 5);
     }
     pen.fillStyle = PALE;
     for (let pitch = 24; pitch <= HIGHEST; pitch += 12) pen.fillRect(KEYS_WIDE, y(pitch - 1), width, 1);
-    const lit = new Map([...held].map((pitch) => [pitch, INPUT]));
-    for (const [start, end, pitch, velocity] of notes) {
+    const lit = new Map([...held.keys()].map((pitch) => [pitch, INPUT]));
+    for (const [start, up, pitch, velocity] of notes) {
+      const end = up === Infinity ? now : up;
       if (x(end) < KEYS_WIDE || x(start) > width) continue;
-      const sounds = start <= now && now < end;
-      if (sounds) lit.set(pitch, start < split ? INPUT : OUTPUT);
+      const sounds = start <= now && now < up;
+      if (sounds) lit.set(pitch, start < split || held.has(pitch) ? INPUT : OUTPUT);
       const left = Math.max(KEYS_WIDE, x(start));
       pen.fillStyle = sounds ? lit.get(pitch) : this.colour(velocity);
       pen.globalAlpha = start > now ? 0.45 : 1;
@@ -73,7 +76,7 @@ class Roll {
     }
     pen.fillStyle = GREY;
     pen.textAlign = "right";
-    for (let pitch = 24; pitch <= HIGHEST; pitch += 12) pen.fillText(`C${pitch / 12 - 1}`, 19, y(pitch) + row / 2 + 4);
+    for (let pitch = 24; pitch < HIGHEST; pitch += 12) pen.fillText(`C${pitch / 12 - 1}`, 19, y(pitch) + row / 2 + 4);
     pen.fillRect(KEYS_WIDE, 0, 1, y(LOWEST - 1));
   }
 }

@@ -2,7 +2,8 @@
 
     python -m lib.lab.judge page --group real=DIR --group model=DIR --out page.html
 
-The page needs no network and no server: the sound lies in it. Who played what is written in it too,
+The page needs no network and no server: the sound lies in it. The roll of a clip, which moves with its sound, is
+seen only once the listener has chosen, so that the ear decides. Who played what is written in it too,
 in code that nobody reads by accident, and appears only in the exported file. `python -m lib.lab.judge
 --ratings FILE…` says what the ratings say. The course ships no rating: it has none.
 """
@@ -24,7 +25,8 @@ from lib.env.errors import UserError, os_errors
 from lib.env.files import whole
 from lib.env.schema import read_json
 from lib.music.notes import Music, crop, read_midi, sustain
-from lib.show.listen import PLAYER_LEVEL, PLAYER_RATE, mp3_bytes, render
+from lib.show.listen import PLAYER_LEVEL, PLAYER_RATE, TAIL, mp3_bytes, render
+from lib.show.moving_roll import script, svg
 
 TEMPLATE = Path(__file__).with_name("listening_page.html")
 CHOICES = {"a": 1.0, "same": 0.5, "b": 0.0}  # what a choice gives to clip A
@@ -69,7 +71,7 @@ def page(groups: dict[str, Sequence[Music]], path: str | Path, *, count: int = 1
     if not 1 <= count <= LARGEST:
         raise UserError(f"{count} pairs are outside 1 to {LARGEST}: nobody listens for longer")
     dealt = pairs({name: len(pieces) for name, pieces in groups.items()}, count, seed)
-    sounds, keys = {}, {}
+    sounds, rolls, keys = {}, {}, {}
     for name, index in {clip for pair in dealt for clip in pair}:
         music = sustain(groups[name][index])
         start = float(music.notes["start"][0]) if len(music.notes) else 0.0
@@ -77,15 +79,19 @@ def page(groups: dict[str, Sequence[Music]], path: str | Path, *, count: int = 1
         clip.notes["end"] = np.minimum(clip.notes["end"], seconds)
         data = mp3_bytes(render(clip, rate=PLAYER_RATE), PLAYER_RATE, level=PLAYER_LEVEL)
         sounds[name, index] = base64.b64encode(data).decode()
+        rolls[name, index] = svg(clip, clip.seconds + TAIL)
         keys[name, index] = f"{name}/{index}"
     key = [[keys[clip] for clip in pair] for pair in dealt]
     test = hashlib.sha256(json.dumps([key, seed]).encode()).hexdigest()[:12]
     content = {"format": FORMAT, "test": test, "pairs": [[sounds[clip] for clip in pair] for pair in dealt],
+               "rolls": [[rolls[clip] for clip in pair] for pair in dealt],
                "key": base64.b64encode(json.dumps(key).encode()).decode()}
     with os_errors("read the page's template"):
         text = TEMPLATE.read_text(encoding="utf-8")
+    text = text.replace("/*MOVE*/", script())
+    text = text.replace("/*CONTENT*/null", json.dumps(content).replace("</", "<\\/"))
     with whole(path) as part:
-        part.write_text(text.replace("/*CONTENT*/null", json.dumps(content).replace("</", "<\\/")), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
 
 
 def read_ratings(path: Path) -> dict:
