@@ -32,7 +32,7 @@ HELP = {
     "repetition 1.5": {"repetition": 1.5},
     "clock at 1, repetition 1.5": {"clock_temperature": 1.0, "repetition": 1.5},
 }
-TEMPERATURES = {1.0: ("as it is",), 0.7: tuple(HELP), 0.3: tuple(HELP)}
+TEMPERATURES = (1.0, 0.7, 0.3)
 
 
 def measure(model, tokenizer, sampling: Sampling) -> dict:
@@ -60,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model()
     known = env.read_results(NAME)
     known.setdefault("settings", {})
-    for temperature, helps in TEMPERATURES.items():
-        for name in helps:
+    for name in HELP:
+        for temperature in TEMPERATURES:
             key = f"temperature {temperature:g}, {name}"
-            if key in known["settings"]:
+            if key in known["settings"] or (temperature == 1 and HELP[name]):
                 continue
             found = measure(model, tokenizer, Sampling(temperature, **HELP[name]))
             known["settings"][key] = found

@@ -40,7 +40,7 @@ COMPOSERS = {"bach": "Johann Sebastian Bach", "debussy": "Claude Debussy"}
 LEFT_OUT = ("Bach", "Debussy")  # by whom, or arranged from whom, the small model has met nothing
 BASE = TrainConfig(d_model=128, n_layer=4, steps=1500, minutes=1e6, lr=3e-3, eval_every=500,
                    save_every=100, copies=False)
-STEPS = {"bach": 600, "debussy": 600, "rags": 150}
+STEPS = {"bach": 150, "debussy": 150, "rags": 150}
 RAGS = 60
 
 
