@@ -1,4 +1,9 @@
-"""Play from the shell: `python -m lib.generate`."""
+"""Play from the shell: `python -m lib.generate`.
+
+    python -m lib.generate --prompt FILE.mid                  go on from a file, or from nothing
+    python -m lib.generate --from A.mid --to B.mid            lead from one file to another
+    python -m lib.generate jam --in PORT --out PORT           in turns with you, at a keyboard
+"""
 
 import argparse
 import sys
@@ -9,6 +14,8 @@ from pathlib import Path
 from lib.env.errors import UserError
 from lib.generate import jam
 from lib.generate import moment as moments
+from lib.generate.breath import short_of_breath
+from lib.generate.bridge import ROWS, bridge
 from lib.generate.control import Controls
 from lib.generate.endless import stream
 from lib.generate.grammar import NoteReader
@@ -34,11 +41,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt-seconds", type=float, default=10,
         help="how much of it to read, from its first note on (%(default)s); a shorter one is heard "
              "out, and keys held at the end sound on")
+    add("--from", dest="before", help="MIDI file to lead on from, heard to its end, with --to")
+    add("--to", dest="after", help="MIDI file to lead to, after --seconds of new music (8)")
+    add("--rows", type=int, default=ROWS,
+        help="ways across that are played side by side with --to (%(default)s)")
     add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
     add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
     add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
     add("--temperature", type=float, default=1.0,
-        help="below 1 safer, above 1 wilder (%(default)s)")
+        help="below 1 safer, above 1 wilder (%(default)s); well below 1 pieces fall silent or "
+             "stay on a few keys, see --clock-temperature and --repetition")
+    add("--clock-temperature", type=float, default=0.0,
+        help="a floor under the temperature of when something comes, not of what: 1 keeps the "
+             "music moving however low --temperature is (%(default)s)")
     add("--top-p", type=float, default=Sampling.top_p,
         help="keep this much probability (%(default)s)")
     add("--top-k", type=int, default=0, help="keep so many tokens, 0 for all (%(default)s)")
@@ -59,9 +74,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", default="out", type=Path, help="folder for what is played (%(default)s)")
     args = parser.parse_args(argv)
     if args.seconds is None and not args.stream:
-        args.seconds = 60.0
+        args.seconds = 8.0 if args.after else 60.0
     check(args)
-    args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition)
+    args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition,
+                             clock_temperature=args.clock_temperature)
     args.controls = Controls(args.density, args.register, args.loudness, args.tempo)
     return args
 
@@ -77,6 +93,13 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out} is a file: give a folder with --out")
     if args.prompt and args.state:
         raise UserError("a prompt and a state were given: continue from one of them")
+    if bool(args.before) != bool(args.after):
+        raise UserError("--from and --to belong together: name both files")
+    if args.after and (args.prompt or args.state or args.stream or args.keep_state):
+        raise UserError("--from and --to say all about beginning and end: leave out --prompt, "
+                        "--state, --keep-state and --stream")
+    if args.after and args.tempo != 1:
+        raise UserError("a bridge has to arrive in time: leave out --tempo")
     if args.stream and (args.variations > 1 or args.tempo != 1):
         raise UserError("--stream plays one piece at the model's own tempo: leave out "
                         "--variations and --tempo")
@@ -95,6 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     args = parse(words)
     prompt = read_midi(args.prompt) if args.prompt else None
+    if args.after:
+        return play_bridges(args)
     model, tokenizer = load_model(args.model)
     origin = 0.0  # where in the piece the file begins
     if args.state:
@@ -117,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         music.notes["end"] -= origin
         name = f"{stem}-seed{seed}"
         write(music, args.out / name, f"{stem}, seed {seed}", begin if prompt else None)
+        warn(music, begin - origin, begin - origin + args.seconds)
         if args.keep_state:
             drawn = len(ids) + (start.drawn if start.seed == seed else 0)
             end = replace(hear(model, tokenizer, ids, start), seed=seed, drawn=drawn)
@@ -142,6 +168,28 @@ def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int
                               sampling=args.sampling, controls=args.controls, progress=progress)
         bar.update(bar.total - bar.n)
     return found
+
+
+def play_bridges(args) -> None:
+    """A .mid, an .mp3 and a .png for each variation of the way from one file to the other."""
+    before = read_midi(args.before)
+    after = read_midi(args.after)
+    model, tokenizer = load_model(args.model)
+    name = f"{Path(args.before).stem}-to-{Path(args.after).stem}"
+    for seed in range(args.seed, args.seed + args.variations):
+        music, begin, end = bridge(model, tokenizer, before, after, seconds=args.seconds,
+                                   rows=args.rows, seed=seed, sampling=args.sampling,
+                                   controls=args.controls)
+        write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}", begin)
+        print(f"the bridge goes from second {begin:.1f} to second {end:.1f}")
+        warn(music, begin, end)
+
+
+def warn(music: Music, begin: float, end: float) -> None:
+    """Say where the new music fell silent or got stuck, and what helps."""
+    if fault := short_of_breath(music.notes, begin, end):
+        print(f"this piece is short of breath, {fault}: try --clock-temperature 1, --repetition "
+              "1.5, a --temperature nearer to 1, or another --seed")
 
 
 def write(music: Music, target: Path, title: str, prompt_seconds: float | None) -> None:

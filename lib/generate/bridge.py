@@ -12,7 +12,7 @@ same size after a second and after an hour: a copy of some hundred kilobytes. A 
 its cache, which grows with every token read, and to fork it is to copy all of that.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,10 +38,11 @@ ENOUGH = 0.5  # share of the rows that must count: below, they are drawn anew
 
 @dataclass(frozen=True)
 class Goal:
-    """What follows, and when: its tokens from inside its first bar on."""
+    """What follows, and when: its tokens from inside its first bar on, or from the bar line on."""
 
     second: float
-    tokens: list[int]
+    inside: list[int]
+    whole: list[int]  # the first may hold the bar line and what comes behind it, merged
     bar_line: int  # as a token
 
     @classmethod
@@ -50,16 +51,23 @@ class Goal:
         bar = int(second / BAR + 1e-9)
         sound = sustain(after) if tokenizer.config.pedal == "extend" else after
         notes = shifted(sound.notes, second - bar * BAR)
-        inside = tokenizer.encode_base(Music(notes))[1:]  # behind the line of its first bar
-        tokens = [int(t) for t in tokenizer.merge(inside) if tokenizer.pieces[int(t)]]
-        return cls(second, tokens, int(tokenizer.base[BAR_LINE]))
+        base = tokenizer.encode_base(Music(notes))
+        inside, whole = (
+            [int(token) for token in tokenizer.merge(ids) if tokenizer.pieces[int(token)]]
+            for ids in (base[1:], base))
+        return cls(second, inside, whole, int(tokenizer.base[BAR_LINE]))
 
-    def seen_from(self, row: "Row", count: int) -> list[int]:
-        """The tokens by which a row would go on with what follows: now, or at its second."""
+    def first(self, count: int) -> "Goal":
+        """The same, with so many tokens behind the first bar line."""
+        more = len(self.whole) - len(self.inside)
+        return replace(self, inside=self.inside[:count], whole=self.whole[: count + more])
+
+    def seen_from(self, row: "Row") -> list[int]:
+        """The tokens by which a row would go on with what follows: in the next bar, or in time."""
         if not row.there:
-            return [self.bar_line, *self.tokens[:count]]
+            return self.whole
         bars = row.moment.grammar.copy().wait(self.second, self.bar_line)
-        return [*bars, *self.tokens[:count]]
+        return [*bars[:-1], *self.whole] if bars else self.inside
 
 
 @dataclass
@@ -138,7 +146,8 @@ def walk(player: Player, rows: list[Row], goal: Goal, every: int) -> list[Row]:
             rests = grammar.end == "Duration"
             if late or (count >= every and rests):
                 ended[place] = Row(player.moment(place), tokens[place], late)
-            tokens[place].append(token)
+            else:
+                tokens[place].append(token)
         if len(ended) == len(rows):
             return [ended[place] for place in range(len(rows))]
         player.read(drawn)
@@ -152,8 +161,9 @@ def log_likelihood(model: MambaLM, rows: list[Row], goal: Goal, skip: int = 0,
 
     Of `count` tokens of it, those behind the first `skip`, which are only read.
     """
-    whole = [goal.seen_from(row, skip + count) for row in rows]
-    unasked = [len(ids) - len(goal.tokens[skip : skip + count]) if skip else 0 for ids in whole]
+    goal = goal.first(skip + count)
+    whole = [goal.seen_from(row) for row in rows]
+    unasked = [len(ids) - len(goal.inside[skip:]) if skip else 0 for ids in whole]
     length = max(len(ids) for ids in whole)
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     targets = torch.full((len(rows), length), -1)

@@ -58,6 +58,7 @@ class Player:
         self.sampling = sampling
         self.steering = Steering(controls, tokenizer)
         self._keys = numbers_in(tokenizer.pieces, "Pitch")  # of each token
+        self._moves = torch.from_numpy(starts[0].grammar.rules.moving)  # which move the clock
 
         self.rows = list(range(len(starts)))  # those still playing; what follows has their order
         self.grammars = [start.grammar.copy() for start in starts]
@@ -123,7 +124,7 @@ class Player:
             logits = self.steering.apply(logits, self.grammars)
         if self.sampling.repetition > 1:
             logits = self.sampling.discourage(logits, self._lately())
-        return self.sampling.probabilities(logits)
+        return self.sampling.probabilities(logits, self._moves)
 
     def _lately(self) -> torch.Tensor:
         """Tokens that strike a key which was struck lately, however hard: bool (B, V)."""
@@ -290,7 +291,8 @@ def variations(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None 
 def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *,
              seconds: float = 30, prompt_seconds: float = 10, seed: int = 0,
              temperature: float = 1.0, top_k: int = 0, top_p: float = Sampling.top_p,
-             min_p: float = 0.0, repetition: float = 1.0, controls: Controls = Controls(),
+             min_p: float = 0.0, repetition: float = 1.0, clock_temperature: float = 0.0,
+             controls: Controls = Controls(),
              progress: Callable[[float], None] | None = None) -> Music:
     """`seconds` of new music, after the first `prompt_seconds` of `prompt` where one is given.
 
@@ -301,7 +303,8 @@ def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = 
     is called with the seconds played so far. Raises `UserError` when the prompt has no note or an
     argument is out of range.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition,
+                        clock_temperature=clock_temperature)
     pieces = variations(model, tokenizer, prompt, seeds=[seed], seconds=seconds,
                         prompt_seconds=prompt_seconds, sampling=sampling, controls=controls,
                         progress=progress)

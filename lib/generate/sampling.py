@@ -19,6 +19,7 @@ class Sampling:
     min_p: float = 0.0  # drop tokens less likely than this share of the likeliest
     repetition: float = 1.0  # divide the odds of keys struck lately by this; 1: leave them
     window: int = 64  # tokens that "lately" looks back on
+    clock_temperature: float = 0.0  # a floor under the temperature of when, not of what
 
     def __post_init__(self):
         if not (0 <= self.temperature <= 10 and math.isfinite(self.temperature)):
@@ -33,6 +34,9 @@ class Sampling:
         if not 1 <= self.repetition <= 100:
             raise UserError(f"repetition {self.repetition} is outside 1 to 100: 1 changes nothing, "
                             "more discourages repeats, and less would reward them")
+        if not (0 <= self.clock_temperature <= 10 and math.isfinite(self.clock_temperature)):
+            raise UserError(f"clock-temperature {self.clock_temperature} is outside 0 to 10: 0 "
+                            "leaves the clock to --temperature, 1 is the model's own")
         if not 1 <= self.window <= 256:
             raise UserError(f"window {self.window} is outside 1 to 256 tokens: choose how far back "
                             "to look")
@@ -46,12 +50,35 @@ class Sampling:
         """
         return logits - math.log(self.repetition) * recent
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (..., V), -inf where forbidden, to the probabilities that are drawn from."""
-        logits = logits.double()
-        if self.temperature == 0:
+    def tempered(self, logits: Tensor, temperature: float) -> Tensor:
+        """Logits (..., V) to probabilities; those of the likeliest alone where it is 0."""
+        if temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        p = torch.softmax(logits / self.temperature, -1)
+        return torch.softmax(logits / temperature, -1)
+
+    def in_time(self, logits: Tensor, moves: Tensor) -> Tensor:
+        """Whether the clock moves, and how far, at `clock_temperature`; all else at `temperature`.
+
+        Logits (..., V), and which tokens move the clock, bool (V,). The odds of moving against
+        staying are those of the two groups of tokens, each taken together.
+        """
+        moving = logits.masked_fill(~moves, -torch.inf)
+        staying = logits.masked_fill(moves, -torch.inf)
+        groups = torch.stack([moving.logsumexp(-1), staying.logsumexp(-1)], -1)
+        share = torch.softmax(groups / self.clock_temperature, -1)
+        p = share[..., :1] * self.tempered(moving, self.clock_temperature).nan_to_num(0)
+        return p + share[..., 1:] * self.tempered(staying, self.temperature).nan_to_num(0)
+
+    def probabilities(self, logits: Tensor, moves: Tensor | None = None) -> Tensor:
+        """Logits (..., V), -inf where forbidden, to the probabilities that are drawn from.
+
+        `moves`, bool (V,), says which tokens move the clock, for `clock_temperature`.
+        """
+        logits = logits.double()
+        if moves is not None and self.clock_temperature > self.temperature:
+            p = self.in_time(logits, moves)
+        else:
+            p = self.tempered(logits, self.temperature)
         if not self.top_k and self.top_p == 1 and not self.min_p:
             return p
         p, order = p.sort(dim=-1, descending=True, stable=True)

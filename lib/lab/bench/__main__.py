@@ -13,6 +13,7 @@ SURVEYS = {  # name: the module whose main(argv) measures it
     "curves": "lib.lab.bench.curves",
     "generate": "lib.lab.bench.generate",
     "interruptions": "lib.lab.bench.interruptions",
+    "jam": "lib.lab.bench.jam",
     "ladder": "lib.lab.bench.ladder",
     "playing": "lib.lab.judge.report",
     "rungs": "lib.lab.bench.rungs",

@@ -15,7 +15,7 @@ import numpy as np
 from lib.env import machine as env
 from lib.env.errors import cli
 from lib.env.files import write_json
-from lib.generate.bridge import AHEAD, EVERY, ROWS, TWIST, Goal, Row, cross, log_likelihood
+from lib.generate.bridge import AHEAD, EVERY, TWIST, Goal, Row, cross, log_likelihood
 from lib.generate.player import hear_prompt, load_model
 from lib.music.maestro import performances
 from lib.music.notes import Music, crop, read_midi, sustain
@@ -46,7 +46,7 @@ def measure(model, tokenizer, music: Music, rows: int, seed: int) -> dict:
     start, _, _ = hear_prompt(model, tokenizer, music, BEFORE)
     there, _, _ = hear_prompt(model, tokenizer, music, end - 0.01)
     goal = Goal.of(tokenizer, Music(music.notes[onsets >= BEFORE + GAP]), end)
-    goal = Goal(goal.second, goal.tokens[: AHEAD + BEHIND], goal.bar_line)
+    goal = goal.first(AHEAD + BEHIND)
     plain = cross(model, tokenizer, start, goal, rows=rows, seed=seed, every=10**6)
     forked = cross(model, tokenizer, start, goal, rows=rows, seed=seed)
     equal = np.full(rows, 1 / rows)
@@ -57,7 +57,7 @@ def measure(model, tokenizer, music: Music, rows: int, seed: int) -> dict:
         spans = [log_likelihood(model, crowd, goal),
                  log_likelihood(model, crowd, goal, AHEAD, BEHIND)]
         found[way] = [float(-(weights * nats).sum() / np.log(2)) for nats in spans]
-    notes = tokenizer.notes_of[goal.tokens]
+    notes = tokenizer.notes_of[goal.inside]
     found["notes"] = [int(notes[:AHEAD].sum()), int(notes[AHEAD:].sum())]
     return found
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Bridge gaps, and measure.")
     parser.add_argument("--gaps", type=int, default=50, help="pieces, a gap each (%(default)s)")
-    parser.add_argument("--rows", type=int, default=ROWS, help="side by side (%(default)s)")
+    parser.add_argument("--rows", type=int, default=16, help="side by side (%(default)s)")
     args = parser.parse_args(argv)
     model, tokenizer = load_model()
     pieces = [p for p in performances(say=lambda text: None) if p.split == "validation"]
