@@ -116,7 +116,7 @@ def redrawn(seconds, melody, drawn: Mapping[int, np.ndarray]):
         ax.step(seconds, melody, where="post", color=plots.INPUT, linewidth=1, label="went in")
         ax.plot(seconds, curve, color=plots.OUTPUT, label="redrawn")
         ax.set(title=f"{n} numbers: off by {error:.1f} semitones (root mean square)", ylabel="MIDI key")
-    axes[0].legend(ncols=2, loc="upper right", fontsize=10)
+    axes[0].legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, fontsize=10)
     axes[-1].set(xlabel="seconds", xticks=np.arange(0, seconds[-1] + 1, 5))
     return fig
 
