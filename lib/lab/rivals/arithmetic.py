@@ -14,6 +14,7 @@ from lib.lab.rivals.matched import body
 from lib.lab.rivals.s4d import S4DMixer
 from lib.lab.rivals.transformer import Attention
 from lib.mamba.mamba2 import Mamba2Mixer
+from lib.mamba.mamba3 import Mamba3Mixer
 from lib.mamba.model import LanguageModel, MambaMixer
 from lib.scan.ssd import CHUNK
 
@@ -42,10 +43,11 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
         return (
             9 * mixer.config.d_inner * mixer.config.d_state
         )  # Gu and Dao 2023, figure 8's count of the scan
-    if isinstance(mixer, Mamba2Mixer):
+    if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
         config = mixer.config
         chunk = min(CHUNK, length)
-        inside = 2 * chunk * (config.d_state + config.d_inner)  # C by B once, its mask by x
+        products = config.n_head if isinstance(mixer, Mamba3Mixer) else 1  # C by B, of each head or once
+        inside = 2 * chunk * (products * config.d_state + config.d_inner)  # and their mask by x
         return inside + 4 * config.d_inner * config.d_state  # into a chunk's state, and out of it
     if isinstance(mixer, S4DMixer):
         channels = mixer.config.d_inner
