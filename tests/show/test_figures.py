@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.music.notes import Music, make_notes
-from lib.show import figures_data, figures_playing, figures_scans, plots
+from lib.show import figures_data, figures_memory, figures_playing, figures_scans, plots
 
 
 def title(ax):
@@ -80,3 +80,32 @@ def test_the_key_that_was_struck_is_named_with_its_rank():
     keys[[60, 64, 67]] = 0.5, 0.3, 0.2
     ax = figures_playing.next_key(keys, 64, "Bach").axes[0]
     assert title(ax) == "The key that came next had 30.0%: number 2 of 88 guesses"
+
+
+def test_moments_to_come_keep_their_room():
+    items = [(0.5, 10), (0.5, 20), (0.5, 30)]
+    moments = list(two_rounds(items))
+    before, after = (figures_scans.by_moments(items, moments, passed, "title").axes[0] for passed in (1, 2))
+    assert before.get_ylim() == after.get_ylim()
+    assert texts(before) == ["10", "20", "30", "10", "25", "40"] and texts(after)[6:] == ["10", "25", "42"]
+
+
+def test_a_place_is_framed_where_it_takes_a_note_and_names_what_it_holds():
+    read, held = ["C", "·", "E"], np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 3.0]])
+    delta = np.array([[50.0, 0, 0], [0, 0, 50]])
+    ax = figures_memory.turns(read, delta, held, ["·", "C", "D", "E"], "title").axes[0]
+    assert texts(ax) == ["C", "·", "E", "C", "C", "C", "E"]
+    framed = [patch.get_xy() for patch in ax.patches if not patch.get_fill() and patch.get_linewidth() > 2]
+    assert [(round(x + 0.46), round(y - 0.54)) for x, y in framed] == [(0, 0), (2, 1)]
+
+
+def test_what_is_dropped_has_no_bar():
+    ax = figures_playing.drawn_from(np.array([0.5, 0.3, 0.2]), np.array([0.6, 0.4, 0.0]), 3, "title").axes[0]
+    assert [bar.get_height() for bar in ax.patches] == [0.6, 0.4, 0.0]
+
+
+def test_the_held_keys_are_counted_from_the_first_mark_on():
+    melody, marks = np.array([60.0, 62, 64, 65]), np.array([False, True, False, True])
+    fig = figures_memory.held(np.arange(4), melody, marks, {"right": np.array([0, 62, 62, 65]),
+                                                            "wrong": np.array([0, 62, 64, 65])})
+    assert [title(ax) for ax in fig.axes] == ["right: 100% of these steps right", "wrong: 67% of these steps right"]
