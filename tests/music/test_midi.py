@@ -264,11 +264,10 @@ def test_riff_is_an_envelope(heard):
     assert heard(riff((b"LIST", b"INFO!"), (b"data", SCALE), (b"DLS ", b"sound"))) == PLAYED
 
 
-@pytest.mark.parametrize("kind", [*range(0x60), 0x7F])
+@pytest.mark.parametrize("kind", [kind for kind in (*range(0x60), 0x7F) if kind != 0x2F])
 def test_an_empty_meta_event_of_any_kind_but_the_end_does_no_harm(heard, kind):
-    if kind != 0x2F:
-        part = track((0, meta(kind)), (0, on(60)), (480, meta(kind)), (480, off(60)))
-        assert heard(midi(part)) == [(0, 0.5, 60)]
+    part = track((0, meta(kind)), (0, on(60)), (480, meta(kind)), (480, off(60)))
+    assert heard(midi(part)) == [(0, 0.5, 60)]
 
 
 STREWN = {

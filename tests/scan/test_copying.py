@@ -63,8 +63,8 @@ def test_steps_begin_between_their_bounds():
     assert copying.DT_MIN * 0.999 < delta.min() < 0.02 and 0.2 < delta.max() < copying.DT_MAX * 1.001
 
 
-def test_fixed_system_is_a_convolution_and_a_selective_one_is_not():
-    """Shift the input, and the output is shifted; double it, and it is doubled."""
+def test_both_systems_do_tomorrow_what_they_do_today_and_only_the_fixed_one_is_linear():
+    """Shift the input, and the output is shifted; double it, and only a convolution is doubled."""
     torch.manual_seed(0)
     x = torch.randn(1, 40, 6, generator=dice())
     later = torch.cat([torch.zeros(1, 5, 6), x], 1)
