@@ -175,10 +175,12 @@ def remi_bar(bar: Music, names: Sequence[str], seconds: float):
     words = [i for i, name in enumerate(names) if name.startswith("Pitch")]
     for note, i in zip(bar.notes, words, strict=True):
         p, v, d = (name.split("_")[1] for name in names[i : i + 3])
-        lower = note["pitch"] in (53, 37)  # below its bar, where nothing else stands
-        ax.text(note["start"] + 0.012, note["pitch"] + (-0.8 if lower else 0.7), f"P {p}\nV {v}\nD {d}", fontsize=8.5,
-                va="top" if lower else "bottom", linespacing=1.05, zorder=5,
-                bbox=dict(facecolor="white", alpha=0.85, edgecolor="none", pad=0.2))
+        soon = (bar.notes["start"] < note["start"] + 0.4) & (bar.notes["end"] > note["start"])
+        above = bar.notes["pitch"][soon].astype(int) - note["pitch"]
+        crowded = np.any((above > 0) & (above < 3))  # then the words go behind the bar
+        x, y = (note["end"], note["pitch"]) if crowded else (note["start"], note["pitch"] + 0.5)
+        ax.text(x + 0.012, y, f"P {p}  V {v}  D {d}", fontsize=8.5, va="center" if crowded else "bottom", zorder=2.5,
+                bbox=dict(facecolor="white", edgecolor="none", pad=0.4))
     return fig
 
 

@@ -56,7 +56,7 @@ def test_a_bar_of_remi_shows_every_word_and_no_label_on_another():
     assert [text.get_text() for text in clock] == ["Bar", "Position_17", "Position_18", "Position_50"]
     assert np.diff([text.get_position()[0] for text in clock]).min() > 0.04
     assert [text.get_text() for text in ax.texts if text not in clock] == [
-        "P 60\nV 63\nD 0.23.50", "P 53\nV 63\nD 1.22.50", "P 70\nV 63\nD 0.30.50"]
+        "P 60  V 63  D 0.23.50", "P 53  V 63  D 1.22.50", "P 70  V 63  D 0.30.50"]
 
 
 def test_gaps_show_the_dip_between_chords_and_events():
