@@ -127,12 +127,11 @@ def dial(turned: np.ndarray, faded: np.ndarray, beats: int):
     ax = axes[0]
     circle = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     ax.plot(circle.real, circle.imag, color=plots.PALE)
-    for k in range(beats):
-        place = np.exp(-2j * np.pi * k / beats)
+    for k, place in enumerate(turned[:beats]):
         notes = [str(n) for n in range(len(turned)) if n % beats == k]
         ax.annotate("", (place.real, place.imag), (0, 0), arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=2.5))
-        ax.text(1.5 * place.real if place.real > 0 else 1.3 * place.real, 1.25 * place.imag, f"beat {k + 1}\nafter {', '.join(notes)}", ha="center",
-                va="center", fontsize=9)
+        ax.text((1.5 if place.real > 0 else 1.3) * place.real, 1.25 * place.imag,
+                f"beat {k + 1}\nafter {', '.join(notes)}", ha="center", va="center", fontsize=9)
     ax.set(xlim=(-1.7, 1.9), ylim=(-1.5, 1.5), aspect="equal", title="It turns: three places")
     ax.axis("off")
     ax = axes[1]

@@ -14,6 +14,8 @@ from lib.show import plots
 LOOKS = {  # Mamba in ink, the others in colours that have no other meaning in this course
     "mamba": (plots.INK, "-"),
     STEPPER: (plots.INK, "--"),
+    "mamba2": (plots.INK, ":"),
+    "mamba3": (plots.INK, "-."),
     "hybrid": (plots.GREY, "-"),
     "transformer": (plots.OTHER[0], "-"),
     "transformer_xl": (plots.OTHER[0], "--"),
