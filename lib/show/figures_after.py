@@ -11,8 +11,8 @@ import numpy as np
 from lib.show import plots
 
 FORM = {"scan": (plots.INK, "-"), "ssd": (plots.OTHER[2], "-"), "ssd_bf16": (plots.OTHER[2], "--")}
-RULE = {1.0: (plots.OTHER[0], "λ = 1: the later end"), 0.0: (plots.OTHER[1], "λ = 0: the earlier end"),
-        0.5: (plots.OTHER[2], "λ = ½: the trapezium")}
+RULE = {1.0: (plots.OTHER[0], "o-", "λ = 1: the later end"), 0.0: (plots.OTHER[1], "s:", "λ = 0: the earlier end"),
+        0.5: (plots.OTHER[2], "o-", "λ = ½: the trapezium")}
 STATE = {"turning": (plots.OTHER[2], "o-"), "real decay": (plots.OTHER[0], "s--")}
 
 
@@ -109,9 +109,9 @@ def speed(result: Mapping, part: str = "both"):
 
 def orders(steps: Sequence[int], errors: Mapping[float, Sequence[float]]):
     """The error at the end against the number of steps, for each λ."""
-    fig, ax = plots.figure(height=3.9, width=8)
-    for lam, (colour, name) in RULE.items():
-        ax.plot(steps, errors[lam], "o-", color=colour, markersize=4, label=name)
+    fig, ax = plots.figure(height=3.9, width=9)
+    for lam, (colour, dash, name) in RULE.items():
+        ax.plot(steps, errors[lam], dash, color=colour, markersize=4, label=name)
     ax.set(xscale="log", yscale="log", xlabel="steps for two seconds", ylabel="error at the end",
            title="Both ends of a step count, and the error falls with its square")
     ax.set_xticks(steps, [f"{n:,}" for n in steps])
