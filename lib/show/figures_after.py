@@ -11,8 +11,8 @@ import numpy as np
 from lib.show import plots
 
 FORM = {"scan": (plots.INK, "-"), "ssd": (plots.OTHER[2], "-"), "ssd_bf16": (plots.OTHER[2], "--")}
-RULE = {1.0: (plots.OTHER[0], "λ = 1: the later end"), 0.0: (plots.OTHER[1], "λ = 0: the earlier end"),
-        0.5: (plots.OTHER[2], "λ = ½: the trapezium")}
+RULE = {1.0: (plots.OTHER[0], "o-", "λ = 1: the later end"), 0.0: (plots.OTHER[1], "s:", "λ = 0: the earlier end"),
+        0.5: (plots.OTHER[2], "o-", "λ = ½: the trapezium")}
 STATE = {"turning": (plots.OTHER[2], "o-"), "real decay": (plots.OTHER[0], "s--")}
 
 
@@ -109,9 +109,9 @@ def speed(result: Mapping, part: str = "both"):
 
 def orders(steps: Sequence[int], errors: Mapping[float, Sequence[float]]):
     """The error at the end against the number of steps, for each λ."""
-    fig, ax = plots.figure(height=3.9, width=8)
-    for lam, (colour, name) in RULE.items():
-        ax.plot(steps, errors[lam], "o-", color=colour, markersize=4, label=name)
+    fig, ax = plots.figure(height=3.9, width=9)
+    for lam, (colour, dash, name) in RULE.items():
+        ax.plot(steps, errors[lam], dash, color=colour, markersize=4, label=name)
     ax.set(xscale="log", yscale="log", xlabel="steps for two seconds", ylabel="error at the end",
            title="Both ends of a step count, and the error falls with its square")
     ax.set_xticks(steps, [f"{n:,}" for n in steps])
@@ -127,13 +127,11 @@ def dial(turned: np.ndarray, faded: np.ndarray, beats: int):
     ax = axes[0]
     circle = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     ax.plot(circle.real, circle.imag, color=plots.PALE)
-    for k in range(beats):
-        place = np.exp(-2j * np.pi * k / beats)
+    for k, place in enumerate(turned[:beats]):
         notes = [str(n) for n in range(len(turned)) if n % beats == k]
         ax.annotate("", (place.real, place.imag), (0, 0), arrowprops=dict(arrowstyle="->", color=plots.STATE, lw=2.5))
-        aside = 1.5 if place.real > 0 else 1.3
-        said = f"beat {k + 1}\nafter {', '.join(notes)}"
-        ax.text(aside * place.real, 1.25 * place.imag, said, ha="center", va="center", fontsize=9)
+        ax.text((1.5 if place.real > 0 else 1.3) * place.real, 1.25 * place.imag,
+                f"beat {k + 1}\nafter {', '.join(notes)}", ha="center", va="center", fontsize=9)
     ax.set(xlim=(-1.7, 1.9), ylim=(-1.5, 1.5), aspect="equal", title="It turns: three places")
     ax.axis("off")
     ax = axes[1]
