@@ -69,14 +69,15 @@ function readTrack(view, at, end, track, events) {
 
 // Events with their seconds: a division below zero counts frames, another counts quarter notes.
 function timed(events, division) {
-  let seconds = 0, before = 0;
-  let perTick = division < 0 ? 1 / (-(division >> 8) * (division & 255)) : 0.5 / division;
-  if (!(perTick > 0 && perTick < 1e3)) throw new RangeError();
+  let factor = division < 0 ? 1 / (-(division >> 8) * (division & 255)) : 500_000 / (1e6 * division);
+  if (!(factor > 0 && factor < 1e3)) throw new RangeError();
+  let change = 0, at = 0; // where the tempo was set, in ticks and in seconds
   for (const event of events) {
-    seconds += (event.tick - before) * perTick;
-    before = event.tick;
-    event.seconds = seconds;
-    if (event.tempo && division > 0) perTick = event.tempo / 1e6 / division;
+    event.seconds = at + (event.tick - change) * factor;
+    if (!event.tempo || division < 0) continue;
+    at = event.seconds;
+    change = event.tick;
+    factor = event.tempo / (1e6 * division);
   }
   return events;
 }

@@ -62,6 +62,7 @@ async function load() {
   const [wasm, weights, embeddings] = await Promise.all(["wasm", "weights", "embeddings"].map(unpack));
   engine = port(program);
   engine.onmessage = ({ data }) => answers[data.kind](data);
+  engine.onerror = () => answers.failed({ why: "the browser stopped its program" });
   const wide = facts.sizes[9] ? widen(embeddings) : new Float32Array(embeddings);
   const message = { kind: "load", wasm, weights: new Float32Array(weights), embeddings: wide, facts };
   engine.postMessage(message, [wasm, message.weights.buffer, wide.buffer]);

@@ -4,8 +4,8 @@ const PARTIALS = 12;
 const RELEASE = 0.09; // seconds in which a damped string falls to a third
 
 class Piano {
-  constructor() {
-    const context = this.context = new AudioContext({ latencyHint: "interactive" });
+  constructor(context = new AudioContext({ latencyHint: "interactive" })) {
+    this.context = context;
     this.strings = new Map(); // a buffer a key, made when it is first struck
     this.limiter = new DynamicsCompressorNode(context, { threshold: -14, knee: 12, ratio: 6, release: 0.2 });
     this.limiter.connect(context.destination);
@@ -21,7 +21,7 @@ class Piano {
 
   // Where the strings of one piece meet.
   open() {
-    this.out = new GainNode(this.context, { gain: 0.8 });
+    this.out = new GainNode(this.context, { gain: 0.28 });
     this.out.connect(this.limiter);
     this.out.connect(this.wet);
     this.voices = new Map(); // the last voice of each key
