@@ -21,7 +21,7 @@ class Piano {
 
   // Where the strings of one piece meet.
   open() {
-    this.out = new GainNode(this.context, { gain: 0.4 });
+    this.out = new GainNode(this.context, { gain: 0.28 });
     this.out.connect(this.limiter);
     this.out.connect(this.wet);
     this.voices = new Map(); // the last voice of each key
