@@ -122,8 +122,8 @@ def _keep_convolution(ctx, inputs, output):
 
 
 def _convolution_gradients(ctx, dy):
-    bias = ctx.saved_tensors[2]
-    dx, dtaps, dbias, dbefore = _convolution_backward(*ctx.saved_tensors, dy)
+    x, taps, bias, before = ctx.saved_tensors
+    dx, dtaps, dbias, dbefore = _convolution_backward(x, taps, bias, before, dy)
     return dx, dtaps, None if bias is None else dbias, dbefore
 
 

@@ -91,9 +91,10 @@ def wants_gradient(*arguments) -> bool:
 
 def saved(ctx, what: str) -> tuple[Tensor | None, ...]:
     """What a forward pass kept for its backward pass. `UserError` where it was told to keep nothing."""
-    if not ctx.saved_tensors:
+    tensors = ctx.saved_tensors  # once: where activations are recomputed, a second look fails
+    if not tensors:
         raise UserError(f"the operator of {what} was called with keep=False, so it has no gradient")
-    return ctx.saved_tensors
+    return tensors
 
 
 def constant(function: Callable) -> None:
