@@ -179,8 +179,9 @@ def play_bridges(args) -> None:
         music, begin, end = bridge(model, tokenizer, before, after, seconds=args.seconds,
                                    rows=args.rows, seed=seed, sampling=args.sampling,
                                    controls=args.controls)
-        write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}", begin)
-        print(f"the bridge goes from second {begin:.1f} to second {end:.1f}")
+        way = f"from second {begin:.1f} to second {end:.1f}"
+        write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}: new {way}", begin)
+        print(f"the bridge goes {way}")
         warn(music, begin, end)
 
 
