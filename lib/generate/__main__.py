@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
     add("--temperature", type=float, default=1.0,
         help="below 1 safer, above 1 wilder (%(default)s); well below 1 pieces fall silent or "
-             "stay on a few keys, see --clock-temperature and --repetition")
+             "stay on a few keys, see --clock-temperature")
     add("--clock-temperature", type=float, default=0.0,
         help="a floor under the temperature of when something comes, not of what: 1 keeps the "
              "music moving however low --temperature is (%(default)s)")
@@ -180,16 +180,17 @@ def play_bridges(args) -> None:
         music, begin, end = bridge(model, tokenizer, before, after, seconds=args.seconds,
                                    rows=args.rows, seed=seed, sampling=args.sampling,
                                    controls=args.controls)
-        write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}", begin)
-        print(f"the bridge goes from second {begin:.1f} to second {end:.1f}")
+        way = f"from second {begin:.1f} to second {end:.1f}"
+        write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}: new {way}", begin)
+        print(f"the bridge goes {way}")
         warn(music, begin, end)
 
 
 def warn(music: Music, begin: float, end: float) -> None:
     """Say where the new music fell silent or got stuck, and what helps."""
     if fault := short_of_breath(music.notes, begin, end):
-        print(f"this piece is short of breath, {fault}: try --clock-temperature 1, --repetition "
-              "1.5, a --temperature nearer to 1, or another --seed")
+        print(f"this piece is short of breath, {fault}: try --clock-temperature 1, a --temperature "
+              "nearer to 1, or another --seed")
 
 
 def write(music: Music, target: Path, title: str, prompt_seconds: float | None) -> None:

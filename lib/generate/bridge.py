@@ -5,7 +5,7 @@ by side, and again and again each is asked how likely B would be from where it s
 which B is unlikely are dropped, the others forked: sequential Monte Carlo (Gordon, Salmond and
 Smith 1993), with what lies ahead as a twist of the weights, as in twisted SMC (Zhao and others
 2024). In the end every row has reached B, and one is drawn by its weight; its music is drawn, but
-for the number of rows, from the model's own odds given both A and B.
+for the number of rows, from the odds that it is sampled by, given both A and B.
 
 Forking is what a state space model does cheaply. All that a row knows is a `Moment`, which has the
 same size after a second and after an hour: a copy of some hundred kilobytes. A Transformer's row is
@@ -30,7 +30,7 @@ from lib.music.token_names import BAR_LINE
 from lib.music.tokens import BAR, BEAT, Tokenizer
 
 ROWS = 32
-AHEAD = 32  # tokens of what follows that a row is weighed by: the state knows little further on
+AHEAD = 32  # tokens of what follows that a row is weighed by: a bridge changes little behind them
 EVERY = 96  # tokens, at least, from one weighing to the next
 TWIST = 0.5  # the power of the likelihood on the way; 1 at the end, where it is what is meant
 ENOUGH = 0.5  # share of the rows that must count: below, they are drawn anew

@@ -386,7 +386,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                                                    "of this machine are listed")
     add("--mock", type=Path, metavar="FILE.mid", help="play this file at it instead: no hardware")
     add("--mock-seconds", type=float, default=10.0, help="so much of the file (%(default)s)")
-    add("--seconds", type=float, help="end after so long (until Ctrl-C; with --mock: 20)")
+    add("--seconds", type=float, help="end after so long (default: Ctrl-C; with --mock 20)")
     add("--silence", type=float, default=2.0,
         help="take over when no key was down for so many seconds (%(default)s)")
     add("--pedal", type=int, default=SOFT,

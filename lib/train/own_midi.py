@@ -19,6 +19,7 @@ from lib.mamba.model import MambaLM
 from lib.music.streams import Piece, Streams
 from lib.train.bits import held_out, interval, piece_bits
 from lib.train.config import TrainConfig
+from lib.train.warm_start import TOKENIZER_FILES
 
 # what suits weights that know much already, where the command line says nothing else
 GENTLE = {"minutes": 10.0, "lr": 5e-4, "warmup": 0.05, "dropout": 0.1, "eval_every": 100,
@@ -63,7 +64,11 @@ def open_streams(folder: str | Path, init: str | Path, out: Path, say=print) -> 
 
     tokenizer = Tokenizer.load(init)
     found = read_folder(folder, say)
-    return build(found, tokenizer=tokenizer, folder=out, say=say)[0]
+    streams = build(found, tokenizer=tokenizer, folder=out, say=say)[0]
+    for name in TOKENIZER_FILES:  # to the byte: MidiTok notes the versions of its libraries in them
+        with whole(streams.folder / name) as part:
+            part.write_bytes((Path(init) / name).read_bytes())
+    return streams
 
 
 def before_and_after(before: MambaLM, after: MambaLM, streams: Streams,

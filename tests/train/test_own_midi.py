@@ -1,6 +1,7 @@
 """Claims about learning from a folder of one's own: what is written, chosen and measured."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from lib.music.tokens import Tokenizer
 from lib.train import own_midi
 from lib.train.__main__ import main, parse
 from lib.train.config import PRESETS
+from lib.train.warm_start import warm_start
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,16 @@ def test_a_run_that_does_harm_keeps_the_weights_as_they_were(tmp_path, weights, 
     learn(taught / "best", folder, ruined, "--steps", "3", "--lr", "30", "--warmup", "0", "--eval-every", "1")
     before, after = (mamba.load(run / "best").state_dict() for run in (taught, ruined))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_words_written_by_another_version_of_a_library_are_the_same_words(tmp_path, weights, folder):
+    older = tmp_path / "older"
+    shutil.copytree(weights, older)
+    facts = json.loads((older / "tokenizer.json").read_text())
+    (older / "tokenizer.json").write_text(json.dumps(facts | {"symusic_version": "0.4.0"}))
+    streams = own_midi.open_streams(folder, older, tmp_path / "run", say=lambda text: None)
+    config = replace(PRESETS["quick"], d_model=16, n_layer=1, d_state=4)
+    assert warm_start(older, streams, config)[0].config.d_model == 16
 
 
 def test_what_is_measured_of_maestro_is_never_a_piece_to_learn_from(tmp_path, weights, monkeypatch):

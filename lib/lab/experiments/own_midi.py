@@ -190,7 +190,6 @@ def main(argv: list[str] | None = None) -> None:
     found = performances()
     streams, _ = build(found, tokenizer=Tokenizer.load(MODEL))
     base = train_base(streams, WORK / "base")
-    Tokenizer.load(MODEL).save(base)
     folders = {name: link_files(found, composer, WORK / "midi" / name)
                for name, composer in COMPOSERS.items()}
     rags = write_rags(WORK / "midi" / "rags")
