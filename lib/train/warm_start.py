@@ -1,5 +1,6 @@
 """The model that a run begins with: fresh, or warm, with the weights of another run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,12 +50,23 @@ def _check_sizes(folder: str | Path, has: MambaConfig, wanted: MambaConfig) -> N
 
 
 def _check_tokens(folder: str | Path, streams: Streams) -> None:
-    """Where both have a tokenizer, it is the same."""
+    """Where both have a tokenizer, it is the same, whatever versions of the libraries wrote it down."""
     if streams.folder is None:
         return
     for name in TOKENIZER_FILES:
         ours = Path(streams.folder) / name
         theirs = Path(folder) / name
-        if ours.exists() and theirs.exists() and ours.read_bytes() != theirs.read_bytes():
+        if ours.exists() and theirs.exists() and _content(ours) != _content(theirs):
             raise UserError(f"the weights in {folder} speak other tokens than these streams "
                             f"({name} differs): build the streams with that tokenizer's settings")
+
+
+def _content(path: Path) -> dict | bytes:
+    """What a file of a tokenizer says, without the versions that wrote it; its bytes where it is no JSON."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return path.read_bytes()
+    if path.name == SETTINGS:
+        return {"kind": "REMI"} | found  # files of before knew no other language
+    return {key: value for key, value in found.items() if not key.endswith("_version")}

@@ -244,6 +244,11 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
         Trainer(streams, replace(TINY, d_model=18), tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
     with pytest.raises(UserError, match="vocab_size"):
         Trainer(make_streams(vocab=12), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+    here = replace(streams, folder=tmp_path)
+    for place, version in ((tmp_path, "0.5.9"), (folder / "best", "0.6.0")):  # equal but for who wrote it
+        (place / "tokenizer.json").write_text(json.dumps({"vocab": [1, 2], "symusic_version": version}))
+    warm = Trainer(here, TINY, tmp_path / "b", device="cpu", init=folder / "best", say=quiet)
+    assert warm.init["n_layer"] == TINY.n_layer
     (tmp_path / "tokens.json").write_text("ours")
     (folder / "best" / "tokens.json").write_text("theirs")
     with pytest.raises(UserError, match="speak other tokens"):
