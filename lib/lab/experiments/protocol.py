@@ -160,7 +160,7 @@ class Original:
     dropout: float = 0.1  # and as much weight decay: the regularisation
     lr: float = 3e-3  # theirs was 1e-4, for many more steps; cut tenfold after each third, or with warm-up and cosine
     penalty: float = 0.9  # the repetition penalty; 1 is none
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
 
 
 @dataclass(frozen=True)
