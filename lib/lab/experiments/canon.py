@@ -1,7 +1,7 @@
 """Who can hold and who can choose: `python -m lib.lab.experiments.canon [--minutes M]`.
 
 One layer each, about equal in parameters, between two linear maps, on two tasks over melodies: to follow four seconds
-behind (a canon), and to name the last key that was marked. Every layer at three learning rates with three seeds. One
+behind (a canon), and to name the last key that was marked. Every layer at four learning rates with three seeds. One
 layer more is a control: an S4D without its waves. Writes data/results/canon.json, run by run, and goes on where it
 stopped.
 """
