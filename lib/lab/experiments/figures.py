@@ -464,7 +464,7 @@ def overfitting(result: dict, arms: Sequence[str] = (original_part.NOTHING, "sch
     fig, axes = plots.figure(1, len(arms), height=3.8, sharey=True)
     for ax, name in zip(axes, arms, strict=True):
         row = _arm(result, name)
-        title = f"Repaired: {name}"
+        title = f"{name} repaired".capitalize()
         if row:
             for key, (label, colour) in SIDES.items():
                 passes, lines = _lines(row, key)
@@ -472,10 +472,11 @@ def overfitting(result: dict, arms: Sequence[str] = (original_part.NOTHING, "sch
                 ax.plot(passes, lines.mean(0), color=colour, linewidth=2.5, label=label)
             ends = {key: _lines(row, key)[1].mean(0)[-1] for key in SIDES}
             gap = ends["held_out"] - ends["own_validation"]
-            title += f"; its own validation is {gap:.1f} bits too kind"
-        ax.set(xlabel="passes over the data", ylim=(0, None))
+            title += f": own validation {gap:.1f} bits too kind"
+        ax.set_xlabel("passes over the data")
         _title(ax, title)
     axes[0].set_ylabel("bits a note")
+    axes[0].set_ylim(bottom=0)  # for all panels, once all are drawn
     if result.get("arms"):
         axes[0].legend(loc="lower left")
     return fig
