@@ -38,32 +38,18 @@ class Likelihood:
 class Race:
     """Part (a), second protocol: bits per note of the test split, over seeds and pieces."""
 
-    archs: tuple[str, ...] = RIVALS
-    headline: tuple[str, ...] = (
-        "mamba",
-        "transformer",
-        "transformer_xl",
-        "lstm",
-    )  # these get all seeds
+    archs: tuple[str, ...] = (*RIVALS, "mamba2", "mamba3")
+    headline: tuple[str, ...] = ("mamba", "transformer", "transformer_xl", "lstm")  # get all seeds
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     few: int = 3  # seeds of the others
-    rates: tuple[float, ...] = (
-        1e-3,
-        2e-3,
-        4e-3,
-        8e-3,
-    )  # tried by each, and twice or half the best while it is at the edge
-    warmups: tuple[float, ...] = (
-        0.1,
-        0.02,
-    )  # shares of a run: the rates with the first, then the best rate with the others
+    # tried by each; then twice or half the best, while it lies at the edge
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    # shares of a run: the rates with the first, then the best rate with the others
+    warmups: tuple[float, ...] = (0.1, 0.02)
     trial_tokens: int = 2_500_000  # of each trial
     tokens: int = 10_000_000  # of each run
-    budgets: tuple[int, ...] = (
-        1_250_000,
-        2_500_000,
-        5_000_000,
-    )  # shorter runs, first seed: do lines cross?
+    # shorter runs, first seed: do lines cross?
+    budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)
     orders: tuple[int, ...] = (3, 4, 5, 6)  # of the n-gram, chosen on validation
 
 
