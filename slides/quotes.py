@@ -10,8 +10,8 @@
     {{ course:address }}                                where the course is fetched from
 
     <!-- code: lib/scan/ssm.py kernel -->                    a function, class or Class.method
-    <!-- code: lib/scan/ssm.py kernel without docstring without comments lines 1-6 -->
-                                                        lines counted in what then remains
+    <!-- code: lib/scan/ssm.py kernel without docstring without comments from "ys = []" to "ys.append" -->
+                                                        the lines between two that hold these texts, both included
 
 Everything raises `UserError` with one sentence where it finds nothing.
 """
@@ -199,24 +199,36 @@ def _printed(text: str) -> str:
 
 
 def excerpt(text: str) -> str:
-    """`FILE SYMBOL [without docstring] [without comments] [lines A-B]`: the source of that symbol, as it is now."""
-    options = r"(?:\s+(?:without docstring|without comments|lines \d+-\d+))*"
+    """`FILE SYMBOL [without docstring] [without comments] [from "TEXT" to "TEXT"]`: the source of that symbol.
+
+    The last option takes the lines from the first that holds one text to the next that holds the other, so that
+    lines written above or between them do not move what is quoted.
+    """
+    options = r'(?:\s+(?:without docstring|without comments|from "[^"]+" to "[^"]+"))*'
     found = re.fullmatch(rf"(\S+\.py)\s+([\w.]+)({options})", text.strip())
     if not found:
         raise UserError(f"<!-- code: {text} --> cannot be read: write a file, a symbol, "
-                        "and perhaps `without docstring`, `without comments` or `lines A-B`")
+                        'and perhaps `without docstring`, `without comments` or `from "TEXT" to "TEXT"`')
     file, symbol, options = found.groups()
     lines, node = symbol_lines(file, symbol)
     if "without docstring" in options:
         lines = without_docstring(lines, node)
     if "without comments" in options:
         lines = without_comments(lines)
-    if span := re.search(r"lines (\d+)-(\d+)", options):
-        first, last = int(span[1]), int(span[2])
-        if not 1 <= first <= last <= len(lines):
-            raise UserError(f"{file}: {symbol} has {len(lines)} lines here, so there are no lines {first}-{last}")
-        lines = lines[first - 1 : last]
+    if ends := re.search(r'from "([^"]+)" to "([^"]+)"', options):
+        lines = between(lines, *ends.groups(), where=f"{file}: {symbol}")
     return textwrap.dedent("\n".join(lines)).strip("\n")
+
+
+def between(lines: list[str], first: str, last: str, where: str) -> list[str]:
+    """The lines from the first that holds `first` to the next, or the same, that holds `last`."""
+    begin = next((number for number, line in enumerate(lines) if first in line), None)
+    if begin is None:
+        raise UserError(f"{where} has no line with {first!r} here")
+    end = next((number for number in range(begin, len(lines)) if last in lines[number]), None)
+    if end is None:
+        raise UserError(f"{where} has no line with {last!r} behind the one with {first!r} here")
+    return lines[begin : end + 1]
 
 
 def without_comments(lines: list[str]) -> list[str]:

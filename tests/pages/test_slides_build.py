@@ -131,10 +131,11 @@ def test_notebooks_are_quoted(results):
 @pytest.mark.parametrize("text, code", [
     ("lib/m.py second", "def second(x):\n    return x + LIMIT"),
     ("lib/m.py first without docstring", "@cache\ndef first(x):\n    # why\n    return second(x)"),
-    ("lib/m.py first without docstring lines 3-4", "# why\nreturn second(x)"),
+    ('lib/m.py first without docstring from "why" to "return"', "# why\nreturn second(x)"),
+    ('lib/m.py first without docstring from "second" to "second"', "return second(x)"),
     ("lib/m.py first without docstring without comments", "@cache\ndef first(x):\n    return second(x)"),
     ("lib/m.py Box.open", "def open(self):\n    return 1"),
-    ("lib/m.py Box lines 1-2", 'class Box:\n    """A box."""'),
+    ('lib/m.py Box from "class" to "A box"', 'class Box:\n    """A box."""'),
     ("lib/m.py LIMIT", "LIMIT = 3"),
 ])
 def test_code_is_found(results, text, code):
@@ -146,7 +147,9 @@ def test_code_is_found(results, text, code):
     ("lib/m.py third", "lib/m.py has no third"),
     ("lib/m.py Box.shut", "has no Box.shut"),
     ("lib/m.py LIMIT.x", "has no LIMIT.x"),
-    ("lib/m.py second lines 2-9", "has 2 lines here"),
+    ('lib/m.py second from "def" to "LIMITS"', "has no line with 'LIMITS' behind"),
+    ('lib/m.py second from "deft" to "return"', "has no line with 'deft' here"),
+    ("lib/m.py second lines 1-2", "cannot be read"),
     ("lib/m.py second backwards", "cannot be read"),
 ])
 def test_code_that_is_not_there_is_one_clear_sentence(results, text, says):
