@@ -32,5 +32,5 @@ class Build(build_py):
         return target, True
 
 
-setup(packages=sorted(PACKAGES), package_dir=PACKAGES, package_data={"": ["*.cpp", "*.h"]},
+setup(packages=sorted(PACKAGES), package_dir=PACKAGES, package_data={"": ["*.cpp", "*.h", "*.js"]},
       cmdclass={"build_py": Build})

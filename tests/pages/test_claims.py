@@ -94,10 +94,9 @@ SOURCED = {
     "06_triton_scan": {"3.35": "H100 data sheet", "0.001": "Mamba's paper, section 3.6", "0.69": "ln 2"},
     "07_mamba": {"0.69": "ln 2"},
     "08_training": {"1.001": "an example", "70,000": "an example", "8,192": "32 rows of 256",
-                    "8.0": "a compute capability"},
+                    "8.0": "a compute capability", "20,000": "the original work"},
     "09_generation": {"2.5": "4 to the power of 1 / 1.5", "200,000": "results:generation.json stream.tokens ,d"},
-    "10_experiments": {"62.5": "the original work", "20,000": "the original work", "0.9": "the original work",
-                       "23.6": "results:model.json test_baselines.bigram .1f"},
+    "10_experiments": {"62.5": "the original work", "20,000": "the original work", "0.9": "the original work"},
 }
 README = {
     "1,276": "MAESTRO's list", "4.0": "the licence's version", "3.11": "Python", "3.0.0": "MAESTRO's version",
