@@ -22,8 +22,25 @@ from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory, RMSNorm
 from lib.scan.ssd import ssd_scan, ssd_step
 
 
+class Heads:
+    """What sizes with heads have in common: d_model, expand and head_dim say how many there are."""
+
+    def __post_init__(self):
+        if self.head_dim < 1 or self.d_inner % self.head_dim:
+            raise UserError(f"{self.d_inner} channels do not split into heads of {self.head_dim}: "
+                            "choose a head_dim that divides expand * d_model")
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def n_head(self) -> int:
+        return self.d_inner // self.head_dim
+
+
 @dataclass(frozen=True)
-class Mamba2Config:
+class Mamba2Config(Heads):
     """Sizes of a Mamba-2 language model."""
 
     vocab_size: int
@@ -39,19 +56,6 @@ class Mamba2Config:
     dropout: float = 0.0  # on each block's output, in training
     bias: bool = False  # of in_proj and out_proj
     conv_bias: bool = True
-
-    def __post_init__(self):
-        if self.head_dim < 1 or self.d_inner % self.head_dim:
-            raise UserError(f"{self.d_inner} channels do not split into heads of {self.head_dim}: "
-                            "choose a head_dim that divides expand * d_model")
-
-    @property
-    def d_inner(self) -> int:
-        return self.expand * self.d_model
-
-    @property
-    def n_head(self) -> int:
-        return self.d_inner // self.head_dim
 
     @property
     def d_mixed(self) -> int:

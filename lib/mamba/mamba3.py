@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
+from lib.mamba.mamba2 import Heads
 from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm
 from lib.scan.trapezoid import angles, trapezoid_scan, turn
 
@@ -22,7 +23,7 @@ SLOWEST = 1e-4  # the least rate of decay, as published: a state never grows
 
 
 @dataclass(frozen=True)
-class Mamba3Config:
+class Mamba3Config(Heads):
     """Sizes of a Mamba-3 language model."""
 
     vocab_size: int
@@ -39,19 +40,9 @@ class Mamba3Config:
     dropout: float = 0.0  # on each block's output, in training
 
     def __post_init__(self):
-        if self.head_dim < 1 or self.d_inner % self.head_dim:
-            raise UserError(f"{self.d_inner} channels do not split into heads of {self.head_dim}: "
-                            "choose a head_dim that divides expand * d_model")
+        super().__post_init__()
         if not 0 <= self.rope_fraction <= 1:
             raise UserError(f"rope_fraction is the part of the state that turns, 0 to 1, not {self.rope_fraction}")
-
-    @property
-    def d_inner(self) -> int:
-        return self.expand * self.d_model
-
-    @property
-    def n_head(self) -> int:
-        return self.d_inner // self.head_dim
 
     @property
     def n_angle(self) -> int:

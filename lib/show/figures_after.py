@@ -7,6 +7,7 @@ of these, have colours of their own.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lib.show import plots
 
@@ -143,8 +144,11 @@ def dial(turned: np.ndarray, faded: np.ndarray, beats: int):
     return fig
 
 
-def counting(lengths: Sequence[int], shares: Mapping[str, Sequence[float]], trained: int, beats: int):
-    """The share of right beats at the end of rhythms of these lengths; training saw at most `trained` steps."""
+def counting(lengths: Sequence[int], shares: Mapping[str, ArrayLike], trained: int, beats: int):
+    """The share of right beats at the end of rhythms of these lengths, of each model a line a seed.
+
+    `shares` are (lengths,) or (seeds, lengths); training saw at most `trained` steps.
+    """
     fig, ax = plots.figure(height=3.8, width=9)
     ax.axvspan(min(lengths) / 1.2, trained, color=plots.PALE, zorder=0)
     ax.text(trained / 1.04, 1.06, "lengths of training", ha="right", fontsize=9, color=plots.GREY)
@@ -152,9 +156,11 @@ def counting(lengths: Sequence[int], shares: Mapping[str, Sequence[float]], trai
     ax.text(max(lengths), 1 / beats - 0.1, "guessing", ha="right", fontsize=9, color=plots.GREY)
     for name, values in shares.items():
         colour, dash = STATE[name]
-        ax.plot(lengths, values, dash, color=colour, markersize=5, label=name)
+        for number, line in enumerate(np.atleast_2d(values)):
+            label = name if number == 0 else None
+            ax.plot(lengths, line, dash, color=colour, markersize=5, alpha=0.8, label=label)
     ax.set(xscale="log", xlabel="steps of the rhythm", ylabel="right beats", ylim=(0, 1.12),
-           title=f"Counting to {beats}: the share of right beats at the end of a rhythm",
+           title=f"Counting to {beats}: only a state that turns gets beyond guessing",
            xlim=(min(lengths) / 1.2, max(lengths) * 1.2))
     ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
     ax.minorticks_off()

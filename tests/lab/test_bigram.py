@@ -45,3 +45,11 @@ def test_it_plays_music_that_the_grammar_allows(streams, tokenizer):
     assert not np.array_equal(tokens[0], tokens[1])
     again, _ = continuations(model, tokenizer, [start], [1], until=6.0)
     np.testing.assert_array_equal(again[0], notes[1])
+
+
+def test_after_a_prompt_it_knows_the_last_token_and_no_other(streams):
+    model = BigramLM(streams)
+    ids = torch.from_numpy(streams.stream(streams.select("test")[0])[:9].astype(np.int64))
+    after, _ = model.prefill(ids[None])
+    torch.testing.assert_close(after[0], model.step(ids[-1:])[0][0])
+    torch.testing.assert_close(after, model.prefill(torch.cat([ids[3:4], ids[-1:]])[None])[0])

@@ -1,10 +1,15 @@
 """Claims about lib.lab.judge.passages: a copy is found though notes differ; what everybody plays is worth little."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lib.env.errors import UserError
+from lib.lab.judge.anchors import Anchors, passages
 from lib.lab.judge.passages import EDIT, Corpus, Shared, align
+from lib.music.maestro import Performance
+from lib.music.notes import make_notes
 
 RNG = np.random.default_rng(0)
 
@@ -83,3 +88,17 @@ def test_short_queries_share_nothing_and_an_empty_corpus_is_refused(corpus):
         assert corpus.shared(query) == Shared()
     with pytest.raises(UserError, match="nothing to compare with"):
         Corpus([])
+
+
+def test_the_control_of_a_composers_style_leaves_out_the_piece_itself():
+    def notes(seed):
+        start = np.arange(200) * 0.3
+        return make_notes(start, start + 0.2, melody(200, seed), np.full(200, 60))
+
+    titles = ("A", "B", "A", "C")  # the real one is A as well, and note by note the first
+    composers = ("X", "X", "X", "Y")
+    facts = [Performance(Path(f"{title}.mid"), by, title, 2000, "train", 60.0) for by, title in zip(composers, titles)]
+    train = [notes(k) for k in range(4)]
+    found = passages(Anchors(60.0, [train[0]], [], ["X"], ["A"], train, facts), {"copies": [train[0]]})["groups"]
+    assert found["same composer"]["most_bits"] < found["copies"]["most_bits"] / 3
+    assert found["copies"]["top"]["piece"] == 0

@@ -148,6 +148,7 @@ def test_code_is_found(results, text, code):
     ("lib/m.py Box.shut", "has no Box.shut"),
     ("lib/m.py LIMIT.x", "has no LIMIT.x"),
     ('lib/m.py second from "def" to "LIMITS"', "has no line with 'LIMITS' behind"),
+    ('lib/m.py second from "return" to "def"', "has no line with 'def' behind"),
     ('lib/m.py second from "deft" to "return"', "has no line with 'deft' here"),
     ("lib/m.py second lines 1-2", "cannot be read"),
     ("lib/m.py second backwards", "cannot be read"),

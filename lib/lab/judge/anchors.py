@@ -32,6 +32,7 @@ class Anchors:
     real: list[np.ndarray]  # openings of test pieces, through the tokens
     noise: list[np.ndarray]  # the same with their tokens shuffled
     composers: list[str]  # of the real ones
+    titles: list[str]  # likewise
     train: list[np.ndarray]  # whole training pieces
     train_facts: list[Performance]
 
@@ -46,7 +47,8 @@ def anchors(
 ) -> Anchors:
     """Read the test and the train split. A small sample has one test piece: it is cut into openings then."""
     arrays = note_arrays(performances, progress=progress)
-    rng, real, noise, composers = np.random.default_rng(seed), [], [], []
+    rng = np.random.default_rng(seed)
+    real, noise, composers, titles = [], [], [], []
     test = [(p, a) for p, a in zip(performances, arrays) if p.split == "test"]
     few = len(test) < 8
     for performance, notes in test:
@@ -65,10 +67,11 @@ def anchors(
                 real.append(pieces[0])
                 noise.append(pieces[1])
                 composers.append(performance.composer)
+                titles.append(performance.title)
     train = [(p, a) for p, a in zip(performances, arrays) if p.split == "train"]
     if not real or not train:
         raise UserError("there is no test or no train piece to compare with: fetch MAESTRO")
-    return Anchors(seconds, real, noise, composers, [a for _, a in train], [p for p, _ in train])
+    return Anchors(seconds, real, noise, composers, titles, [a for _, a in train], [p for p, _ in train])
 
 
 def _cut(notes: np.ndarray, seconds: float) -> np.ndarray:
@@ -219,10 +222,10 @@ def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
         ]
     }
     kin = [
-        (query, composer == mine)
-        for query, mine in zip(real, anchor.composers)
-        if (composer == mine).any()
+        (query, (composer == by) & (title != called))
+        for query, by, called in zip(real, anchor.composers, anchor.titles)
     ]
+    kin = [(query, allowed) for query, allowed in kin if allowed.any()]
     found["same composer"] = [corpus.shared(query, allowed) for query, allowed in kin]
     again = []
     for number, performance in enumerate(facts_of):
