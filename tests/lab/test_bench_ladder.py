@@ -20,7 +20,7 @@ def test_each_rung_changes_one_thing():
         fields = [asdict(rung) for rung in ladder.rungs(bf16)]
         for before, after in zip(fields, fields[1:]):
             assert sum(before[name] != after[name] for name in before) == 2, "the change, and the words for it"
-        assert fields[-1]["adamw"] and fields[-1]["bf16"] == bf16
+        assert fields[-1]["muon"] and fields[-1]["bf16"] == bf16
 
 
 @needs_compiler
@@ -29,10 +29,15 @@ def test_all_rungs_take_the_same_step(monkeypatch):
     torch.manual_seed(0)
     weights = MambaLM(MambaConfig(**ladder.SIZES)).state_dict()
     tokens = torch.randint(17, (2, 30))
-    curves_of = [[step() for _ in range(3)] for step in
-                 (ladder.step_of(rung, weights, tokens) for rung in ladder.rungs(bf16=False))]
-    for other in curves_of[1:]:
-        assert other == pytest.approx(curves_of[0], abs=1e-4)
+    curves_of = {}
+    for rung in ladder.rungs(bf16=False):
+        step = ladder.step_of(rung, weights, tokens)
+        curves_of[rung.change] = [step() for _ in range(3)]
+    *adamw, muon = curves_of.values()
+    for other in adamw[1:]:
+        assert other == pytest.approx(adamw[0], abs=1e-4)
+    assert muon[0] == pytest.approx(adamw[0][0], abs=1e-4)
+    assert muon[2] != pytest.approx(adamw[0][2], abs=1e-3), "the first step is a loss; then optimisers part"
 
 
 def test_too_few_rounds_are_refused():

@@ -25,7 +25,8 @@ from lib.mamba import block_cpu
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
 from lib.scan import native
-from lib.train.optim import parameter_groups
+from lib.train import optim
+from lib.train.config import TrainConfig
 
 SIZES = {"vocab_size": 1024, "d_model": 256, "n_layer": 8, "d_state": 16}
 BATCH, LENGTH = 8, 512
@@ -44,6 +45,7 @@ class Rung:
     )
     loss: bool = False  # norm, output layer and cross entropy in one function
     adamw: bool = False  # all parameters in one pass
+    muon: bool = False  # for the matrices of the blocks: it costs time, and buys learning
 
 
 def rungs(bf16: bool) -> list[Rung]:
@@ -56,6 +58,7 @@ def rungs(bf16: bool) -> list[Rung]:
         ("the whole block one function", {"block": True}),
         ("norm, output and loss one function", {"loss": True}),
         ("AdamW in one pass", {"adamw": True}),
+        ("Muon for the blocks' matrices", {"muon": True}),
     ]
     for words, change in changes:
         if bf16 or "bf16" not in change:
@@ -77,9 +80,7 @@ def step_of(rung: Rung, weights: dict[str, Tensor], tokens: Tensor) -> Callable[
     """One training step as a function, which returns the loss before the step."""
     model = MambaLM(MambaConfig(**SIZES)).train()
     model.load_state_dict(weights)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=rung.adamw
-    )
+    optimizers = optimizers_of(rung, model)
     read, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
     backend = "auto" if rung.block else rung.scan
 
@@ -95,11 +96,21 @@ def step_of(rung: Rung, weights: dict[str, Tensor], tokens: Tensor) -> Callable[
                 loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
     return step
+
+
+def optimizers_of(rung: Rung, model: MambaLM) -> list[torch.optim.Optimizer]:
+    """AdamW, in one pass or not; beside Muon as `lib.train` has the two."""
+    if rung.muon:
+        config = TrainConfig(optimizer="muon", lr=1e-4)
+        return list(optim.optimizers(model, config, torch.device("cpu")).values())
+    groups = optim.parameter_groups(model, 0.1)
+    return [torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=rung.adamw)]
 
 
 def measure(rounds: int) -> list[dict]:
