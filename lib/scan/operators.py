@@ -79,7 +79,9 @@ def _function(call, keep: Callable, gradients: Callable) -> Callable:
             return _one_after_another(Function.apply)(info, in_dims, *arguments)
 
     def run(*arguments):
-        return call(*arguments) if torch.compiler.is_compiling() else Function.apply(*arguments)
+        # without gradients the Function is only its own cost, which generation pays at every token
+        plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        return call(*arguments) if plain else Function.apply(*arguments)
 
     return run
 
