@@ -188,6 +188,11 @@ class _Parallel(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dh):
+        with torch.autocast(dy.device.type, enabled=False):  # where it is called inside one
+            return _Parallel.gradients(ctx, dy, dh)
+
+    @staticmethod
+    def gradients(ctx, dy, dh):
         x, delta, A, B, C, *carried = ctx.saved_tensors
         dx = torch.empty_like(x)
         ddelta = torch.empty_like(delta)

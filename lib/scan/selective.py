@@ -54,8 +54,9 @@ def plain(recurrence, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     high = torch.promote_types(x.dtype, torch.float32)
     x, delta, A, B, C, D, z, delta_bias, h0 = (
         t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
-    y, last = recurrence(x, step_size(delta, delta_bias, delta_softplus), A, B, C, h0)
-    return skip_and_gate(y, x, D, z), last
+    with torch.autocast(x.device.type, enabled=False):  # which would take C h in bfloat16
+        y, last = recurrence(x, step_size(delta, delta_bias, delta_softplus), A, B, C, h0)
+        return skip_and_gate(y, x, D, z), last
 
 
 def triton(*arguments):
@@ -135,7 +136,8 @@ def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C:
         return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
     h, x, delta, A, B, C, D, z, delta_bias = (t if t is None else t.to(high) for t in tensors)
-    delta = step_size(delta, delta_bias, delta_softplus)
-    h = torch.exp(delta[..., None] * A) * h + (delta * x)[..., None] * B[:, None]
-    y = (h @ C[..., None])[..., 0]
-    return skip_and_gate(y, x, D, z).to(dtype), h
+    with torch.autocast(x.device.type, enabled=False):
+        delta = step_size(delta, delta_bias, delta_softplus)
+        h = torch.exp(delta[..., None] * A) * h + (delta * x)[..., None] * B[:, None]
+        y = (h @ C[..., None])[..., 0]
+        return skip_and_gate(y, x, D, z).to(dtype), h

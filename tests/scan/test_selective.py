@@ -31,15 +31,41 @@ def problem(length, d_inner=5, d_state=3, batch=2, dtype=torch.float64, seed=0):
     return {k: v.to(dtype).detach().requires_grad_() for k, v in arguments.items()}
 
 
-def run(arguments, backend):
+def run(arguments, backend, autocast=False):
     """Outputs and all gradients of a random loss, by name, in float64. The weights of the loss are
     numbers that every dtype holds, so that the gradient of y is the same for all."""
-    y, h = selective_scan(**arguments, delta_softplus=True, return_last_state=True, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, h = selective_scan(**arguments, delta_softplus=True, return_last_state=True, backend=backend)
     random = torch.Generator().manual_seed(1)
     weigh = lambda t: (t.double() * torch.randn(t.shape, generator=random).bfloat16().double()).sum()
     (weigh(y) + weigh(h)).backward()
     results = {"y": y, "h": h} | {f"d{k}": v.grad for k, v in arguments.items()}
     return {k: v.detach().double() for k, v in results.items()}
+
+
+@pytest.mark.parametrize("backend", ["loop", "parallel"])
+def test_autocast_changes_no_digit_of_the_scan_nor_of_its_gradients(backend):
+    plain = run(problem(37, dtype=torch.float32), backend)
+    inside = run(problem(37, dtype=torch.float32), backend, autocast=True)
+    for name, value in plain.items():
+        assert torch.equal(value, inside[name]), name
+
+
+def test_autocast_around_the_backward_pass_changes_no_digit_of_the_parallel_scan():
+    plain = run(problem(37, dtype=torch.float32), "parallel")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = run(problem(37, dtype=torch.float32), "parallel")
+    assert torch.equal(plain["dC"], inside["dC"]) and torch.equal(plain["dB"], inside["dB"])
+
+
+def test_autocast_changes_no_digit_of_a_step():
+    a = {k: v.detach().float() for k, v in problem(1).items()}
+    h = a.pop("h0")
+    one = [a[k][:, 0] for k in ("x", "delta")] + [a["A"]] + [a[k][:, 0] for k in ("B", "C")]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = selective_step(h, *one, backend="loop")
+    for ours, plain in zip(inside, selective_step(h, *one, backend="loop")):
+        assert torch.equal(ours, plain)
 
 
 def test_loop_is_the_equations():

@@ -36,6 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the runs live (default: data/runs/experiments/SCALE)"
     )
+    parser.add_argument(
+        "--streams",
+        type=Path,
+        help="base token streams that were built elsewhere (default: built here)",
+    )
     parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
     parser.add_argument(
         "--jobs",
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         device=args.device,
         jobs=args.jobs,
         results=args.results,
+        base=args.streams,
     )
     for part in args.only or PARTS:
         module = import_module(PARTS[part])

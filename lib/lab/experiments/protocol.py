@@ -9,7 +9,7 @@ reads in it follows from its speed, which is measured once, before the runs, all
 So a run ends at a number of steps, on a busy machine as on an idle one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib.lab.rivals.matched import Size
 from lib.train.config import TrainConfig
@@ -274,5 +274,13 @@ SCALES = {
         Tokens(notes=10_000_000),
         Tokenizers(notes=(5_000_000, 10_000_000), seeds=(0, 1, 2)),
         Original(pieces=100, passes=40),
+    ),
+    # the race alone, at the size and the number of steps of the CPU's and four times its tokens: a part of
+    # `python -m lib.lab.gpu`
+    "hour": Protocol(
+        "hour",
+        Size(192, 4, 16),
+        replace(SHARED, batch=32, eval_every=240, save_every=1000),
+        race=Race(trial_tokens=10_000_000, tokens=40_000_000, budgets=(5_000_000, 10_000_000, 20_000_000)),
     ),
 }

@@ -35,7 +35,6 @@ from lib.env.schema import read_json
 from lib.lab.experiments.protocol import Protocol
 from lib.lab.experiments.runs import OutOfTime, Spec, completed, train
 from lib.lab.experiments.runs import Protocol as Recorded
-from lib.music.encode import Augmentation, build
 from lib.music.streams import Piece, Streams
 
 PARTS = {
@@ -74,6 +73,7 @@ class Lab:
         results: Path | None = None,
         cache: Path | None = None,
         found: list | None = None,
+        base: Path | None = None,
         say=print,
     ):
         self.protocol, self.folder, self.say, self.jobs = protocol, Path(folder), say, jobs
@@ -85,6 +85,7 @@ class Lab:
         self.cache = cache or (
             self.folder / "cache" if protocol.scale == "quick" else env.ROOT / "data" / "cache"
         )
+        self.base_folder = base  # streams that were built elsewhere: no music library is needed then
         if found is not None:
             self.found = found
 
@@ -102,7 +103,7 @@ class Lab:
         """The (composer, title) pairs that cross the official splits."""
         from lib.music.maestro import leaking_titles
 
-        return leaking_titles(self.found)
+        return leaking_titles(self.base.pieces if self.base_folder else self.found)
 
     def streams(
         self,
@@ -113,6 +114,7 @@ class Lab:
         kind: str = "REMI",
     ):
         """(Streams, Tokenizer) of the performances with pedal-extended notes; merges are learnt on the train split."""
+        from lib.music.encode import Augmentation, build
         from lib.music.tokens import TokenConfig
 
         config = None if tokenizer else TokenConfig(grid_ms, "extend", vocab_size, kind=kind)
@@ -129,6 +131,8 @@ class Lab:
     @cached_property
     def base(self) -> Streams:
         """The streams of parts (a) and (c): base tokens, transposed and made louder as they are read."""
+        if self.base_folder:
+            return Streams.load(self.base_folder)
         return self.streams(self.protocol.grid_ms)[0]
 
     def left(self) -> None:
@@ -205,7 +209,7 @@ class Lab:
         """Keep a part's result, with the device, the versions, the command, the seed and the protocol."""
         command = (
             f"python -m lib.lab.experiments --only {part}"
-            + {"quick": " --quick", "cpu": "", "gpu": " --scale gpu"}[self.protocol.scale]
+            + ("" if self.protocol.scale == "cpu" else f" --scale {self.protocol.scale}")
             + (f" --jobs {self.jobs}" if self.jobs > 1 else "")
         )  # speeds hang on it
         result = env.provenance(command) | {"protocol": self._protocol(part), **result}
