@@ -127,7 +127,10 @@ def end(child: subprocess.Popen) -> None:
 def environment(hour: Hour) -> dict[str, str]:
     """That of a step: the repository and the packages that were carried over can be imported."""
     folders = [ROOT, hour.work / "site", hour.work / "peer"]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONUNBUFFERED": "1"}
+    found = {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONUNBUFFERED": "1"}
+    if hour.tiny:  # kernels run in Triton's interpreter, GPU or not
+        found |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **found}
 
 
 def receive(hour: Hour, say) -> None:

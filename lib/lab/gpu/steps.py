@@ -28,10 +28,13 @@ RESULTS = ("y", "last", "dx", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias", "
 
 def take(name: str, hour: Hour, minutes: float) -> None:
     """Take a step and keep its answer."""
+    if hour.tiny:
+        from lib.scan.triton_interpreter import fast_interpreter
+
+        fast_interpreter()
     answer = STEPS[name](hour, minutes)
-    if torch.cuda.is_available() or hour.tiny:
-        answer |= env.provenance(f"python -m lib.lab.gpu step {name}" + " --tiny" * hour.tiny)
-    keep(hour, name, answer)
+    facts = env.provenance("python -m lib.lab.gpu run" + " --tiny" * hour.tiny)
+    keep(hour, name, answer | facts)
 
 
 def device() -> str:
