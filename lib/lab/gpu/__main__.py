@@ -42,7 +42,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     commands.add_parser("plan", help="the steps, their minutes and what they need")
     packing = commands.add_parser("pack", help="at home: make what is carried over")
     packing.add_argument("--streams", type=Path, help="base token streams (default: MAESTRO's)")
-    packing.add_argument("--part-mib", type=float, default=12, help="size of a part (default 12)")
+    packing.add_argument("--part-mib", type=float, default=11, help="size of a part (default 11)")
     packing.add_argument(
         "--wheels",
         action=argparse.BooleanOptionalAction,
