@@ -127,4 +127,10 @@ def test_the_best_rate_is_chosen_by_the_training_loss():
              (0.3, 1, 9, 0.8)]  # rate, seed, last loss, right
     keys = ("learning_rate", "seed", "last_loss", "right")
     runs = {str(n): dict(layer="GRU", task="canon", steps=400, **dict(zip(keys, run))) for n, run in enumerate(found)}
-    assert [run["right"] for run in canon.best(runs, "GRU", "canon")] == [0.1, 0.2]
+    right = lambda rates: [run["right"] for run in canon.best(runs, "GRU", "canon", rates=rates)]
+    assert right((0.1, 0.2, 0.3)) == [0.1, 0.2] and right((0.1, 0.3)) == [0.9, 0.9]
+
+
+def test_every_run_has_a_name_of_its_own():
+    names = [arm.name for arm in canon.arms()]
+    assert len(names) == len(set(names))

@@ -1,9 +1,9 @@
 """Who can hold and who can choose: `python -m lib.lab.experiments.canon [--minutes M]`.
 
 One layer each, about equal in parameters, between two linear maps, on two tasks over melodies: to follow four seconds
-behind (a canon), and to name the last key that was marked. Every layer at four learning rates with three seeds. One
-layer more is a control: an S4D without its waves. Writes data/results/canon.json, run by run, and goes on where it
-stopped.
+behind (a canon), and to name the last key that was marked. Every layer at four learning rates with three seeds; S4D,
+which was best at the largest of them, at two larger ones as well. One layer more is a control: an S4D without its
+waves. Writes data/results/canon.json, run by run, and goes on where it stopped.
 """
 
 import argparse
@@ -29,6 +29,8 @@ NAME = "canon"
 STEP, BEHIND, WINDOW = 8, 32, 256  # steps a second; steps to stay behind; steps of one example
 MARKED = 1 / 12  # of all steps
 RATES, SEEDS = (0.005, 0.01, 0.02, 0.04), (0, 1, 2)
+HIGHER = (0.08, 0.16)  # for the layers that were best at the largest of RATES
+LONGER = 2000  # steps, five times as many
 
 Task = tuple[
     Tensor, Tensor, Tensor
@@ -219,7 +221,8 @@ class Arm:
 def arms() -> list[Arm]:
     """Every layer at every rate and seed, on both tasks; then what a doubter would try.
 
-    Are five times as many steps enough to hold? Is it enough for an S4D that the choice was made before it?
+    Is it enough for an S4D that the choice was made before it? Does it want a higher rate? Are five times as many
+    steps enough to hold, or to choose?
     """
     found = [
         Arm(layer, task, rate, seed)
@@ -229,8 +232,17 @@ def arms() -> list[Arm]:
         for rate in RATES
     ]
     found += [Arm("S4D", "silenced", rate, seed) for seed in SEEDS for rate in RATES]
+    higher = [(layer, task) for layer in ("S4D", "S4D without waves") for task in ("canon", "marked")]
+    found += [
+        Arm(layer, task, rate, seed)
+        for seed in SEEDS
+        for layer, task in [*higher, ("S4D", "silenced")]
+        for rate in HIGHER
+    ]
+    longer = [("S4D", "marked", 0.08), ("S4D", "silenced", 0.08)]
+    longer += [("Mamba", "canon", 0.01), ("GRU", "canon", 0.01)]
     return found + [
-        Arm(layer, "canon", rate, steps=2000) for layer, rate in (("GRU", 0.01), ("Mamba", 0.01))
+        Arm(layer, task, rate, seed, LONGER) for seed in SEEDS[:2] for layer, task, rate in longer
     ]
 
 
@@ -254,16 +266,22 @@ def measure(arm: Arm, melodies: Melodies) -> dict:
     }
 
 
-def best(found: dict, layer: str, task: str, steps: int = 400) -> list[dict]:
-    """The runs of a layer on a task, a seed each, at the rate whose training loss ends lowest in the mean."""
+def best(
+    found: dict, layer: str, task: str, steps: int = 400, rates: tuple[float, ...] = RATES
+) -> list[dict]:
+    """The runs of a layer on a task, a seed each, at the one of these rates whose training loss ends lowest.
+
+    The rates are those that all layers had, so that none is helped by having had more.
+    """
     runs = [
         run
         for run in found.values()
         if (run["layer"], run["task"], run["steps"]) == (layer, task, steps)
+        and run["learning_rate"] in rates
     ]
-    rates = {run["learning_rate"] for run in runs}
+    tried = {run["learning_rate"] for run in runs}
     lowest = min(
-        rates,
+        tried,
         key=lambda rate: mean(run["last_loss"] for run in runs if run["learning_rate"] == rate),
     )
     return [run for run in runs if run["learning_rate"] == lowest]

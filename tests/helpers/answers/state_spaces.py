@@ -12,6 +12,15 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
         ("to 1/e and not to a half", "return complex(-1 / half_life, 2 * math.pi * frequency)",
          "after 1.5 s 0.368 of the swing is left, and should be a half"),
         ("grows", "return complex(math.log(2) / half_life, 2 * math.pi * frequency)", "after 1.5 s 2.000 of the swing"),
+        ("two numbers and not one", "return -math.log(2) / half_life, 2 * math.pi * frequency",
+         "it returns two numbers: complex(real, imaginary) makes one of them"),
+        ("times the half-life", "return complex(-math.log(2) * half_life, 2 * math.pi * frequency)",
+         "after 1.5 s 0.210 of the swing is left"),
+        ("what a second does, not a", """
+            return np.exp(complex(-math.log(2) / half_life, 2 * math.pi * frequency))""",
+         "after 1.5 s 2.573 of the swing is left"),
+        ("decay and swing in each other's place", "return complex(2 * math.pi * frequency, -math.log(2) / half_life)",
+         "of the swing is left, and should be a half"),
     ],
     "03.2": [
         ("only the first echo", """
@@ -37,6 +46,19 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
                     K[n * delay - 1] = gain ** n
             return K""", "6 steps after a push of 1 one hears 0.000, and K[6] is 0.600"),
         ("too long", "return torch.zeros(2 * length)", "K has the shape (200,), and should have (100,)"),
+        ("a list", "return [gain ** (t // delay) if t % delay == 0 else 0.0 for t in range(length)]",
+         "K is a list, and should be a tensor"),
+        ("all echoes equally strong", """
+            K = torch.zeros(length)
+            K[::delay] = gain
+            K[0] = 1
+            return K""", "14 steps after a push of 1 one hears 0.360, and K[14] is 0.600"),
+        ("it never stops sounding between", "return gain ** (torch.arange(length) // delay).float()",
+         "1 steps after a push of 1 one hears 0.000, and K[1] is 1.000"),
+        ("the past first", """
+            K = torch.zeros(length)
+            K[::delay] = gain ** torch.arange(len(K[::delay])).float()
+            return K.flip(0)""", "0 steps after a push of 1 one hears 1.000"),
     ],
     "04.1": [
         ("time stands still, and nothing enters", "return torch.where(pedal, 0.0, 1.0), torch.ones(len(pedal))",
@@ -51,6 +73,21 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
         ("a pedal that leaks", """
             delta = torch.where(pedal, 0.05, 1.0)
             return delta, 1 / delta""", "with the pedal down"),
+        ("Δ and no B", "return torch.where(pedal, 1e-6, 1.0)", "it returns one tensor, and should return two, Δ and B"),
+        ("one B for all", "return torch.where(pedal, 1e-6, 1.0), 1.0",
+         "B should be a tensor of 40 numbers, one for each position"),
+        ("a little back in time", """
+            delta = torch.where(pedal, -1e-6, 1.0)
+            return delta, 1 / delta""", "a Δ is negative, and time would run backwards"),
+        ("a half-life for a step, as if A were -1", """
+            delta = torch.where(pedal, 1e-6, torch.tensor(2.0).log())
+            return delta, 1 / delta""", "with the pedal up"),
+        ("the pedal of the position before", """
+            delta = torch.where(pedal.roll(1), 1e-6, 1.0)
+            return delta, 1 / delta""", "the state is"),
+        ("as the zero-order hold would have it", """
+            delta, a = torch.where(pedal, 1e-6, 1.0), -torch.tensor(2.0).log()
+            return delta, a / torch.expm1(delta * a)""", "with the pedal up"),
     ],
     "04.2": [
         ("a list of Python and no gate", """
@@ -76,6 +113,21 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
         ("one channel for all", """
             turn = torch.stack([tokens < 8, torch.zeros_like(tokens, dtype=torch.bool)], -1)
             return 50.0 * turn, torch.zeros_like(heard)""", "and the channel that you ask holds"),
+        ("no word on which to ask", """
+            return 50.0 * torch.stack([(tokens < 8) & (heard % 2 == k) for k in (0, 1)], -1)""",
+         "it returns one tensor, and should return two, delta and ask"),
+        ("a list of channels", """
+            return [50.0 * ((tokens < 8) & (heard % 2 == k)) for k in (0, 1)], (heard + 1) % 2""",
+         "delta is a list, and should be a tensor"),
+        ("the number of a note for a channel", """
+            turn = torch.stack([(tokens < 8) & (heard % 2 == k) for k in (0, 1)], -1)
+            return 50.0 * turn, heard - 1""", "ask holds 2, and there are only the channels 0 and 1"),
+        ("the last note, asked for by yes and no", """
+            turn = torch.stack([(tokens < 8) & (heard % 2 == k) for k in (0, 1)], -1)
+            return 50.0 * turn, heard % 2 == 1""", "and the channel that you ask holds"),
+        ("by pitch and not by turn", """
+            turn = torch.stack([(tokens < 8) & (tokens % 2 == k) for k in (0, 1)], -1)
+            return 50.0 * turn, (heard + 1) % 2""", "and the channel that you ask holds"),
     ],
     "04.3": [
         ("the main diagonal only", "return float((m.diagonal().max() - m.diagonal().min()) / m.abs().max())",
@@ -94,6 +146,23 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
         ("neighbours on the first diagonals", """
             spread = [m.diagonal(-lag).max() - m.diagonal(-lag).min() for lag in range(2)]
             return float(max(spread) / m.abs().max())""", "one entry two below it: it gives 0, and should give 0.25"),
+        ("from neighbour to neighbour", "return float((m[1:, 1:] - m[:-1, :-1]).abs().max() / m.abs().max())",
+         "a main diagonal of [1.0, 2.0, 3.0, 4.0]: it gives 0.25, and should give 0.75"),
+        ("from the first entry", """
+            spread = [(m.diagonal(-lag) - m.diagonal(-lag)[0]).abs().max() for lag in range(len(m))]
+            return float(max(spread) / m.abs().max())""",
+         "a main diagonal of [1.0, 2.0, 0.0, 1.0]: it gives 0.25, and should give 0.5"),
+        ("sizes without signs", """
+            m = m.abs()
+            spread = [m.diagonal(-lag).max() - m.diagonal(-lag).min() for lag in range(len(m))]
+            return float(max(spread) / m.max())""", "the sign of one entry: it gives 0, and should give 2"),
+        ("all diagonals together", """
+            spread = [m.diagonal(-lag).max() - m.diagonal(-lag).min() for lag in range(len(m))]
+            return float(sum(spread) / m.abs().max())""",
+         "one entry each on two diagonals: it gives 0.5, and should give 0.25"),
+        ("yes or no", """
+            return any(m.diagonal(-lag).max() != m.diagonal(-lag).min() for lag in range(len(m)))""",
+         "it gives 1, and should give 0.25"),
     ],
     "07.1": [
         ("only the state", "return 4 * config.n_layer * config.d_inner * config.d_state",
