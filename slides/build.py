@@ -178,8 +178,7 @@ def build(name: str, images: bool = False) -> None:
         write_tables()
 
 
-# After a click on a roll or an audio control the keys turn the slides again, and a finger that drags
-# a roll does not.
+# After a click on a roll the keys turn the slides again, and a finger that drags a roll does not.
 HANDS = """<script>
 addEventListener("click", () => document.activeElement?.blur());
 document.querySelectorAll(".moves svg").forEach((roll) => roll.ontouchstart = (event) => event.stopPropagation());

@@ -100,7 +100,7 @@ def test_the_script_of_the_rolls_is_there_once(name):
 
 @pytest.mark.skipif(found() is None, reason="needs Chromium or Chrome")
 def test_in_a_browser_a_click_on_a_roll_plays_from_there_and_the_keys_still_turn_the_slides(tmp_path):
-    address = (ROOT / "slides" / "route_45.html").as_uri()
+    address = (ROOT / "slides" / "1_data.html").as_uri()
     audio, roll = "document.querySelector('audio')", "document.querySelector('.moves svg')"
     with browser(tmp_path) as shown:
         shown.open(f"{address}#2", width=1280, height=720)
