@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from lib.env.errors import UserError, cli, os_errors
 from lib.env.machine import write_text
+from lib.show import moving_roll
 from slides import deck
 from slides.pictures import FIGURE, SOUND, file_hash, input_hash, made_of, make
 from slides.quotes import CODE, NUMBER, ROOT
@@ -34,7 +35,7 @@ LARGEST = {"html": 4_000_000, "pdf": 2_000_000}  # bytes
 KINDS = {"svg": "image/svg+xml", "png": "image/png", "mp3": "audio/mpeg"}
 FONTS = (("Course", 400, "DejaVuSans"), ("Course", 700, "DejaVuSans-Bold"), ("Course Mono", 400, "DejaVuSansMono"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-LOOK = ("slides/theme.css", "slides/paper.css", "slides/marp.json", "slides/package.json")
+LOOK = ("slides/theme.css", "slides/paper.css", "slides/marp.json", "slides/package.json", "lib/show/moving_roll.js")
 
 
 # what a page is made of ------------------------------------------------------------------------
@@ -110,21 +111,24 @@ def _hash(file: Path) -> str:
 
 
 def expand(name: str, media: dict[str, str]) -> str:
-    """The deck's Markdown with numbers, code, and the files of figures and sounds put in."""
+    """The deck's Markdown with numbers, code, the files of figures and sounds, and the rolls put in."""
     quoted = deck.quotes(name)
     text = CODE.sub(lambda found: f"```python\n{quoted['excerpts'][found[1]]}\n```", deck.read(name))
     text = NUMBER.sub(lambda found: quoted["numbers"][f"{found[1]}:{found[2]}"], text)
     text = FIGURE.sub(lambda found: f"{found[1]}{media['figure:' + found[2]]}{found[3]}", text)
     text = deck.PART.sub("", text)
-    return SOUND.sub(lambda found: _player(media["sound:" + found[1]], found[2] or ""), text)
+    return SOUND.sub(lambda found: _player(media["sound:" + found[1]], media["roll:" + found[1]], found[2] or ""), text)
 
 
-def _player(file: str, caption: str) -> str:
+def _player(file: str, roll: str, caption: str) -> str:
+    """A sound with its roll, an `<img>`; the style sheet needs to know how wide that is for its height."""
     caption = html.escape(caption)
     words = f"<figcaption>{caption}</figcaption>" if caption else ""
     label = caption or "sound"
     audio = f'<audio controls preload="auto" aria-label="{label}" src="{file}"></audio>'
-    return f'<figure class="sound">{words}{audio}</figure>'
+    width, height = re.search(r"viewBox='0 0 (\d+) (\d+)'", roll).groups()
+    return (f'<figure class="sound moving-roll" style="--ratio:{int(width) / int(height):.3f}">'
+            f'{words}{audio}<div class="roll">{roll}</div></figure>')
 
 
 def build(name: str, images: bool = False) -> None:
@@ -136,11 +140,14 @@ def build(name: str, images: bool = False) -> None:
     media = {}
     for kind in ("figure", "sound"):
         for what, about in made[f"{kind}s"].items():
-            ending, data, about["reads"] = make(kind, what)
-            file = WORK / "media" / f"{re.sub(r'[^A-Za-z0-9]+', '-', what)}-{sha(data)}.{ending}"
+            thing = make(kind, what)
+            about["reads"] = thing.reads
+            file = WORK / "media" / f"{re.sub(r'[^A-Za-z0-9]+', '-', what)}-{sha(thing.data)}.{thing.ending}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
+            file.write_bytes(thing.data)
             media[f"{kind}:{what}"] = file.relative_to(WORK).as_posix()
+            if kind == "sound":
+                media[f"roll:{what}"] = thing.roll
     source = WORK / f"{name}.md"
     source.write_text(expand(name, media), encoding="utf-8")
     files = made_files(name)
@@ -171,12 +178,20 @@ def build(name: str, images: bool = False) -> None:
         write_tables()
 
 
+# After a click on a roll the keys turn the slides again, and a finger that drags a roll does not.
+HANDS = """<script>
+addEventListener("click", () => document.activeElement?.blur());
+document.querySelectorAll(".moves svg").forEach((roll) => roll.ontouchstart = (event) => event.stopPropagation());
+</script>"""
+
+
 def inside(page: str) -> str:
-    """The page with the files that it names (figures, sounds) put into it."""
+    """The page with the files that it names (figures, sounds) put into it, and the script that moves its rolls."""
     def uri(found: re.Match) -> str:
         file = WORK / found[0]
         return f"data:{KINDS[file.suffix[1:]]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
+    page = page.replace("</body>", f"<script>{moving_roll.script()}</script>{HANDS}</body>")
     return re.sub(r"media/[\w-]+\.(?:svg|png|mp3)", uri, page)
 
 

@@ -241,18 +241,6 @@ def _continued(arch: str) -> Music:
     return tokenizer.decode(np.array(found["prompt"] + row["tokens"], np.uint16))
 
 
-def two_rolls():
-    """The same opening, continued by the first and the last of the race: what the two clips hold."""
-    begin = load("playing")["prompt_seconds"]
-    fig, axes = _figure(2, 1, height=4.1, sharex=True)
-    for ax, arch in zip(axes, ("lstm", "transformer"), strict=True):
-        plots.piano_roll(_heard(arch), prompt_seconds=BEFORE, end=BEFORE + AFTER, ax=ax, colourbar=False)
-        ax.set_ylabel(LABELS[arch], color=LOOKS[arch][0])
-    axes[0].set_xlabel("")
-    axes[1].set_xlabel(f"seconds; the model enters {begin:g} seconds into the piece")
-    return fig
-
-
 def _heard(arch: str) -> Music:
     begin = load("playing")["prompt_seconds"]
     return crop(_continued(arch), begin - BEFORE, begin + AFTER)
@@ -260,12 +248,12 @@ def _heard(arch: str) -> Music:
 
 def heard_lstm():
     """Two seconds of the prompt and ten of the LSTM."""
-    return _heard("lstm")
+    return _heard("lstm"), BEFORE
 
 
 def heard_transformer():
     """Two seconds of the prompt and ten of the Transformer."""
-    return _heard("transformer")
+    return _heard("transformer"), BEFORE
 
 
 # ---- tokens -----------------------------------------------------------------------------------

@@ -284,34 +284,6 @@ def _played(seeds, **options) -> list[Music]:
     return variations(*load_model(), _piece("test"), seeds=seeds, seconds=NEW, prompt_seconds=PROMPT, **options)
 
 
-def _rolls(pieces: dict[str, Music], height: float, start: float = 0):
-    begin = prompt_end(_piece("test"), PROMPT)
-    fig, axes = _figure(len(pieces), 1, height=height, sharex=True, sharey=True, squeeze=False)
-    axes = axes[:, 0]
-    for ax, (title, music) in zip(axes, pieces.items()):
-        plots.piano_roll(music, start=start, end=begin + NEW, prompt_seconds=begin if len(pieces) == 1 else None, ax=ax,
-                         colourbar=False)
-        if len(pieces) > 1:
-            ax.axvspan(start, begin, color=plots.INPUT, alpha=0.10, linewidth=0, zorder=0)
-            ax.axvline(begin, color=plots.INPUT, linewidth=1.4)
-            ax.set_title(title, fontsize=11, pad=3)
-        ax.label_outer()
-    pitches = np.concatenate([m.notes["pitch"] for m in pieces.values()]).astype(int)
-    axes[0].set_yticks(range(24, 109, 24), [f"C{octave}" for octave in range(1, 9, 2)])
-    axes[0].set_ylim(pitches.min() - 3, pitches.max() + (12 if len(pieces) == 1 else 4))
-    return fig
-
-
-def continuation():
-    """Ten seconds of a Nocturne that the model never saw, and what it makes of them (seed 1)."""
-    return _rolls({"seed 1": _played([1])[0]}, 3.4)
-
-
-def futures():
-    """One moment, three futures: seeds 1, 2 and 3."""
-    return _rolls({f"seed {seed}": music for seed, music in zip((1, 2, 3), _played([1, 2, 3]))}, 4.1)
-
-
 def endless():
     """Milliseconds a token and bytes of memory over 200,000 tokens, as measured."""
     stream = env.read_results("generation")["stream"]
@@ -418,23 +390,31 @@ def forgetting():
 # ---- sounds -----------------------------------------------------------------------------------
 
 
+def _around_the_entry(music: Music) -> tuple[Music, float]:
+    """Two seconds before the model enters and seven behind, and where in them it enters."""
+    begin = prompt_end(_piece("test"), PROMPT)
+    return crop(music, begin - 2, begin + 7), 2
+
+
 def heard_continuation():
     """Two seconds of the prompt and seven of what the model makes of it, seed 1."""
-    begin = prompt_end(_piece("test"), PROMPT)
-    return crop(_played([1])[0], begin - 2, begin + 7)
+    return _around_the_entry(_played([1])[0])
 
 
-def heard_other_future():
+def heard_second_future():
     """The same moment with seed 2."""
-    begin = prompt_end(_piece("test"), PROMPT)
-    return crop(_played([2])[0], begin - 2, begin + 7)
+    return _around_the_entry(_played([2])[0])
+
+
+def heard_third_future():
+    """The same moment with seed 3."""
+    return _around_the_entry(_played([3])[0])
 
 
 def heard_wishes():
     """The same prompt and seed 1 with four wishes: denser, higher, softer, faster."""
-    begin = prompt_end(_piece("test"), PROMPT)
     wish = Controls(density=1, register=1, loudness=-1, tempo=1.2)
-    return crop(_played([1], controls=wish)[0], begin - 2, begin + 7)
+    return _around_the_entry(_played([1], controls=wish)[0])
 
 
 def _openings() -> tuple[Music, Music, Music]:

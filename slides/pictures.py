@@ -1,8 +1,9 @@
 """Figures and sounds of the decks: found by name, drawn or rendered, and watched while they are made.
 
 A name is a function in slides/figures*.py: a figure's returns a Matplotlib figure, a sound's notes
-(`lib.music.notes.Music`) or the bytes of an MP3. `notebook/01_maestro#the-pedal-is-down` is the one image of an
-executed notebook whose alt text, or the one player whose label, holds these words; `#3` is the third.
+(`lib.music.notes.Music`), or notes and the second at which the prompt ends in them.
+`notebook/01_maestro#the-pedal-is-down` is the one image of an executed notebook whose alt text, or the one player
+whose label, holds these words; `#3` is the third. With a sound comes the roll that the notebooks' player draws of it.
 """
 
 import base64
@@ -15,6 +16,7 @@ import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.env.errors import UserError
 from slides import quotes
@@ -25,14 +27,28 @@ FIGURE = re.compile(r"(!\[[^\]]*\]\()figure:([\w/#.-]+)(\))")
 SOUND = re.compile(r"^<!-- sound: (\S+)(?: (.+?))? -->$", re.MULTILINE)
 LARGEST_SVG = 150_000  # bytes; above it a PNG is smaller to carry and quicker to show
 PNG_DPI = 200
-RATE = 24_000  # Hz, as in the notebooks' players
 WATCHED = ("data/results", "data/model", "notebooks")
 CACHE = ROOT / "slides" / ".build" / "cache"
+PLAYER = ("lib/show/listen.py", "player")  # which code makes a sound and its roll of notes
 
 _FROM_NOTEBOOK = re.compile(r"notebook/(\w+)#([\w-]+)")
-_IN_PAGE = {"figure": re.compile(r'<img\b([^>]*)\bsrc="data:image/(png|svg\+xml);base64,([A-Za-z0-9+/=]+)"'),
-            "sound": re.compile(r'<audio\b([^>]*)\bsrc="data:audio/(mpeg);base64,([A-Za-z0-9+/=]+)"')}
+_IN_PAGE = {
+    "figure": re.compile(
+        r'<img\b(?P<tag>[^>]*)\bsrc="data:image/(?P<kind>png|svg\+xml);base64,(?P<data>[A-Za-z0-9+/=]+)"'),
+    "sound": re.compile(
+        r'(?P<roll><img alt="Piano roll: [^>]*>)?'
+        r'<audio\b(?P<tag>[^>]*)\bsrc="data:audio/(?P<kind>mpeg);base64,(?P<data>[A-Za-z0-9+/=]+)"'),
+}
 _opened: list[str] | None = None
+
+
+class Made(NamedTuple):
+    """A figure or a sound."""
+
+    ending: str  # svg, png or mp3
+    data: bytes
+    reads: dict[str, str]  # the files that were read for it, with their hashes
+    roll: str = ""  # of a sound: its still roll, an `<img>`
 
 
 def home(name: str) -> str:
@@ -48,22 +64,26 @@ def home(name: str) -> str:
 def made_of(kind: str, name: str) -> str:
     """A short hash of what the picture or sound is made of: its code, or its bytes in a notebook."""
     if _FROM_NOTEBOOK.fullmatch(name):
-        return hashlib.sha256(_from_notebook(kind, name)[1]).hexdigest()[:16]
-    return code_hash(home(name), name)
+        shown = _from_notebook(kind, name)
+        return hashlib.sha256(shown.data + shown.roll.encode()).hexdigest()[:16]
+    drawn_by = code_hash(home(name), name)
+    if kind == "figure":
+        return drawn_by
+    return hashlib.sha256((drawn_by + code_hash(*PLAYER)).encode()).hexdigest()[:16]
 
 
-def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
-    """(ending, bytes, files that were read with their hashes) of a "figure" or a "sound".
+def make(kind: str, name: str) -> Made:
+    """A "figure" or a "sound".
 
     What was made is kept under slides/.build and used again while code and files are the same.
     """
     if _FROM_NOTEBOOK.fullmatch(name):
-        return *_from_notebook(kind, name), {}
+        return _from_notebook(kind, name)
     note = CACHE / f"{name}-{made_of(kind, name)}.json"
     if note.is_file():
         kept = json.loads(note.read_text(encoding="utf-8"))
         if all(input_hash(path) == before for path, before in kept["reads"].items()):
-            return kept["ending"], base64.b64decode(kept["data"]), kept["reads"]
+            return Made(**kept | {"data": base64.b64decode(kept["data"])})
     from matplotlib import rc_context
 
     from lib.show.plots import STYLE
@@ -71,30 +91,37 @@ def make(kind: str, name: str) -> tuple[str, bytes, dict[str, str]]:
     print(f"  {kind} {name}")
     module = importlib.import_module(home(name)[:-3].replace("/", "."))
     with watching() as opened, rc_context(STYLE):
-        made = getattr(module, name)()
-        ending, data = _figure_bytes(made) if kind == "figure" else ("mp3", _sound_bytes(made, name))
-    reads = {what: input_hash(what) for what in sorted(set(opened))}
+        drawn = getattr(module, name)()
+        made = _figure(drawn) if kind == "figure" else _sound(drawn, name)
+    made = made._replace(reads={what: input_hash(what) for what in sorted(set(opened))})
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"ending": ending, "reads": reads, "data": base64.b64encode(data).decode()}),
-                    encoding="utf-8")
-    return ending, data, reads
+    note.write_text(json.dumps(made._asdict() | {"data": base64.b64encode(made.data).decode()}), encoding="utf-8")
+    return made
 
 
-def _from_notebook(kind: str, name: str) -> tuple[str, bytes]:
+def _from_notebook(kind: str, name: str) -> Made:
     notebook, which = _FROM_NOTEBOOK.fullmatch(name).groups()
     found = []
     for cell in book(notebook)["cells"]:
         for out in cell.get("outputs", []):
             page = "".join(out.get("data", {}).get("text/html", ""))
-            found += _IN_PAGE[kind].findall(page)
+            found += _IN_PAGE[kind].finditer(page)
     if which.isdecimal():
         fits = found[int(which) - 1 : int(which)] if int(which) else []
     else:
-        fits = [one for one in found if f"-{which}-" in f"-{slug(one[0])}-"]
+        fits = [one for one in found if f"-{which}-" in f"-{slug(one['tag'])}-"]
     if len(fits) != 1:
         raise UserError(f"notebooks/{notebook}.ipynb shows {len(found)} {kind}s, and {len(fits)} of them fit #{which}")
-    _, what, data = fits[0]
-    return {"png": "png", "svg+xml": "svg", "mpeg": "mp3"}[what], base64.b64decode(data)
+    made = _shown(fits[0])
+    if kind == "sound" and not made.roll:
+        raise UserError(f"notebooks/{notebook}.ipynb: the player #{which} has no roll: execute the notebook again")
+    return made
+
+
+def _shown(found: re.Match) -> Made:
+    """What `_IN_PAGE` found."""
+    ending = {"png": "png", "svg+xml": "svg", "mpeg": "mp3"}[found["kind"]]
+    return Made(ending, base64.b64decode(found["data"]), {}, found.groupdict().get("roll") or "")
 
 
 def slug(tag: str) -> str:
@@ -103,7 +130,7 @@ def slug(tag: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", html.unescape(found[1]).lower()).strip("-") if found else ""
 
 
-def _figure_bytes(fig) -> tuple[str, bytes]:
+def _figure(fig) -> Made:
     """An SVG with its letters as outlines, the same bytes every time; a PNG where that is large."""
     import matplotlib
 
@@ -113,18 +140,19 @@ def _figure_bytes(fig) -> tuple[str, bytes]:
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "path", "svg.hashsalt": "slides"}):
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
-    return ("svg", svg) if len(svg) <= LARGEST_SVG else ("png", png_bytes(fig, dpi=PNG_DPI))
+    return Made("svg", svg, {}) if len(svg) <= LARGEST_SVG else Made("png", png_bytes(fig, dpi=PNG_DPI), {})
 
 
-def _sound_bytes(made, name: str) -> bytes:
+def _sound(made, name: str) -> Made:
+    """The sound and the roll that a notebook would show of what a function gave."""
     from lib.music.notes import Music
-    from lib.show.listen import PLAYER_LEVEL, mp3_bytes, render
+    from lib.show.listen import player
 
-    if isinstance(made, Music):
-        return mp3_bytes(render(made, rate=RATE), RATE, level=PLAYER_LEVEL)
-    if not isinstance(made, bytes):
-        raise UserError(f"sound {name!r} gave a {type(made).__name__}: return notes or the bytes of an MP3")
-    return made
+    music, prompt_seconds = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(music, Music):
+        raise UserError(f"sound {name!r} gave a {type(music).__name__}: return notes, or notes and the seconds of "
+                        "their prompt")
+    return _shown(_IN_PAGE["sound"].search(player(music, prompt_seconds=prompt_seconds).data))
 
 
 def input_hash(what: str) -> str:

@@ -2,12 +2,17 @@
 
 import base64
 import html
+import io
 import re
 import zlib
 from contextlib import suppress
+from urllib.parse import unquote
 
 import pytest
+import soundfile
+from browser import browser, found
 
+from lib.show import moving_roll
 from slides import build, deck, pictures
 from slides.quotes import ROOT
 
@@ -74,6 +79,46 @@ def test_sound_plays_from_inside_the_page(name):
         data = base64.b64decode(re.search(r'src="data:audio/mpeg;base64,([^"]+)"', tag)[1])
         assert "controls" in tag and len(data) > 2_000
         assert data[:3] == b"ID3" or data[0] == 0xFF and data[1] & 0xE0 == 0xE0, "not an MP3"
+
+
+@each_deck
+def test_every_sound_has_its_roll_and_both_last_equally_long(name):
+    shown = re.findall(r'<figure class="sound moving-roll"[^>]*>(.*?)</figure>', page(name), re.DOTALL)
+    assert len(shown) == page(name).count("<audio ") == len(pictures.SOUND.findall(deck.read(name)))
+    for sound in shown:
+        roll = unquote(re.search(r'<img alt="Piano roll: [^"]+"[^>]* src="data:image/svg\+xml,([^"]+)"', sound)[1])
+        data = base64.b64decode(re.search(r'src="data:audio/mpeg;base64,([^"]+)"', sound)[1])
+        seconds = float(re.search(r"data-end='([\d.]+)'", roll)[1])
+        assert soundfile.info(io.BytesIO(data)).duration == pytest.approx(seconds, abs=0.1)
+        assert re.search(r"class='notes'.*?d='M\d+ [\d.]+h\d+", roll), "a roll without notes"
+
+
+@each_deck
+def test_the_script_of_the_rolls_is_there_once(name):
+    assert page(name).count(moving_roll.script()) == page(name).count("figure.moving-roll:not(.moves)") == 1
+
+
+@pytest.mark.skipif(found() is None, reason="needs Chromium or Chrome")
+def test_in_a_browser_a_click_on_a_roll_plays_from_there_and_the_keys_still_turn_the_slides(tmp_path):
+    address = (ROOT / "slides" / "1_data.html").as_uri()
+    audio, roll = "document.querySelector('audio')", "document.querySelector('.moves svg')"
+    with browser(tmp_path) as shown:
+        shown.open(f"{address}#2", width=1280, height=720)
+        assert shown.run("document.querySelectorAll('figure.moving-roll:not(.moves)').length") == 0
+        left, top, width, height = shown.run(
+            f"(({{left, top, width, height}}) => [left, top, width, height])({roll}.getBoundingClientRect())")
+        assert width > 1000 and top > 0 and top + height < 720, "not in full width on its slide"
+        keys = moving_roll.LEFT / moving_roll.WIDTH
+        shown.click(left + width * (keys + (1 - keys) / 2), top + height / 2)
+        shown.until(f"!{audio}.paused")
+        start, end = shown.run(f"[{audio}.currentTime, {audio}.duration]")
+        assert start == pytest.approx(end / 2, abs=1.5)
+        before = shown.run(f"{roll}.lastChild.getAttribute('d')")
+        shown.until(f"{audio}.currentTime > {start + 0.3}")
+        assert shown.run(f"{roll}.lastChild.getAttribute('d')") != before, "no cursor runs"
+        shown.key("ArrowRight", 39)
+        shown.until("location.hash == '#3'")
+        assert shown.requests() == [address] and not shown.errors()
 
 
 @each_deck

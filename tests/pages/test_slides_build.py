@@ -1,13 +1,18 @@
 """The build of the slides: what a deck quotes is found, what is not there is said, what is stale is noticed."""
 
 import base64
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+import soundfile
 
 from lib.env.errors import UserError
+from lib.music.notes import Music, make_notes
+from lib.show.listen import player
+from lib.show.moving_roll import image, script
 from slides import build, deck, pictures, quotes, sources
 from slides.quotes import ROOT
 
@@ -119,8 +124,8 @@ def test_notebooks_are_quoted(results):
         quotes.printed(r"01_x#1 \d+")
     with pytest.raises(UserError, match="09_y.ipynb is not there"):
         quotes.printed(r"09_y#1 (\d+)")
-    assert pictures.make("figure", "notebook/01_x#1") == ("png", b"PNG", {})
-    assert pictures.make("figure", "notebook/01_x#b-c") == ("png", b"PNG", {})
+    assert pictures.make("figure", "notebook/01_x#1") == ("png", b"PNG", {}, "")
+    assert pictures.make("figure", "notebook/01_x#b-c") == ("png", b"PNG", {}, "")
     for which in ("2", "0", "b-d"):
         with pytest.raises(UserError, match=f"shows 1 figures, and 0 of them fit #{which}"):
             pictures.make("figure", f"notebook/01_x#{which}")
@@ -420,8 +425,58 @@ def test_a_paper_has_no_page_and_needs_no_notes(small_deck):
 def test_expansion_puts_in_numbers_code_and_files(small_deck):
     text = build.expand("1_x", {"figure:notebook/01_x#1": "media/x.png"})
     assert "2.5 hours" in text and "```python\ndef second(x):" in text and "![a b c](media/x.png)" in text
-    sound = pictures.SOUND.sub(lambda found: build._player("media/y.mp3", found[2]), "<!-- sound: y A <b> -->")
+    change(small_deck / "slides" / "1_x.md", "![a b c](figure:notebook/01_x#1)", "<!-- sound: y A <b> -->")
+    sound = build.expand("1_x", {"sound:y": "media/y.mp3", "roll:y": image(MUSIC, 3)})
     assert 'src="media/y.mp3"' in sound and "<audio controls" in sound and "A &lt;b&gt;" in sound
+    assert '<figure class="sound moving-roll"' in sound and '<img alt="Piano roll: ' in sound and "<script" not in sound
+
+
+# sounds ----------------------------------------------------------------------------------------
+
+MUSIC = Music(make_notes([0.0, 1.0], [1.0, 1.5], [60, 64], [80, 40]))
+
+
+def with_output(notebook, text):
+    """The notebook's path, with an output more."""
+    book = json.loads(notebook.read_text())
+    book["cells"][-1]["outputs"].append({"output_type": "display_data", "data": {"text/html": text}})
+    notebook.write_text(json.dumps(book))
+
+
+def test_the_player_of_a_notebook_brings_its_roll_and_is_stale_with_it(results):
+    notebook = results / "notebooks" / "01_x.ipynb"
+    with_output(notebook, player(MUSIC, "Two notes", prompt_seconds=1).data)
+    made = pictures.make("sound", "notebook/01_x#two-notes")
+    assert made.ending == "mp3" and soundfile.info(io.BytesIO(made.data)).duration == pytest.approx(3, abs=0.1)
+    assert made.roll == image(MUSIC, 3, "Two notes", 1)
+    before = pictures.made_of("sound", "notebook/01_x#two-notes")
+    change(notebook, "prompt%3C", "opening%3C")
+    assert pictures.made_of("sound", "notebook/01_x#two-notes") != before
+
+
+def test_a_player_without_a_roll_is_one_clear_sentence(results):
+    with_output(results / "notebooks" / "01_x.ipynb",
+                '<audio controls aria-label="old" src="data:audio/mpeg;base64,AAAA"></audio>')
+    with pytest.raises(UserError, match="01_x.ipynb: the player #old has no roll: execute the notebook again"):
+        pictures.make("sound", "notebook/01_x#old")
+
+
+def test_a_function_gives_notes_or_notes_with_their_prompt():
+    plain, prompted = pictures._sound(MUSIC, "x"), pictures._sound((MUSIC, 1), "x")
+    assert plain.data == prompted.data and "prompt" not in plain.roll and "prompt" in prompted.roll
+    assert plain.roll == image(MUSIC, 3)
+    with pytest.raises(UserError, match="sound 'x' gave a bytes: return notes"):
+        pictures._sound(b"MP3", "x")
+
+
+def test_the_script_comes_into_the_page_once_whatever_the_number_of_sounds(tmp_path, monkeypatch):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "y.mp3").write_bytes(b"MP3")
+    monkeypatch.setattr(build, "WORK", tmp_path)
+    sounds = 3 * build._player("media/y.mp3", image(MUSIC, 3), "A")
+    page = build.inside(f"<html><body>{sounds}</body></html>")
+    assert page.count(script()) == 1 and page.index("</figure>") < page.index(script())
+    assert "media/y.mp3" not in page and page.count(base64.b64encode(b"MP3").decode()) == 3
 
 
 # the command -----------------------------------------------------------------------------------
