@@ -300,6 +300,8 @@ def test_weights_of_another_kind_are_one_sentence():
 # ---- one model, read in three ways --------------------------------------------------------
 
 LONG = 2_049
+# the loop goes a step at a time, and the interpreted kernel in blocks of 32: eight borders of them, and one step more
+SHORT = {"loop": 257, "triton": 257}
 
 
 def agrees(a, b):
@@ -323,7 +325,8 @@ def stepped():
 def test_step_segments_and_whole_agree_at_every_position(stepped, backend):
     model, ids, by_step, _ = stepped
     available(backend)
-    every_reading(model, ids, by_step, backend)
+    length = SHORT.get(backend, LONG)
+    every_reading(model, ids[:, :length], by_step[:, :length], backend)
 
 
 @pytest.mark.gpu
@@ -361,7 +364,7 @@ def every_reading(model, ids, by_step, backend):
     whole = model(ids, backend=backend)
     agrees(whole, by_step)
     state, parts, begin = None, [], 0
-    for end in (1, 3, 64, 65, 700, 1024, 2048, LONG):
+    for end in (*(end for end in (1, 3, 64, 65, 256, 700, 1024, 2048) if end < ids.shape[1]), ids.shape[1]):
         logits, state = model(ids[:, begin:end], state, return_state=True, backend=backend)
         parts.append(logits)
         begin = end
