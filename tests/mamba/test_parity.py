@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import jaxtyping
 import pytest
 import torch
 from made_up import sdist
@@ -309,15 +311,26 @@ def agrees(a, b):
     assert off(a, b) <= 1e-5, off(a, b)
 
 
+@contextmanager
+def shapes_unchecked():
+    """For thousands of calls with the same shapes: to check those takes ten times as long as a step."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="module")
 def stepped():
     """A model, 2,049 tokens, the logits of `step` at each position and the last state."""
     model = ours(MambaConfig(29, 9, 2, 4, d_conv=3), seed=6)
     ids = tokens(model.config, 1, LONG, seed=7)
     state, found = model.new_state(1), []
-    for token in ids.unbind(1):
-        logits, state = model.step(token, state)
-        found.append(logits)
+    with torch.inference_mode(), shapes_unchecked():
+        for token in ids.unbind(1):
+            logits, state = model.step(token, state)
+            found.append(logits)
     return model, ids, torch.stack(found, 1), state
 
 
