@@ -2,27 +2,30 @@
 
 Without a GPU, `TRITON_INTERPRET=1` runs kernels in numpy. Nearly all of it is vectorised; only
 `tl.associative_scan` calls its combine function once an element, about 0.1 ms each. Here the whole
-tile is combined at once, in log2(length) rounds (Hillis and Steele 1986).
+tile is combined at once, in log2(length) rounds (Hillis and Steele 1986). And `triton.language` is
+patched once a launch, where Triton does it again for each call of a function inside a kernel.
 
 A kernel without its mask writes past the end of a tensor, and the process dies of it; `in_bounds` stops it first.
 """
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
 
 def fast_interpreter() -> bool:
-    """Make `tl.associative_scan` fast in the interpreter, once a process; True where that is done.
+    """Make scans and calls of functions fast in the interpreter, once a process; True where that is done.
 
     Without effect, and False, where kernels are compiled, or where this Triton's interpreter is
     built differently (seen to work: 3.4 to 3.9). A combine function that branches runs as before.
     """
     try:
-        from triton import knobs
+        from triton import knobs, language
         from triton.runtime import interpreter
 
         slow, patch_tensor = interpreter.ScanOps.generic_scan, interpreter._patch_lang_tensor
+        patch_language = interpreter._patch_lang
     except (ImportError, AttributeError):
         return False
     if not knobs.runtime.interpret:
@@ -41,9 +44,18 @@ def fast_interpreter() -> bool:
         # a number is an array of one element, which numpy 2.4 no longer turns into an int (Triton before 3.7)
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
+    # as a function sees it that has imported all there is to patch
+    everything = SimpleNamespace(__globals__={"tl": language, "core": language.core})
+
+    def patch_lang(function):
+        if any(language.core.is_builtin(place.load) for place in (language, language.core)):
+            return patch_language(everything)
+        return SimpleNamespace(restore=lambda: None)  # inside a launch: done, and undone when it ends
+
     generic_scan.slow = slow
     interpreter.ScanOps.generic_scan = generic_scan
     interpreter._patch_lang_tensor = patch_lang_tensor
+    interpreter._patch_lang = patch_lang
     return True
 
 

@@ -293,6 +293,7 @@ def test_runs_side_by_side_come_to_the_same_end_as_one_after_another(lab, found,
     kept.mkdir()
     (kept / "speeds.json").write_text((lab.folder / "kept" / "speeds.json").read_text())
     both = likelihood.run(two)
+    two.processes.shutdown()
     for part in ("grid", "runs", "test"):
         assert both[part] == json.loads(json.dumps(one[part]))
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import jaxtyping
 import pytest
 import torch
 from made_up import sdist
@@ -300,11 +302,23 @@ def test_weights_of_another_kind_are_one_sentence():
 # ---- one model, read in three ways --------------------------------------------------------
 
 LONG = 2_049
+# the loop goes a step at a time, and the interpreted kernel in blocks of 32: eight borders of them, and one step more
+SHORT = {"loop": 257, "triton": 257}
 
 
 def agrees(a, b):
     """To 1e-5: logits here reach 2, states less."""
     assert off(a, b) <= 1e-5, off(a, b)
+
+
+@contextmanager
+def shapes_unchecked():
+    """For thousands of calls with the same shapes: to check those takes ten times as long as a step."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
@@ -313,9 +327,10 @@ def stepped():
     model = ours(MambaConfig(29, 9, 2, 4, d_conv=3), seed=6)
     ids = tokens(model.config, 1, LONG, seed=7)
     state, found = model.new_state(1), []
-    for token in ids.unbind(1):
-        logits, state = model.step(token, state)
-        found.append(logits)
+    with torch.inference_mode(), shapes_unchecked():
+        for token in ids.unbind(1):
+            logits, state = model.step(token, state)
+            found.append(logits)
     return model, ids, torch.stack(found, 1), state
 
 
@@ -323,7 +338,8 @@ def stepped():
 def test_step_segments_and_whole_agree_at_every_position(stepped, backend):
     model, ids, by_step, _ = stepped
     available(backend)
-    every_reading(model, ids, by_step, backend)
+    length = SHORT.get(backend, LONG)
+    every_reading(model, ids[:, :length], by_step[:, :length], backend)
 
 
 @pytest.mark.gpu
@@ -361,7 +377,7 @@ def every_reading(model, ids, by_step, backend):
     whole = model(ids, backend=backend)
     agrees(whole, by_step)
     state, parts, begin = None, [], 0
-    for end in (1, 3, 64, 65, 700, 1024, 2048, LONG):
+    for end in (*(end for end in (1, 3, 64, 65, 256, 700, 1024, 2048) if end < ids.shape[1]), ids.shape[1]):
         logits, state = model(ids[:, begin:end], state, return_state=True, backend=backend)
         parts.append(logits)
         begin = end

@@ -228,13 +228,19 @@ def inspect(folder: Path, streams, saves: int, how: str) -> list[str]:
 SAVES = ("the first", "the second", "the third")
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs fork, and Linux's names of open files")
-@pytest.mark.parametrize("what", SAVES)
-def test_a_save_that_fails_anywhere_loses_nothing_and_leaves_a_folder_that_loads(what):
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__, what], capture_output=True, text=True, timeout=560,
+@pytest.fixture(scope="module")
+def found():
+    """All of them, in one process of its own: its imports take as long as a hundred saves."""
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=560,
                           cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-1500:]
-    result = json.loads(done.stdout)[what]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs fork, and Linux's names of open files")
+@pytest.mark.parametrize("what", SAVES)
+def test_a_save_that_fails_anywhere_loses_nothing_and_leaves_a_folder_that_loads(found, what):
+    result = found[what]
     assert result["wrong"] == []
     counts = set(result["tried"].values())
     assert len(counts) == 1 and counts.pop() > 15, "every call failed once in each way"

@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -164,10 +164,15 @@ class Lab:
 
     def __getstate__(self) -> dict:
         """What another process needs; it opens the streams itself."""
-        return {k: v for k, v in self.__dict__.items() if k != "base"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("base", "processes")}
+
+    @cached_property
+    def processes(self) -> ProcessPoolExecutor:
+        """`jobs` processes side by side, each on its share of the cores; to start one takes seconds."""
+        return ProcessPoolExecutor(self.jobs, get_context("spawn"), _begin, (self, self.threads))
 
     def all(self, work: Callable, items: Iterable) -> list:
-        """`work(lab, item)` for every item, in order; `jobs` processes side by side, each on its share of the cores.
+        """`work(lab, item)` for every item, in order, shared out among the processes side by side.
 
         `work` is a function of a module, and keeps what it has done: an error of one lets the others end.
         """
@@ -176,11 +181,9 @@ class Lab:
             return [work(self, item) for item in items]
         self.left()
         self.base  # noqa: B018  built once, before all look for it
-        with ProcessPoolExecutor(
-            self.jobs, get_context("spawn"), _begin, (self, self.threads)
-        ) as pool:
-            futures = [pool.submit(_work, work, item) for item in items]
-            return [future.result() for future in futures]
+        futures = [self.processes.submit(_work, work, item) for item in items]
+        wait(futures)
+        return [future.result() for future in futures]
 
     def once(self, name: str, work, schema: type = dict):
         """What `work()` gives, as JSON of this schema, from the file of an earlier call where there is one."""
