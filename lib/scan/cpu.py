@@ -261,8 +261,9 @@ STEP = operator("step_cpu", f"(Tensor h, {READ}) -> (Tensor y, Tensor after)", _
 def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
     """One step of time, without gradients; shapes as in `lib.scan.selective_step`. Returns y, new h.
 
-    Raises `UserError` as `scan` does; the operator looks at the shapes.
+    Raises `UserError` as `scan` does.
     """
+    check_step(h, x, delta, A, B, C, D, z, delta_bias)
     _check(x)
     y, h = STEP(h, x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus))
     return y.to(x.dtype), h
