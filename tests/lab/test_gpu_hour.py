@@ -119,6 +119,12 @@ def test_a_step_that_outstays_its_limit_is_stopped_and_said(tmp_path, monkeypatc
     said = []
     hours.take(plan.step_of("tiles"), Hour(tmp_path), 0.01, said.append)
     assert Hour(tmp_path).read("tiles")["ended"] == "time" and "time after" in said[0]
+    assert hours.over(Hour(tmp_path), plan.step_of("tiles")), "it would outstay its limit again"
+    hours.take(plan.step_of("race"), Hour(tmp_path), 0.01, said.append)
+    hours.take(plan.step_of("race"), Hour(tmp_path), 0.01, said.append)
+    race = Hour(tmp_path).read("race")
+    assert race["minutes"] >= 0.02, "of both calls"
+    assert not hours.over(Hour(tmp_path), plan.step_of("race")), "it goes on from where it was stopped"
 
 
 def test_a_step_that_fails_says_its_last_words_and_the_next_ones_go_on(tmp_path, monkeypatch):

@@ -31,3 +31,22 @@ def test_the_hand_points_to_the_states_that_were_given():
     fig = figures.dial(np.array([1, 1j, -1, -1j, 1]), np.ones(5), 4)
     ends = [tuple(text.xy) for text in fig.axes[0].texts if hasattr(text, "xy")]
     assert ends == [(1, 0), (0, 1), (-1, 0), (0, -1)]
+
+
+def rows(length, scan, products):
+    """Quartiles of the three forms at a length."""
+    times = {"scan": scan, "ssd": products, "ssd_bf16": products}
+    names = ("q1_ms", "median_ms", "q3_ms")
+    return [{"form": form, "length": length, "d_state": 16, "both": dict(zip(names, t))} for form, t in times.items()]
+
+
+def test_ahead_means_that_the_quartiles_do_not_meet():
+    near, far = ((1, 2, 6), (5, 6, 7)), ((1, 2, 3), (5, 6, 7))
+
+    def ahead_from(*pairs):
+        timed = [row for length, pair in zip((64, 256, 512), pairs) for row in rows(length, *pair)]
+        return figures.ahead_from({"sizes": {"state": 16}, "rows": timed})
+
+    assert ahead_from(near, far, far) == 256
+    assert ahead_from(far, near, far) == 512, "from there on, and not now and then"
+    assert ahead_from(far, far, far) == 64

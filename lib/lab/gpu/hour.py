@@ -67,7 +67,7 @@ def run(
     for name in again:
         hour.result(name).unlink(missing_ok=True)
     for step in STEPS:
-        if hour.read(step.name).get("ended") in ("done", "failed"):
+        if over(hour, step):
             continue
         left = (deadline - time.monotonic()) / 60
         if step.needs == STREAMS and not (hour.streams / "tokens.npy").exists():
@@ -78,7 +78,13 @@ def run(
             take(step, hour, min(left, step.limit), say)
             parts.collect(hour)
     parts.collect(hour)
-    return all(hour.read(step.name).get("ended") in ("done", "failed") for step in STEPS)
+    return all(over(hour, step) for step in STEPS)
+
+
+def over(hour: Hour, step: Step) -> bool:
+    """Whether a step has ended for good: one that ran out of time has, unless it goes on from there."""
+    ended = hour.read(step.name).get("ended")
+    return ended in ("done", "failed") or ended == "time" and not step.goes_on
 
 
 def take(step: Step, hour: Hour, minutes: float, say: Callable) -> None:
@@ -87,6 +93,7 @@ def take(step: Step, hour: Hour, minutes: float, say: Callable) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "lib.lab.gpu", "step", step.name, "--folder", hour.folder,
                "--minutes", f"{minutes:.3f}", *["--tiny"] * hour.tiny]
+    before = hour.read(step.name).get("minutes", 0)
     begin = time.monotonic()
     with log.open("ab") as file:
         child = subprocess.Popen(command, cwd=ROOT, env=environment(hour), stdout=file,
@@ -106,7 +113,7 @@ def take(step: Step, hour: Hour, minutes: float, say: Callable) -> None:
     else:
         known["ended"] = "failed"
         known["last words"] = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
-    known["minutes"] = known.get("minutes", 0) + round(took, 2)
+    known["minutes"] = round(before + took, 2)
     write_json(hour.result(step.name), known)
     say(f"{step.name}: {known['ended']} after {took:.1f} minutes")
 

@@ -50,14 +50,14 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> tuple[Tens
     batch, length, channels, states = shape
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *size: torch.randn(*size, generator=generator)
-    moving = [draw(batch, length, channels), draw(batch, length, channels) - 1]
+    like_x = batch, length, channels
+    x, delta, z = draw(*like_x), draw(*like_x) - 1, draw(*like_x)
     A = -torch.rand(channels, states, generator=generator) * 4 - 0.1
-    moving += [draw(batch, length, states), draw(batch, length, states)]
-    fixed = [draw(channels), draw(batch, length, channels), draw(channels), draw(batch, channels, states)]
-    x, delta, B, C = (t.to(device(), dtype) for t in moving)
-    D, z, bias, h0 = fixed
-    on = device()
-    return x, delta, A.to(on), B, C, D.to(on), z.to(on, dtype), bias.to(on), h0.to(on)
+    B, C = draw(batch, length, states), draw(batch, length, states)
+    D, bias, h0 = draw(channels), draw(channels), draw(batch, channels, states)
+    x, delta, B, C, z = (t.to(device(), dtype) for t in (x, delta, B, C, z))
+    A, D, bias, h0 = (t.to(device()) for t in (A, D, bias, h0))
+    return x, delta, A, B, C, D, z, bias, h0
 
 
 def results_of(arguments, optional: bool, backend: str) -> list[Tensor]:
