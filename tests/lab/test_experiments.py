@@ -54,7 +54,7 @@ TINY = Protocol(
     Efficiency(archs=("transformer", "mamba"), vocabulary=20, lengths=(8, 16, 32), positions=(8, 16, 32), prefill=(8, 16),
                batches=(1, 3), prompt=9, repeats=3, tokens=2, seconds=0.01),
     Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
-    Playing(prompt_seconds=2.0, seconds=40.0),
+    Playing(prompt_seconds=2.0, seconds=8.0),
     Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
     Tokenizers(kinds=("TSD",), vocabularies=(600,), notes=(30, 60), measured=None),
     Original(SIZE, pieces=2, seconds=(0, 60), measured=1, passes=4, batch=2, length=24, vocabulary=640, repaired_vocabulary=None, copies=1, carry=2,
@@ -247,10 +247,14 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
     assert race.run(lab)["summary"] == json.loads(json.dumps(result["summary"]))
 
 
+def rows(bits):
+    return [{"lr": lr, "validation_bits_per_note": value} for lr, value in bits.items()]
+
+
 def test_a_grid_is_widened_while_its_best_rate_lies_at_an_edge():
-    assert race.beyond({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0}) == 8e-3
-    assert race.beyond({1e-3: 1.0, 2e-3: 2.0, 4e-3: 3.0}) == 5e-4
-    assert race.beyond({1e-3: 3.0, 2e-3: 1.0, 4e-3: 2.0}) is None
+    assert race.beyond(rows({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0})) == 8e-3
+    assert race.beyond(rows({1e-3: 1.0, 2e-3: 2.0, 4e-3: 3.0})) == 5e-4
+    assert race.beyond(rows({1e-3: 3.0, 2e-3: 1.0, 4e-3: 2.0})) is None
 
 
 def test_a_doubling_is_worth_what_the_last_two_budgets_say():
@@ -258,10 +262,25 @@ def test_a_doubling_is_worth_what_the_last_two_budgets_say():
     assert race.doubling([(10, 9.0)]) == 0.0
 
 
+def test_what_ended_on_one_machine_is_not_trained_again_on_another(lab, found, tmp_path, monkeypatch):
+    result = race.run(lab)
+    monkeypatch.setattr(race, "best_model", lambda *args: pytest.fail("no weights came along"))
+    monkeypatch.setattr(Lab, "train", lambda *args: pytest.fail("trained again"))
+
+    def elsewhere(protocol):
+        return Lab(protocol, tmp_path, kept=lab.kept, device="cpu", found=found, cache=lab.cache, say=quiet)
+
+    again = race.run(elsewhere(TINY))
+    assert json.dumps(again["summary"]) == json.dumps(result["summary"])
+    others = elsewhere(replace(TINY, config=replace(TINY.config, transpose=3)))
+    with pytest.raises(UserError, match="another protocol"):
+        race.trained(others, race.trial(others, "lstm", 1e-3, 0.1))
+
+
 def test_context_counts_each_token_at_its_place(lab):
-    likelihood.run(lab)
+    race.run(lab)
     result = experiment_context.run(lab)
-    assert {row["arch"] for row in result["reach"]} == {"mamba", "transformer"}
+    assert [row["arch"] for row in result["reach"][::2]] == list(TINY.race.archs)
     nats = [np.arange(1.0, 31) * math.log(2), np.ones(5) * math.log(2)]
     notes = [np.tile([1, 0], 15), np.array([1, 0, 0, 0, 0])]
     row = experiment_context._bits(nats, notes, 10, 20)
@@ -270,15 +289,15 @@ def test_context_counts_each_token_at_its_place(lab):
     assert "tokens" in experiment_context.table(result)
 
 
-def test_context_needs_the_models_of_the_first_part(found, tmp_path):
-    with pytest.raises(UserError, match="--only likelihood"):
+def test_context_needs_the_models_of_the_race(found, tmp_path):
+    with pytest.raises(UserError, match="--only race"):
         experiment_context.run(Lab(TINY, tmp_path, device="cpu", found=found, say=quiet))
 
 
 def test_every_architecture_continues_the_same_opening(lab):
-    likelihood.run(lab)
+    race.run(lab)
     result = experiment_playing.run(lab)
-    assert [row["arch"] for row in result["played"]] == list(TINY.likelihood.archs)
+    assert [row["arch"] for row in result["played"]] == list(TINY.race.archs)
     tokenizer = lab.streams(10.0)[1]
     for row in result["played"]:
         assert row["tokens"] and tokenizer.notes_of[row["tokens"]].sum() > 0

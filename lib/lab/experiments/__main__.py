@@ -41,6 +41,12 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="base token streams that were built elsewhere (default: built here)",
     )
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        help="where the figures of runs that have ended are kept, small files that another machine goes "
+        "on from (default: kept in the folder of the runs)",
+    )
     parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
     parser.add_argument(
         "--jobs",
@@ -77,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         jobs=args.jobs,
         results=args.results,
         base=args.streams,
+        kept=args.kept,
     )
     for part in args.only or PARTS:
         module = import_module(PARTS[part])

@@ -1,6 +1,6 @@
 """Part (c): how far back a model looks. Bits per note against position, and against the tokens in reach.
 
-On validation pieces, with the models of part (a) (equal tokens, first seed). The same tokens are
+On validation pieces, with the models of the race (all tokens, first seed). The same tokens are
 predicted with more and more context: windows read afresh, of which only the second halves count.
 """
 
@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from lib.lab.experiments.likelihood import spec
-from lib.lab.experiments.runs import best_model
+from lib.lab.experiments.entries import shown
+from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import token_nats, window_nats
 from lib.music.token_names import count_in
@@ -18,33 +18,27 @@ from lib.train.bits import interval
 
 
 def run(lab) -> dict:
-    """For each architecture of part (a) both curves; kept one by one."""
-    chosen, likelihood = lab.protocol.context, lab.protocol.likelihood
-    rates = lab.read("likelihood").get("rates", {})
-    result = {
-        "pieces": len(validation_pieces(lab.base, chosen.tokens)),
-        "position": [],
-        "reach": [],
-    }
-    items = [(arch, rates.get(arch, likelihood.rates[0])) for arch in likelihood.archs]
-    for (arch, _), kept in zip(items, lab.all(curves, items), strict=True):
+    """For each architecture of the race both curves; kept one by one."""
+    pieces = validation_pieces(lab.base, lab.protocol.context.tokens)
+    result = {"pieces": len(pieces), "position": [], "reach": []}
+    ones = shown(lab)
+    for one, found in zip(ones, lab.all(curves, ones), strict=True):
         for kind in ("position", "reach"):
-            result[kind] += [{"arch": arch, **row} for row in kept[kind]]
+            result[kind] += [{"arch": one.arch, **row} for row in found[kind]]
     lab.write("context", result)
     return result
 
 
-def curves(lab, item: tuple[str, float]) -> dict:
-    """Both curves of an architecture trained at this rate; kept."""
-    (arch, lr), chosen = item, lab.protocol.context
-    one = spec(lab, arch, lr=lr, seed=lab.protocol.likelihood.seeds[0], budget="tokens")
+def curves(lab, one: Spec) -> dict:
+    """Both curves of an architecture, by the weights of this run; kept."""
+    chosen = lab.protocol.context
 
     def work():
-        lab.say(f"context: {arch}")
+        lab.say(f"context: {one.arch}")
         pieces = validation_pieces(lab.base, chosen.tokens)
         return measure(best_model(lab.place(one.name), lab.device), lab.base, pieces, chosen)
 
-    return lab.once(f"context-{arch}", work, dict[str, list[dict]])
+    return lab.once(f"context-{one.arch}", work, dict[str, list[dict]])
 
 
 def measure(model, streams, pieces, chosen) -> dict:

@@ -1,55 +1,56 @@
 """What the compared models play: one opening of the validation split, continued by each of them.
 
-With the models of part (a) (equal tokens, first seed), the same seed and the same way of drawing. Kept as
+With the models of the race (all tokens, first seed), the same seed and the same way of drawing. Kept as
 tokens, so that a notebook can show and play them.
 """
 
 from lib.env.schema import Count
 from lib.generate.player import continuations, hear_prompt
-from lib.lab.experiments.likelihood import spec
-from lib.lab.experiments.runs import best_model
+from lib.lab.experiments.entries import shown
+from lib.lab.experiments.runs import Spec, best_model
+from lib.music.maestro import Performance
 from lib.music.notes import read_midi
-from lib.music.tokens import first_seconds
+from lib.music.tokens import Tokenizer, first_seconds
 
 
 def run(lab) -> dict:
     """The prompt, and each architecture's continuation; kept one by one."""
-    chosen, likelihood = lab.protocol.playing, lab.protocol.likelihood
-    piece = min((p for p in lab.found if p.split == "validation"), key=lambda p: p.path.name)
-    tokenizer = lab.streams(lab.protocol.grid_ms)[1]
-    music, rates = read_midi(piece.path), lab.read("likelihood").get("rates", {})
+    chosen = lab.protocol.playing
+    piece, tokenizer = opening(lab)
+    prompt = first_seconds(tokenizer, read_midi(piece.path), chosen.prompt_seconds)
     result = {
         "composer": piece.composer,
         "title": piece.title,
         "year": piece.year,
         "prompt_seconds": chosen.prompt_seconds,
-        "prompt": first_seconds(tokenizer, music, chosen.prompt_seconds).tolist(),
-        "played": [],
+        "prompt": prompt.tolist(),
+        "played": [{"arch": one.arch, "tokens": continued(lab, one)} for one in shown(lab)],
     }
-    for arch in likelihood.archs:
-        one = spec(
-            lab,
-            arch,
-            lr=rates.get(arch, likelihood.rates[0]),
-            seed=likelihood.seeds[0],
-            budget="tokens",
-        )
-
-        def work(one=one):
-            model = best_model(lab.place(one.name), lab.device)
-            start, _, begin = hear_prompt(model, tokenizer, music, chosen.prompt_seconds)
-            return [
-                int(t)
-                for t in continuations(
-                    model, tokenizer, [start], [chosen.seed], until=begin + chosen.seconds
-                )[1][0]
-            ]
-
-        result["played"].append(
-            {"arch": arch, "tokens": lab.once(f"playing-{arch}", work, list[Count])}
-        )
-        lab.write("playing", result)
+    lab.write("playing", result)
     return result
+
+
+def opening(lab) -> tuple[Performance, Tokenizer]:
+    """The performance that is begun, and the tokenizer that all models read."""
+    held_out = (p for p in lab.found if p.split == "validation")
+    piece = min(held_out, key=lambda p: p.path.name)
+    return piece, lab.streams(lab.protocol.grid_ms)[1]
+
+
+def continued(lab, one: Spec) -> list[int]:
+    """The tokens that an architecture plays after the opening, by the weights of this run; kept."""
+    chosen = lab.protocol.playing
+
+    def work():
+        piece, tokenizer = opening(lab)
+        model = best_model(lab.place(one.name), lab.device)
+        music = read_midi(piece.path)
+        start, _, begin = hear_prompt(model, tokenizer, music, chosen.prompt_seconds)
+        until = begin + chosen.seconds
+        played = continuations(model, tokenizer, [start], [chosen.seed], until=until)[1]
+        return [int(token) for token in played[0]]
+
+    return lab.once(f"playing-{one.arch}", work, list[Count])
 
 
 def table(result: dict) -> str:

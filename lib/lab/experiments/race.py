@@ -1,8 +1,11 @@
 """Part (a), second protocol: which architecture predicts held-out music best.
 
 Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the budget. Then
-all train at their best, with several seeds; and with the first seed at shorter budgets too. When all of
-these have ended, and not before, the test split is opened. An n-gram that was only counted is the floor.
+all train at their best, with several seeds; and with the first seed at shorter budgets too. These read
+the test split as they end: by then everything has been chosen. An n-gram that was only counted is the floor.
+
+Days of one core go into it. What a run that has ended leaves is a small file or two (`--kept`): carried to
+another machine, they need not be trained there again.
 
 Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained again:
 from its bits at two budgets follows what a doubling of its tokens is worth to it, and so what it would
@@ -10,13 +13,15 @@ have had with the tokens that as many operations as Mamba's allow.
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
+from lib.env.errors import UserError
 from lib.env.schema import Amount
+from lib.lab.experiments import context, playing
+from lib.lab.experiments.entries import best_of, entries, is_shown, trial
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
-from lib.lab.experiments.runs import Spec, best_model
+from lib.lab.experiments.runs import Spec, best_model, completed
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import LABELS, build
 from lib.lab.rivals.ngram import NGram
@@ -35,32 +40,21 @@ KEPT = (
 WIDEST = 3  # times that a grid is widened at one end
 
 
-def spec(lab, arch: str, *, lr: float, warmup: float, seed: int, tokens: int) -> Spec:
-    """One run; runs with the same choices are one run."""
-    config = lab.protocol.config
-    steps = max(1, tokens // (config.batch * config.length))
-    config = replace(
-        config, lr=lr, warmup=warmup, seed=seed, dropout=lab.protocol.size.dropout, steps=steps
-    )
-    name = f"race/{arch}-lr{lr:g}-warmup{warmup:g}-seed{seed}-steps{steps}"
-    return Spec(name, arch, lab.protocol.size, config)
-
-
 def run(lab) -> dict:
     """Everything, as far as the minutes go; the result is written after every stage."""
     chosen = lab.protocol.race
     result = lab.read("race") or {}
     if result.get("summary"):
         return result
-    searched = lab.all(search, chosen.archs)
-    result["trials"] = [row for rows in searched for row in rows]
+    result["trials"] = search(lab)
     result["best"] = {
-        arch: chosen_of(rows) for arch, rows in zip(chosen.archs, searched, strict=True)
+        arch: best_of(row for row in result["trials"] if row["arch"] == arch)
+        for arch in chosen.archs
     }
     lab.write("race", result)
-    result["runs"] = lab.all(trained, list(runs(lab, result["best"])))
+    ended = lab.all(judged, list(entries(lab, result["best"])))
+    result["runs"], result["test"] = map(list, zip(*ended, strict=True))
     lab.write("race", result)
-    result["test"] = lab.all(tested, [row["name"] for row in result["runs"]])
     result |= floor(lab)
     result["operations"] = {arch: counted(lab, arch) for arch in chosen.archs}
     result["summary"] = summarise(result, chosen.headline[0])
@@ -68,32 +62,30 @@ def run(lab) -> dict:
     return result
 
 
-# ---- the search ------------------------------------------------------------------------------
-
-
-def search(lab, arch: str) -> list[dict]:
-    """The trials of an architecture, the first seed: rates, further rates, then the other warm-ups."""
+def search(lab) -> list[dict]:
+    """The trials: all rates, further rates where the best lies at an edge, then the other warm-ups at the best."""
     chosen = lab.protocol.race
-    seed = chosen.seeds[0]
+    first, *others = chosen.warmups
+    rows = lab.all(
+        trained, [trial(lab, arch, lr, first) for arch in chosen.archs for lr in chosen.rates]
+    )
 
-    def trial(lr: float, warmup: float) -> dict:
-        return trained(
-            lab, spec(lab, arch, lr=lr, warmup=warmup, seed=seed, tokens=chosen.trial_tokens)
-        )
+    def tried(arch: str) -> list[dict]:
+        return [row for row in rows if row["arch"] == arch]
 
-    rows = [trial(lr, chosen.warmups[0]) for lr in chosen.rates]
     for _ in range(WIDEST):
-        further = beyond({row["lr"]: row["validation_bits_per_note"] for row in rows})
-        if further is None:
-            break
-        rows.append(trial(further, chosen.warmups[0]))
-    best = chosen_of(rows)["lr"]
-    rows += [trial(best, warmup) for warmup in chosen.warmups[1:]]
+        rates = {arch: beyond(tried(arch)) for arch in chosen.archs}
+        rows += lab.all(trained, [trial(lab, arch, lr, first) for arch, lr in rates.items() if lr])
+    best = {arch: best_of(tried(arch))["lr"] for arch in chosen.archs}
+    rows += lab.all(
+        trained, [trial(lab, arch, best[arch], share) for arch in chosen.archs for share in others]
+    )
     return rows
 
 
-def beyond(bits: dict[float, float]) -> float | None:
-    """Half or twice the best of these rates where it is the least or the largest of them, else None."""
+def beyond(rows: list[dict]) -> float | None:
+    """Half or twice the best of the rates tried where it is the least or the largest of them, else None."""
+    bits = {row["lr"]: row["validation_bits_per_note"] for row in rows}
     best = min(bits, key=bits.get)
     if best == max(bits):
         return 2 * best
@@ -102,52 +94,47 @@ def beyond(bits: dict[float, float]) -> float | None:
     return None
 
 
-def chosen_of(rows: list[dict]) -> dict:
-    """The rate and the warm-up of the trial that validation likes best."""
-    best = min(rows, key=lambda row: row["validation_bits_per_note"])
-    return {"lr": best["lr"], "warmup": best["warmup"]}
-
-
-# ---- the runs --------------------------------------------------------------------------------
-
-
-def runs(lab, best: dict[str, dict]):
-    """Seed by seed, so that a race that is cut short has some of everything; then the shorter budgets."""
-    chosen = lab.protocol.race
-    for number, seed in enumerate(chosen.seeds):
-        for arch in chosen.archs:
-            if number < chosen.few or arch in chosen.headline:
-                yield spec(lab, arch, **best[arch], seed=seed, tokens=chosen.tokens)
-    for tokens in chosen.budgets:
-        for arch in chosen.archs:
-            yield spec(lab, arch, **best[arch], seed=chosen.seeds[0], tokens=tokens)
-
-
 def trained(lab, one: Spec) -> dict:
-    """The row of a run, trained where it is not there yet."""
-    outcome = lab.train(one, lab.base)
-    curve = [[row["tokens"], row["validation_bits_per_note"]] for row in outcome["log"]]
-    return {
-        "arch": one.arch,
-        "lr": one.config.lr,
-        "warmup": one.config.warmup,
-        "seed": one.config.seed,
-        "name": one.name,
-        **{key: outcome[key] for key in KEPT},
-        "curve": curve,
-    }
-
-
-def tested(lab, name: str) -> list[float]:
-    """Bits of every test piece for a run that has ended; kept."""
+    """The row of a run, trained where it is not there yet; kept."""
+    facts = one.facts(lab.base)
 
     def work():
-        lab.say(f"{name}: test")
-        model = best_model(lab.place(name), lab.device)
+        outcome = lab.train(one, lab.base)
+        curve = [[row["tokens"], row["validation_bits_per_note"]] for row in outcome["log"]]
+        return {"spec": facts, **{key: outcome[key] for key in KEPT}, "curve": curve}
+
+    found = lab.once(kept_as(one), work)
+    if completed(found.pop("spec")) != facts:
+        raise UserError(f"{lab.kept} holds runs of another protocol: choose another --kept")
+    config = one.config
+    choices = {"lr": config.lr, "warmup": config.warmup, "seed": config.seed, "name": one.name}
+    return {"arch": one.arch, **choices, **found}
+
+
+def judged(lab, one: Spec) -> tuple[dict, list[float]]:
+    """The row of a run, and its bits of every test piece, from which nothing is chosen; kept.
+
+    What other parts need of the weights is measured here too, while the machine still has them.
+    """
+
+    def test():
+        lab.say(f"{one.name}: test")
+        model = best_model(lab.place(one.name), lab.device)
         found = model_bits(model, lab.base, lab.base.select("test"))
         return [round(float(bits), 3) for bits in found]
 
-    return lab.once(name.replace("/", "-") + "-test", work, list[Amount])
+    row = trained(lab, one)
+    bits = lab.once(f"{kept_as(one)}-test", test, list[Amount])
+    if is_shown(lab, one):
+        context.curves(lab, one)
+        if not lab.base_folder:  # a machine without the music libraries reads streams alone
+            playing.continued(lab, one)
+    return row, bits
+
+
+def kept_as(one: Spec) -> str:
+    """The name of a run among what is kept."""
+    return one.name.replace("/", "-")
 
 
 # ---- floors and arithmetic -------------------------------------------------------------------

@@ -74,6 +74,7 @@ class Lab:
         cache: Path | None = None,
         found: list | None = None,
         base: Path | None = None,
+        kept: Path | None = None,
         say=print,
     ):
         self.protocol, self.folder, self.say, self.jobs = protocol, Path(folder), say, jobs
@@ -85,6 +86,7 @@ class Lab:
         self.cache = cache or (
             self.folder / "cache" if protocol.scale == "quick" else env.ROOT / "data" / "cache"
         )
+        self.kept = kept or self.folder / "kept"  # what runs that have ended left
         self.base_folder = base  # streams that were built elsewhere: no music library is needed then
         if found is not None:
             self.found = found
@@ -187,7 +189,7 @@ class Lab:
 
     def once(self, name: str, work, schema: type = dict):
         """What `work()` gives, as JSON of this schema, from the file of an earlier call where there is one."""
-        path = self.folder / "kept" / f"{name}.json"
+        path = self.kept / f"{name}.json"
         if not path.exists():
             self.left()
             text = json.dumps(work())

@@ -204,6 +204,6 @@ def best_model(folder: Path, device: str = "cpu"):
     """The best checkpoint of a run that has ended. Raises `UserError` where it has not."""
     if not (folder / OUTCOME).exists():
         raise UserError(
-            f"{folder.name} has not ended yet: run python -m lib.lab.experiments --only likelihood first"
+            f"{folder.name} has not ended on this machine: run python -m lib.lab.experiments first"
         )
     return baselines.load(folder / "best", device)

@@ -1,0 +1,62 @@
+"""Who trains in the race of part (a), and how: its runs, as the protocol and the search decide them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from lib.env.errors import UserError
+from lib.lab.experiments.runs import Spec
+
+
+def spec(lab, arch: str, *, lr: float, warmup: float, seed: int, tokens: int) -> Spec:
+    """One run; runs with the same choices are one run."""
+    chosen, config = lab.protocol.race, lab.protocol.config
+    config = replace(
+        config,
+        lr=lr,
+        warmup=warmup,
+        seed=seed,
+        precision=chosen.precision,
+        dropout=lab.protocol.size.dropout,
+        steps=max(1, tokens // (config.batch * config.length)),
+    )
+    name = f"race/{arch}-lr{lr:g}-warmup{warmup:g}-seed{seed}-steps{config.steps}"
+    return Spec(name, arch, lab.protocol.size, config)
+
+
+def trial(lab, arch: str, lr: float, warmup: float) -> Spec:
+    """A short run that looks for a rate and a warm-up: the first seed."""
+    chosen = lab.protocol.race
+    return spec(lab, arch, lr=lr, warmup=warmup, seed=chosen.seeds[0], tokens=chosen.trial_tokens)
+
+
+def best_of(rows: Iterable[dict]) -> dict:
+    """The rate and the warm-up of the trial that validation likes best."""
+    best = min(rows, key=lambda row: row["validation_bits_per_note"])
+    return {"lr": best["lr"], "warmup": best["warmup"]}
+
+
+def entries(lab, best: dict[str, dict]) -> Iterator[Spec]:
+    """Seed by seed, so that a race that is cut short has some of everything; then the shorter budgets."""
+    chosen = lab.protocol.race
+    for number, seed in enumerate(chosen.seeds):
+        for arch in chosen.archs:
+            if number < chosen.few or arch in chosen.headline:
+                yield spec(lab, arch, **best[arch], seed=seed, tokens=chosen.tokens)
+    for tokens in chosen.budgets:
+        for arch in chosen.archs:
+            yield spec(lab, arch, **best[arch], seed=chosen.seeds[0], tokens=tokens)
+
+
+def is_shown(lab, one: Spec) -> bool:
+    """Is this the run of its architecture that the other parts look into: the first seed, all tokens?"""
+    chosen, config = lab.protocol.race, one.config
+    whole = chosen.tokens // (config.batch * config.length)
+    return config.seed == chosen.seeds[0] and config.steps == max(1, whole)
+
+
+def shown(lab) -> list[Spec]:
+    """That run of every architecture. Raises `UserError` where the race has not chosen its rates yet."""
+    best = lab.read("race").get("best")
+    if not best:
+        raise UserError("the race comes first: python -m lib.lab.experiments --only race")
+    return [one for one in entries(lab, best) if is_shown(lab, one)]
