@@ -15,7 +15,9 @@ The rules, which are those of the instrument and of the MIDI specification:
   is never lifted comes up when the last track ends.
 - A pedal belongs to its channel, over all tracks and whatever the channel's program becomes. Pianos
   (programs 0 to 7) share theirs: notation programs write each hand, and the pedal, on a channel of
-  its own. Instruments beside them keep their own pedals and do not hear the piano's.
+  its own. Some write the pedal on both, or play it to both by hand: what another channel says a
+  tenth of a second sooner or later is a copy, and the channel's own counts. Instruments beside
+  pianos keep their own pedals and do not hear the piano's.
 - "All notes off" (123, and 124 to 127, which imply it) releases the keys of its channel, "all sound
   off" (120) silences it, pedal or not, and "reset" (121) lifts its pedals.
 - Events at one tick count in the order in which they were written, track after track.
@@ -44,6 +46,7 @@ from lib.music.midi import (
 
 DRUMS = 9  # the channel that people call 10
 PIANOS = 8  # programs below this are pianos
+COPY = 0.1  # seconds by which the ends of a copy of a pedal may differ from the pedal's
 INSTANT = 1e-9  # seconds: far less than a tick, and tells what came first within one
 
 
@@ -152,14 +155,31 @@ def _next(events: np.ndarray, controls: list[int], places: np.ndarray) -> np.nda
 def _pedal(events: np.ndarray, pedal: int, channel: int, shared: bool) -> np.ndarray:
     """The spans of a pedal that holds a channel's keys: its own and, if shared, those of pianos."""
     own, time = _spans(events, pedal, channel), events["time"]
-    others: list[np.ndarray] = []
+    found = own
     control = events["status"][events["status"] >> 4 == CONTROL]
     for other in np.unique(control & 0xF) if shared else ():
+        if other == channel:
+            continue
         spans = _spans(events, pedal, other)
         spans = spans[_is_piano(events, other, spans).all(1)]
-        if not any(np.array_equal(time[spans], time[known]) for known in (own, *others)):
-            others.append(spans)  # more than a copy of the pedal on another hand's channel
-    return _union(np.concatenate((own, *others)), time) if others else own
+        spans = spans[~_copies(spans, found, time)]
+        found = np.concatenate((found, spans))
+        found = found[np.argsort(found[:, 0])]
+    return _union(found, time) if len(found) > len(own) else own
+
+
+def _copies(spans: np.ndarray, known: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Which spans, bool (P,), say once more what the known one that begins nearest to them says."""
+    if not len(known):
+        return np.zeros(len(spans), bool)
+
+    def apart(row):  # seconds, (P, 2)
+        return np.abs(time[spans] - time[known[row]]).round(6)
+
+    later = np.searchsorted(time[known[:, 0]], time[spans[:, 0]])
+    before, behind = np.maximum(later - 1, 0), np.minimum(later, len(known) - 1)
+    nearest = np.where(apart(before)[:, 0] <= apart(behind)[:, 0], before, behind)
+    return (apart(nearest) <= COPY).all(1)
 
 
 def _spans(events: np.ndarray, pedal: int, channel: int) -> np.ndarray:

@@ -22,16 +22,17 @@ SOUND_OFF, RESET = 120, 121
 NOTES_OFF = range(123, 128)  # 124 to 127 change the mode, and end all notes too
 HEARD = np.isin(np.arange(256), [SUSTAIN, SOSTENUTO, SOUND_OFF, RESET, *NOTES_OFF])
 
+MOST_TRACKS = 0xFFFF  # that a header can count
 END_OF_TRACK, TEMPO = 0x2F, 0x51  # kinds of meta event
 DEFAULT_TEMPO = 500_000  # microseconds a quarter note: 120 BPM, until a file says otherwise
 TEMPO_120 = b"\xff\x51\x03" + DEFAULT_TEMPO.to_bytes(3)  # the event that says so
 END_NOW = b"\x00\xff\x2f\x00"  # the end of a track, at once
 FRAMES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}  # a second, where frames are counted
 
-# A delta time has one to four bytes, only the last below 0x80. A channel event has one or two data
-# bytes below 0x80 and, under "running status", no status byte of its own. RUN_* go on from an event
-# of the same kind, 4096 events a match to bound the memory.
-DELTA = rb"[\x80-\xff]{0,3}[\x00-\x7f]"
+# A delta time has one to four bytes, only the last below 0x80, and some writers pad it with empty
+# ones. A channel event has one or two data bytes below 0x80 and, under "running status", no status
+# byte of its own. RUN_* go on from an event of the same kind, 4096 events a match to bound the memory.
+DELTA = rb"\x80*[\x80-\xff]{0,3}[\x00-\x7f]"
 TWO = re.compile(DELTA + rb"[\x80-\xbf\xe0-\xef][\x00-\x7f]{2}")  # notes, controllers, pitch bend
 ONE = re.compile(DELTA + rb"[\xc0-\xdf][\x00-\x7f]")  # program, pressure on a channel
 RUN_TWO = re.compile(rb"(?:%b[\x80-\xbf\xe0-\xef]?[\x00-\x7f]{2}){1,4096}" % DELTA)
@@ -104,6 +105,20 @@ def read_events(data: bytes) -> np.ndarray:
     return events
 
 
+def unwrapped(data: bytes) -> bytes:
+    """The MIDI file in a RIFF envelope: its chunk "data". What is no such envelope comes back as it is."""
+    if data[:4] != b"RIFF" or data[8:12] != b"RMID":
+        return data
+    position = 12
+    while position + 8 <= len(data):
+        name, begin = data[position : position + 4], position + 8
+        size = int.from_bytes(data[position + 4 : begin], "little")
+        if name == b"data":
+            return data[begin : begin + size]
+        position = begin + size + size % 2  # chunks begin at even places
+    return data[max(0, data.find(b"MThd")) :]
+
+
 def _header(data: bytes) -> tuple[int, int, int, int]:
     """Format, number of tracks, division, and where the first track begins."""
     size = int.from_bytes(data[4:8])
@@ -125,14 +140,22 @@ def _frames(division: int) -> int:
 
 
 def _walk(data: bytes, position: int, count: int) -> Walk:
-    """Walk over `count` tracks, the first of which begins at `position`."""
+    """Walk over the tracks, the first of which begins at `position`.
+
+    The header's `count` may be too small or too large: what is there is read. Behind the tracks
+    that it counts anything may lie, and zeros wherever the tracks end.
+    """
     walk, track = Walk(), 0
-    while track < count and position < len(data):
+    content = len(data.rstrip(b"\0"))
+    while position < content and track < MOST_TRACKS:
         begin = position + 8
         end = begin + int.from_bytes(data[position + 4 : begin])
+        is_track = data[position : position + 4] == b"MTrk"
+        if track >= count and not is_track:
+            break
         if end > len(data):
             raise ValueError(f"its track {track + 1} is cut short")
-        if data[position : position + 4] == b"MTrk":  # other chunks are for other programs
+        if is_track:  # other chunks are for other programs
             _walk_track(data, begin, end, track, walk)
             track += 1
         position = end

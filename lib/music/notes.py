@@ -21,6 +21,7 @@ from lib.music.midi import (
     midi_file,
     read_events,
     track_chunk,
+    unwrapped,
 )
 
 NOTE = np.dtype([("start", "f8"), ("end", "f8"), ("pitch", "u1"), ("velocity", "u1")])
@@ -110,8 +111,7 @@ def _events(path: Path) -> np.ndarray:
         data = path.read_bytes()
     if not data:
         raise UserError(f"{path} is empty: give a MIDI file with notes")
-    if data[:4] == b"RIFF" and data[8:12] == b"RMID":  # a MIDI file in an envelope
-        data = data[max(0, data.find(b"MThd")) :]
+    data = unwrapped(data)  # some come in an envelope
     if data[:4] != b"MThd":
         raise UserError(f"{path} is not a MIDI file: it does not begin with 'MThd'")
     try:

@@ -12,7 +12,7 @@ import random
 import struct
 import sys
 import tempfile
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -208,23 +208,32 @@ def is_piano(changes: list[tuple[int, int]], place: int) -> bool:
 
 def obeyed(events, pedals, changes, channel: int, piano: bool) -> list[tuple[int, int]]:
     """The spans of the pedal that a note obeys: its channel's and, for a piano, the other pianos'."""
-    def when(found):
-        return [(events[down].time, events[up].time) for down, up in found]
-
-    kept = [list(pedals[channel])]
+    own = pedals[channel]
+    kept = list(own)
     for other in range(16) if piano else ():
         theirs = [span for span in pedals[other] if all(is_piano(changes[other], place) for place in span)]
-        if when(theirs) not in [when(one) for one in kept]:
-            kept.append(theirs)
-    if len(kept) == 1:
-        return kept[0]
+        if other != channel:
+            kept = sorted([*kept, *(span for span in theirs if not is_copy(events, span, kept))])
+    if len(kept) == len(own):
+        return own
     one: list[tuple[int, int]] = []
-    for down, up in sorted(sum(kept, [])):
+    for down, up in kept:
         if one and events[down].time < events[one[-1][1]].time:
             one[-1] = one[-1][0], max(up, one[-1][1])
         else:
             one.append((down, up))
     return one
+
+
+def is_copy(events, span: tuple[int, int], known: list[tuple[int, int]]) -> bool:
+    """Whether a span's ends lie within 0.1 s of those of the known one that begins nearest."""
+    if not known:
+        return False
+    begins = [events[down].time for down, _ in known]
+    later = bisect_left(begins, events[span[0]].time)
+    beside = known[max(later - 1, 0)], known[min(later, len(known) - 1)]
+    apart = [[round(abs(events[a].time - events[b].time), 6) for a, b in zip(span, one)] for one in beside]
+    return max(min(apart, key=lambda ends: ends[0])) <= 0.1
 
 
 # --- random files ---------------------------------------------------------------------------

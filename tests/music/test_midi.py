@@ -169,6 +169,24 @@ def test_the_same_pedal_on_both_hands_channels_damps_where_it_changes(tmp_path):
     assert sustain(music).notes["end"].tolist() == [1, 1]
 
 
+def test_a_pedal_played_to_two_channels_damps_each_when_its_own_comes_up(heard):
+    right, left = [], []
+    for beat in range(0, 4 * 960, 960):
+        right += *pedal(beat, beat + 900), *note(72, beat, beat + 240)
+        left += *pedal(max(0, beat - 70), beat + 880, 1), *note(48, beat, beat + 240, 1)
+    ends = {72: 900 / 960, 48: 880 / 960}
+    wanted = [(float(i), round(i + ends[key], 3), key) for i in range(4) for key in (48, 72)]
+    assert heard(midi(track(*right), track(*left))) == wanted
+
+
+def test_a_pedal_that_is_more_than_a_copy_is_held_with_the_others(heard):
+    hands = track(*pedal(0, 960), *note(60, 0, 240)), track(*pedal(480, 1920, 1), *note(62, 480, 720, 1))
+    assert heard(midi(*hands)) == [(0, 2, 60), (0.5, 2, 62)]
+    right = track(*pedal(0, 960), *pedal(1920, 2880), *note(60, 1000, 1100))
+    left = track(*pedal(20, 980, 1), *pedal(985, 1940, 1), *note(62, 0, 240, 1))  # a copy, and one more
+    assert heard(midi(right, left)) == [(0, 1.021, 62), (1.042, 3, 60)]
+
+
 @pytest.mark.parametrize(("events", "end"), [
     ((off(60), control(64, 127)), 1),  # the key was up before the pedal went down
     ((control(64, 127), off(60)), 2),
@@ -262,6 +280,19 @@ def riff(*chunks, form=b"RMID"):
 def test_riff_is_an_envelope(heard):
     assert heard(riff((b"data", SCALE))) == PLAYED
     assert heard(riff((b"LIST", b"INFO!"), (b"data", SCALE), (b"DLS ", b"sound"))) == PLAYED
+    assert heard(riff((b"DISP", b"MThd  :)"), (b"data", SCALE))) == PLAYED, "a title that looks like a header"
+    assert heard(riff((b"LIST", b"odd and not padded")).replace(b"padded", b"padde") + SCALE) == PLAYED
+
+
+def test_the_tracks_that_are_there_count_and_not_the_headers_number_of_them(heard):
+    hands = track(*note(60, 0, 480)), track(*note(62, 480, 960))
+    for number in (0, 1, 2, 9):
+        whole = bytearray(midi(*hands))
+        whole[11] = number
+        assert heard(bytes(whole)) == PLAYED
+        assert heard(bytes(whole) + b"\0" * 5) == PLAYED, "padded with zeros"
+        with pytest.raises(UserError, match="track 2 is cut short"):
+            heard(bytes(whole)[:-1])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in (*range(0x60), 0x7F) if kind != 0x2F])
@@ -276,6 +307,7 @@ STREWN = {
     "system exclusive": b"\xf0\x05\x7e\x7f\x09\x01\xf7",
     "system exclusive in packets": b"\xf0\x03\x43\x12\0" + b"\0\xf7\x02\x43\xf7",
     "a length in more bytes than it needs": b"\xff\x01\x80\x02ab",
+    "a length in many more": b"\xff\x01\x80\x80\x80\x80\x80\x02ab",
     "real time": b"\xf8",
     "active sensing": b"\xfe",
     "a song position": b"\xf2\x01\x02",
