@@ -23,6 +23,8 @@ from lib.scan.operators import constant, differentiable, operator, saved, wants_
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
 MOST_TAPS = 8  # of the convolution; with more, plain PyTorch computes it
 ONE_THREAD = 32_768  # fewer numbers than this are done sooner than a second thread wakes up
+PRECISIONS = (torch.float32, torch.bfloat16)  # of what the kernels read and write
+CPU = torch.device("cpu")
 
 SOURCE = Path(__file__).with_name("block_cpu.cpp")
 KERNEL = Kernel(SOURCE, "the fused block", "the block runs in plain PyTorch, several times slower")
@@ -36,24 +38,25 @@ def available() -> bool:
 constant(available)
 
 # -- the passes between the products ---------------------------------------------------------------
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+# Each hands addresses to the kernel as they come: whoever calls one has checked them.
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / rms(x) * weight over the last axis, from float32 to `dtype`."""
     u = torch.empty_like(x, dtype=dtype)
-    KERNEL.library.norm(_half(u), c_long(x[..., 0].numel()), c_long(x.shape[-1]), c_float(eps), _threads(x),
+    KERNEL.library.norm(_half(u), c_long(x.shape[:-1].numel()), c_long(x.shape[-1]), c_float(eps), _threads(x),
                         *map(address, (x, weight, u)))
     return u
 
 
-def rms_norm_backward(x: Tensor, weight: Tensor, eps: float, du: Tensor, dy: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rms_norm_backward(x: Tensor, weight: Tensor, eps: float, du: Tensor, dy: Tensor | None) -> tuple[Tensor, Tensor]:
     """From du, the gradient of the norm, and dy, that of the residual beside it: those of x and weight."""
-    rows, width = x[..., 0].numel(), x.shape[-1]
+    rows, width = x.shape[:-1].numel(), x.shape[-1]
     dx, parts = torch.empty_like(x), x.new_empty(-(-rows // SHARE), width)
     KERNEL.library.norm_backward(_half(du), c_long(rows), c_long(width), c_float(eps), _threads(x),
                                  *map(address, (x, weight, du, dy, dx, parts)))
     return dx, parts.sum(0)
 
 
-def add(x: Tensor, out: Tensor) -> Tensor:
+def _add(x: Tensor, out: Tensor) -> Tensor:
     """x + out in float32."""
     y = torch.empty_like(x)
     KERNEL.library.add(_half(out), c_long(x.numel()), _threads(x), *map(address, (x, out, y)))
@@ -68,7 +71,7 @@ class _Call(ctypes.Structure):
                 *((name, c_void_p) for name in ("x", "weight", "bias", "before", "y", "dy", "dx", "dbefore", "parts"))]
 
 
-def convolve(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
+def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
     """SiLU of the causal depthwise convolution: x (B, L, D) in regular rows, taps (K, D), before (B, K-1, D)."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     call = _Call(*x.shape, len(taps), _threads(x), x.stride(1), 0,
@@ -77,8 +80,8 @@ def convolve(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Te
     return y
 
 
-def convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor, dy: Tensor,
-                      dx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor, dy: Tensor,
+                       dx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Writes dx, in regular rows; returns the gradients of taps, bias and before."""
     batch, length, channels = x.shape
     dbefore = torch.zeros_like(before)  # at length 0 the kernel writes nothing
@@ -91,18 +94,18 @@ def convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tens
 
 
 def _convolution_kernel(x, taps, bias, before):
-    _check_convolution(x, taps.t(), bias, before, (torch.float32,))
+    _check_convolution(x, taps.transpose(0, -1), bias, before, (torch.float32,))
     taps, bias, before = map(scan_cpu.in_floats, (taps, bias, before))
-    return convolve(scan_cpu.in_rows(x), taps, bias, before)
+    return _convolve(scan_cpu.in_rows(x), taps, bias, before)
 
 
 def _convolution_backward_kernel(x, taps, bias, before, dy):
-    _check_convolution(x, taps.t(), bias, before, (torch.float32,))
+    _check_convolution(x, taps.transpose(0, -1), bias, before, (torch.float32,))
     check_tensors("the convolution's gradient", x.device, {"dy": (dy, x.shape)})
     x, dy = scan_cpu.in_rows(x), dy.to(x.dtype).resolve_neg().contiguous()
     taps, bias, before = map(scan_cpu.in_floats, (taps, bias, before))
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return dx, *convolve_backward(x, taps, bias, before, dy, dx)
+    return dx, *_convolve_backward(x, taps, bias, before, dy, dx)
 
 
 def _convolution_backward_fake(x, taps, bias, before, dy):
@@ -148,17 +151,16 @@ def _check_convolution(x, taps, bias, before, dtypes=FLOATS) -> None:
     if axes(x) != 3 or axes(taps) != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
         raise UserError("the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
                         f"K from 1 to {MOST_TAPS}, not {described(x)} and {described(taps)}")
-    cpu = torch.device("cpu")
     batch, _, channels = x.shape
     window = taps.shape[1] - 1
-    check_tensors("the convolution", cpu, {"x": (x, x.shape)}, (torch.float32, torch.bfloat16))
-    check_tensors("the convolution", cpu, {
+    check_tensors("the convolution", CPU, {"x": (x, x.shape)}, PRECISIONS)
+    check_tensors("the convolution", CPU, {
         "taps": (taps, (channels, window + 1)), "bias": (bias, (channels,)),
         "before": (before, (batch, window, channels))}, dtypes, optional=("bias",))
 
 
 # -- the block -------------------------------------------------------------------------------------
-# arguments of both operators of the block; weights in the order of `_weights`
+# arguments of both operators of the block; weights in the order of `weights_of`
 READ = ("Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, Tensor conv_w, "
         "Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, Tensor out_w, Tensor? out_b")
 KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the backward pass
@@ -167,26 +169,28 @@ KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the back
 def _block_kernel(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w,
                   out_b, keep):
     """x + mixer(norm(x)), the memory after it (two tensors), and with `keep` what the backward pass needs."""
+    weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
+    _check_block(x, before, mask, dtype, weights)
+    check_tensors("the block", CPU, {"h0": (h0, (len(x), *A_log.shape))})
     d_inner, d_state = A_log.shape
-    rank, window = dt_w.shape[1], conv_w.shape[-1] - 1
-    _check_block(x, before, h0, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b)
+    rank, window = dt_w.shape[1], conv_w.shape[2] - 1
     x, before, h0 = map(scan_cpu.in_floats, (x, before, h0))
     cast = [w if w is None else w.to(dtype) for w in (in_w, in_b, x_w, dt_w, out_w, out_b)]
     in_w, in_b, x_w, dt_w, out_w, out_b = cast
     norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (norm, conv_b, dt_b, D))
-    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), conv_w[:, 0].t().contiguous()
+    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), scan_cpu.in_floats(conv_w[:, 0].t())
     with torch.autocast("cpu", enabled=False):
-        u = rms_norm(x, norm, eps, dtype)
+        u = _rms_norm(x, norm, eps, dtype)
         xz = F.linear(u, in_w, in_b)
-        x_in, z = xz.split(d_inner, -1)
-        x_conv = convolve(x_in, taps, conv_b, before)
+        x_in, z = xz.split([d_inner, d_inner], -1)
+        x_conv = _convolve(x_in, taps, conv_b, before)
         selected = F.linear(x_conv, x_w)
         low, B, C = selected.split([rank, d_state, d_state], -1)
         delta = F.linear(low, dt_w)
         given = scan_cpu.Inputs(x_conv, delta, A, B, C, D, z, dt_b, True)
-        y, last, states = scan_cpu.forward(given, h0, keep)
+        y, last, states = scan_cpu._forward(given, h0, keep)
         out = F.linear(y, out_w, out_b)
-    result = add(x, out if mask is None else out * mask)
+    result = _add(x, out if mask is None else (out * mask).contiguous())
     newest = x_in[:, max(0, x.shape[1] - window):].float()
     after = torch.cat([before, newest], 1)[:, newest.shape[1]:].clone()  # the last K-1 inputs
     kept = (u, xz, x_conv, selected, delta, y, states) if keep else (x.new_empty(0) for _ in KEPT)
@@ -195,42 +199,53 @@ def _block_kernel(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, con
 
 def _block_fake(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w,
                 out_b, keep):
-    batch, length, _ = x.shape
     new = lambda *shape: x.new_empty(shape)
     results = new(*x.shape), new(*before.shape), new(*h0.shape)
     if not keep:
         return *results, *(new(0) for _ in KEPT)
-    d_inner = len(A_log)
-    widths = x.shape[2], 2 * d_inner, d_inner, len(x_w), d_inner, d_inner
-    moving = (x.new_empty(batch, length, width, dtype=dtype) for width in widths)
-    return *results, *moving, new(*scan_cpu.kept_shape(new(batch, length, d_inner), A_log))
+    *moving, states = _kept_shapes(x, x_w, A_log)
+    return *results, *(x.new_empty(shape, dtype=dtype) for shape in moving), new(*states)
+
+
+def _kept_shapes(x, x_w, A_log) -> list[tuple[int, ...]]:
+    """The shapes of `KEPT`. All are in the dtype of the block's products but the states, which are float32."""
+    batch, length, width = x.shape
+    d_inner, d_state = A_log.shape
+    widths = width, 2 * d_inner, d_inner, len(x_w), d_inner, d_inner
+    return [*((batch, length, w) for w in widths), scan_cpu.kept_shape(batch, length, d_inner, d_state)]
 
 
 def _block_backward_kernel(x, before, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D,
                            out_w, out_b, u, xz, x_conv, selected, delta, y, states, dresult, dafter, dlast):
     """The gradients of x, before, h0 and the weights; an empty tensor for a bias that is not there."""
+    weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
+    _check_block(x, before, mask, dtype, weights)
+    _check_block_backward(x, before, dtype, x_w, A_log, (u, xz, x_conv, selected, delta, y, states),
+                          dresult, dafter, dlast)
     d_inner, d_state = A_log.shape
-    rank, window = dt_w.shape[1], conv_w.shape[-1] - 1
-    x, before, dresult, dafter, dlast = map(scan_cpu.in_floats, (x, before, dresult, dafter, dlast))
+    rank, window = dt_w.shape[1], conv_w.shape[2] - 1
+    xz, x_conv, selected, delta = map(scan_cpu.in_rows, (xz, x_conv, selected, delta))
+    x, before, states = map(scan_cpu.in_floats, (x, before, states))
+    dresult, dafter, dlast = map(scan_cpu.in_floats, (dresult, dafter, dlast))
     norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (norm, conv_b, dt_b, D))
     in_w, x_w, dt_w, out_w = (w.to(dtype) for w in (in_w, x_w, dt_w, out_w))
-    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), conv_w[:, 0].t().contiguous()
+    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), scan_cpu.in_floats(conv_w[:, 0].t())
     with torch.autocast("cpu", enabled=False):
         d_out = (dresult if mask is None else dresult * mask).to(dtype)
         dy = d_out @ out_w
-        x_in, z = xz.split(d_inner, -1)
+        x_in, z = xz.split([d_inner, d_inner], -1)
         low, B, C = selected.split([rank, d_state, d_state], -1)
         dxz, dselected = torch.empty_like(xz), torch.empty_like(selected)
-        dx_in, dz = dxz.split(d_inner, -1)
+        dx_in, dz = dxz.split([d_inner, d_inner], -1)
         dlow, dB, dC = dselected.split([rank, d_state, d_state], -1)
         given = scan_cpu.Inputs(x_conv, delta, A, B, C, D, z, dt_b, True)
-        scan = scan_cpu.backward(given, states, dy, dlast, dB=dB, dC=dC, dz=dz)
+        scan = scan_cpu._backward(given, states, dy, dlast, dB=dB, dC=dC, dz=dz)
         dlow.copy_(scan.delta @ dt_w)
         dx_conv = torch.addmm(_flat(scan.x), _flat(dselected), x_w).view_as(x_conv)
-        dtaps, dconv_b, dbefore = convolve_backward(x_in, taps, conv_b, before, dx_conv, dx_in)
+        dtaps, dconv_b, dbefore = _convolve_backward(x_in, taps, conv_b, before, dx_conv, dx_in)
         if dafter is not None:  # the memory is made of inputs: what is asked of it goes back to them
             _add_to_inputs(dafter, dx_in, dbefore, window)
-        dx, dnorm = rms_norm_backward(x, norm, eps, dxz @ in_w, dresult)
+        dx, dnorm = _rms_norm_backward(x, norm, eps, dxz @ in_w, dresult)
         nothing = x.new_empty
         return (dx, dbefore, scan.h0, dnorm, _outer(dxz, u), nothing(0) if in_b is None else _sum(dxz),
                 dtaps.t()[:, None].contiguous(), nothing(0) if conv_b is None else dconv_b, _outer(dselected, x_conv),
@@ -298,7 +313,8 @@ def _add_to_inputs(dafter: Tensor, dx_in: Tensor, dbefore: Tensor, window: int) 
         dbefore[:, new:] += dafter[:, : window - new]
 
 
-def _weights(block: nn.Module) -> tuple[Tensor | None, ...]:
+def weights_of(block: nn.Module) -> tuple[Tensor | None, ...]:
+    """A block's weights as its operators take them; None for a bias that it has not."""
     mixer = block.mixer
     return (block.norm.weight, mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight, mixer.conv1d.bias,
             mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D,
@@ -334,7 +350,7 @@ def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[
     rate = module.dropout.p if module.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
     tensors = x, before.float(), h0.float()
-    weights = _weights(module)
+    weights = weights_of(module)
     keep = wants_gradient(*tensors, *weights)
     x, before, h0, *_ = _block(*tensors, mask, dtype, module.norm.eps, *weights, keep)
     return x, (before, h0)
@@ -347,23 +363,48 @@ def check_memory(x, before, h0, window: int, d_inner: int, d_state: int) -> None
         "its state": (h0, (len(x), d_inner, d_state))})
 
 
-def _check_block(x, before, h0, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b) -> None:
-    """Raise `UserError` naming the first argument of the operator that does not fit."""
+def check_weights(what: str, weights, width: int, d_inner: int, d_state: int, window: int, rank: int,
+                  dtypes=FLOATS) -> None:
+    """Raise `UserError` naming the first of a block's weights, in the order of `weights_of`, that does not fit."""
+    norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b = weights
+    check_tensors(what, CPU, {
+        "norm": (norm, (width,)), "in_w": (in_w, (2 * d_inner, width)), "in_b": (in_b, (2 * d_inner,)),
+        "conv_w": (conv_w, (d_inner, 1, window + 1)), "conv_b": (conv_b, (d_inner,)),
+        "x_w": (x_w, (rank + 2 * d_state, d_inner)), "dt_w": (dt_w, (d_inner, rank)), "dt_b": (dt_b, (d_inner,)),
+        "A_log": (A_log, (d_inner, d_state)), "D": (D, (d_inner,)), "out_w": (out_w, (width, d_inner)),
+        "out_b": (out_b, (width,))}, dtypes, optional=("in_b", "conv_b", "out_b"))
+
+
+def _check_block(x, before, mask, dtype, weights) -> None:
+    """Raise `UserError` naming the first argument that both operators of the block have and that does not fit."""
+    _, _, _, conv_w, _, _, dt_w, _, A_log, *_ = weights
     known_axes = [axes(t) for t in (x, A_log, dt_w, conv_w)] == [3, 2, 2, 3]
     if not known_axes or not 1 <= conv_w.shape[2] <= MOST_TAPS:
         raise UserError("the block needs x of shape (B, L, M), A_log of shape (D, N), dt_w of shape (D, R) and conv_w "
                         f"of shape (D, 1, K), not {', '.join(map(described, (x, A_log, dt_w, conv_w)))}")
+    _check_precision("the block", dtype)
     width = x.shape[2]
     d_inner, d_state = A_log.shape
-    rank = dt_w.shape[1]
-    check_memory(x, before, h0, conv_w.shape[2] - 1, d_inner, d_state)
-    check_tensors("the block", torch.device("cpu"), {
-        "x": (x, x.shape), "norm": (norm, (width,)), "in_w": (in_w, (2 * d_inner, width)),
-        "in_b": (in_b, (2 * d_inner,)), "conv_w": (conv_w, (d_inner, 1, conv_w.shape[2])),
-        "conv_b": (conv_b, (d_inner,)), "x_w": (x_w, (rank + 2 * d_state, d_inner)), "dt_w": (dt_w, (d_inner, rank)),
-        "dt_b": (dt_b, (d_inner,)), "A_log": (A_log, A_log.shape), "D": (D, (d_inner,)),
-        "out_w": (out_w, (width, d_inner)), "out_b": (out_b, (width,))},
-        (torch.float32,), optional=("in_b", "conv_b", "out_b"))
+    window = conv_w.shape[2] - 1
+    check_tensors("the block", CPU, {"x": (x, x.shape)}, (torch.float32,))
+    check_tensors("the block", CPU, {"before": (before, (len(x), window, d_inner))})
+    check_tensors("the block", CPU, {"mask": (mask, x.shape)}, (dtype,), optional=("mask",))
+    check_weights("the block", weights, width, d_inner, d_state, window, dt_w.shape[1], (torch.float32,))
+
+
+def _check_block_backward(x, before, dtype, x_w, A_log, kept, dresult, dafter, dlast) -> None:
+    """Raise `UserError` naming the first thing kept, or gradient asked for, that does not fit the rest."""
+    *moving, states = zip(KEPT, zip(kept, _kept_shapes(x, x_w, A_log)))
+    check_tensors("the block's gradient", CPU, dict(moving), (dtype,))
+    check_tensors("the block's gradient", CPU, dict([states]), (torch.float32,))
+    check_tensors("the block's gradient", CPU, {
+        "dresult": (dresult, x.shape), "dafter": (dafter, before.shape), "dlast": (dlast, (len(x), *A_log.shape))},
+        optional=("dafter", "dlast"))
+
+
+def _check_precision(what: str, dtype) -> None:
+    if dtype not in PRECISIONS:
+        raise UserError(f"{what} is computed in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}")
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -378,12 +419,12 @@ def _entropies(u: Tensor, head: Tensor, targets: Tensor, gradient: bool) -> tupl
 
 def _loss_kernel(x, norm, head, targets, eps, dtype, keep):
     """The sum of the nats, each of them, and with `keep` the sum's gradients of the normed x and of the head."""
-    _check_loss(x, norm, head, targets)
+    _check_loss(x, norm, head, targets, dtype)
     if targets.numel() and targets.max() >= len(head):
         raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
     x, norm, targets = scan_cpu.in_floats(x), scan_cpu.in_floats(norm), targets.contiguous()
     with torch.autocast("cpu", enabled=False):
-        u, cast = _flat(rms_norm(x, norm, eps, dtype)), head.to(dtype)
+        u, cast = _flat(_rms_norm(x, norm, eps, dtype)), head.to(dtype)
         nats, dlogits = _entropies(u, cast, targets.flatten(), keep)
         gradients = (dlogits @ cast, dlogits.t() @ u) if keep else (x.new_empty(0), x.new_empty(0))
     return nats.sum(), nats.view(targets.shape), *gradients
@@ -397,7 +438,9 @@ def _loss_fake(x, norm, head, targets, eps, dtype, keep):
 
 
 def _loss_backward_kernel(x, norm, eps, du, dhead, dloss):
-    dx, dnorm = rms_norm_backward(*map(scan_cpu.in_floats, (x, norm)), eps, du.contiguous(), None)
+    _check_loss_backward(x, norm, du, dhead, dloss)
+    du = du.resolve_neg().contiguous()
+    dx, dnorm = _rms_norm_backward(*map(scan_cpu.in_floats, (x, norm)), eps, du, None)
     return dx.mul_(dloss), dnorm * dloss, dhead.float() * dloss
 
 
@@ -434,26 +477,42 @@ def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: f
                   reduce: bool) -> Tensor:
     """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M): their sum, with gradients, or each.
 
-    A target below 0 counts nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
+    `dtype` is what the products are computed in, float32 or bfloat16. A target below 0 counts nothing;
+    raises `UserError` for one beyond the vocabulary, or for what does not fit.
     """
-    _check_loss(x, norm, head, targets)
+    _check_loss(x, norm, head, targets, dtype)
     if reduce:
         return _loss(x, norm, head, targets, eps, dtype, wants_gradient(x, norm, head))[0]
     return _loss(x.detach(), norm.detach(), head.detach(), targets, eps, dtype, False)[1]
 
 
-def _check_loss(x, norm, head, targets) -> None:
+def _check_loss(x, norm, head, targets, dtype) -> None:
     """Raise `UserError` naming the first argument of `cross_entropy` that does not fit."""
-    if axes(x) != 3 or axes(head) != 2 or not x.shape[2]:
-        raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
-                        f"not {described(x)} and {described(head)}")
+    _check_loss_axes(x, head)
+    _check_precision("the loss", dtype)
     width = x.shape[2]
-    check_tensors("the loss", torch.device("cpu"), {
+    check_tensors("the loss", CPU, {
         "x": (x, x.shape), "norm": (norm, (width,)), "head": (head, (len(head), width))}, (torch.float32,))
     if getattr(targets, "dtype", None) != torch.long or targets.shape != x.shape[:2]:
         raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
                         f"not {described(targets)} of {getattr(targets, 'dtype', 'another kind')}")
-    check_tensors("the loss", x.device, {"targets": (targets, targets.shape)}, (torch.long,))
+    check_tensors("the loss", CPU, {"targets": (targets, targets.shape)}, (torch.long,))
+
+
+def _check_loss_backward(x, norm, du, dhead, dloss) -> None:
+    """The same for the operator of its gradient."""
+    _check_loss_axes(x, dhead)
+    batch, length, width = x.shape
+    check_tensors("the loss's gradient", CPU, {"x": (x, x.shape), "norm": (norm, (width,))}, (torch.float32,))
+    check_tensors("the loss's gradient", CPU, {
+        "du": (du, (batch * length, width)), "dhead": (dhead, (len(dhead), width))}, PRECISIONS)
+    check_tensors("the loss's gradient", CPU, {"dloss": (dloss, ())})
+
+
+def _check_loss_axes(x, head) -> None:
+    if axes(x) != 3 or axes(head) != 2 or not x.shape[2]:
+        raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
+                        f"not {described(x)} and {described(head)}")
 
 
 def _half(t: Tensor) -> c_int:

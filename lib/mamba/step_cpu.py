@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
+from lib.mamba.block_cpu import check_weights, weights_of
 from lib.mamba.model import MambaLM, State
 from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
@@ -106,6 +107,20 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     return torch.cat([piece.flatten() for piece in pieces])
 
 
+def _check_model(model: MambaLM) -> None:
+    """Raise `UserError` naming the first weight that is not of the shape that the configuration says."""
+    c, what = model.config, "the whole-model step"
+    if len(model.backbone.layers) != c.n_layer:
+        raise UserError(f"{what} needs a model of {c.n_layer} layers, as its configuration says, "
+                        f"not of {len(model.backbone.layers)}")
+    for layer in model.backbone.layers:
+        check_weights(what, weights_of(layer), c.d_model, c.d_inner, c.d_state, c.d_conv - 1, c.rank)
+    outer = (c.vocab_size, c.d_model)
+    check_tensors(what, torch.device("cpu"), {
+        "embeddings": (model.backbone.embeddings.weight, outer), "the output layer": (_head(model), outer),
+        "norm_f": (model.backbone.norm_f.weight, (c.d_model,))})
+
+
 class Stepper:
     """A model that reads one token a row at a time, from a state that it holds and writes over.
 
@@ -116,7 +131,8 @@ class Stepper:
     def __init__(self, model: MambaLM, batch: int = 1, weights: str = "auto"):
         if any(p.device.type != "cpu" for p in model.parameters()):
             raise UserError("the whole-model step takes a model on a CPU: move it there, or use its own `step`")
-        if not isinstance(batch, Integral) or not 1 <= batch <= MOST_ROWS:
+        _check_model(model)
+        if not isinstance(batch, Integral) or isinstance(batch, bool) or not 1 <= batch <= MOST_ROWS:
             raise UserError(f"batch {batch} is no number of sequences: give 1 to {MOST_ROWS:,}")
         if not KERNEL.available():
             raise UserError("the whole-model step needs a C++ compiler (g++ or clang++): install one, or use the "
@@ -127,7 +143,7 @@ class Stepper:
             raise UserError(f"a weight of this model is {HALF_LIMIT:g} or more, too large to be kept in float16: "
                             "choose auto or float32")
         c = self.config = model.config
-        self.batch = batch
+        self.batch = int(batch)
         halves = exact_in_float16(model) if weights == "auto" else weights == "float16"
         self._sizes = (ctypes.c_long * 10)(batch, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv,
                                           c.rank, SLABS, halves)

@@ -79,7 +79,26 @@ class _Scan(ctypes.Structure):
 
 
 def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y (B, L, D), the last state (B, D, N) in float32, and with `keep` what the backward pass needs."""
+    """y (B, L, D), the last state (B, D, N) in float32, and with `keep` what the backward pass needs.
+
+    Raises `UserError` for what does not fit.
+    """
+    return _forward(_as_read(given, h0), in_floats(h0), keep)
+
+
+def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> Gradients:
+    """All gradients, from what `forward` kept and those of y and of the last state. `UserError` as there."""
+    given = _as_read(given)
+    x, A = given.x, given.A
+    shape = kept_shape(*x.shape, A.shape[1])
+    check_tensors("the scan's gradient", x.device, {"kept": (kept, shape)}, (torch.float32,))
+    check_tensors("the scan's gradient", x.device, {
+        "dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))}, optional=("dlast",))
+    return _backward(given, in_floats(kept), in_rows(dy.to(x.dtype)), in_floats(dlast))
+
+
+def _forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`forward` without a look at what it is given: for those who have looked."""
     x, A = given.x, given.A
     batch, _, channels = x.shape
     states = A.shape[1]
@@ -87,7 +106,7 @@ def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tenso
     last = A.new_empty(batch, channels, states)
     kept = None
     if keep:
-        kept = A.new_empty(*kept_shape(x, A))
+        kept = A.new_empty(kept_shape(*x.shape, states))
     call = _call(given)
     call.y = _rows(y)
     call.h0, call.kept, call.last = address(h0), address(kept), address(last)
@@ -95,9 +114,9 @@ def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tenso
     return y, last, kept
 
 
-def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None, *, dB: Tensor | None = None,
-             dC: Tensor | None = None, dz: Tensor | None = None) -> Gradients:
-    """All gradients. dB, dC and dz are written where the caller wants them, if it names a place."""
+def _backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None, *, dB: Tensor | None = None,
+              dC: Tensor | None = None, dz: Tensor | None = None) -> Gradients:
+    """`backward` as `_forward`. dB, dC and dz are written where the caller wants them, if it names a place."""
     x, A = given.x, given.A
     batch, _, channels = x.shape
     like = lambda t: torch.empty_like(t, memory_format=torch.contiguous_format)
@@ -128,23 +147,18 @@ def _rows(tensor: Tensor | None) -> _Rows:
 
 def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0, keep):
     """y, the last state, and with `keep` the states that the backward pass starts from."""
-    given = _as_read(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
-    y, last, kept = forward(given, in_floats(h0), keep)
+    y, last, kept = forward(Inputs(x, delta, A, B, C, D, z, delta_bias, delta_softplus), h0, keep)
     return y, last, A.new_empty(0) if kept is None else kept
 
 
 def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0, keep):
     last = A.new_empty(len(x), *A.shape)
-    return x.new_empty(x.shape), last, A.new_empty(kept_shape(x, A) if keep else 0)
+    return x.new_empty(x.shape), last, A.new_empty(kept_shape(*x.shape, A.shape[1]) if keep else 0)
 
 
 def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
     """The gradients in the order of `Gradients`; where there is no z, an empty tensor for it."""
-    given = _as_read(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    check_tensors("the scan's gradient", x.device, {
-        "dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape)), "kept": (kept, kept_shape(x, A))},
-        optional=("dlast",))
-    found = backward(given, in_floats(kept), in_rows(dy.to(x.dtype)), in_floats(dlast))
+    found = backward(Inputs(x, delta, A, B, C, D, z, delta_bias, delta_softplus), kept, dy, dlast)
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in found)
 
 
@@ -187,15 +201,14 @@ _scan, _scan_backward = differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "
                                        "choose backend 'loop'")
 
 
-def kept_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+def kept_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
     """The shape of the states that are kept: one every CHUNK steps, tiles of channels by padded states."""
-    batch, length, channels = x.shape
-    states = A.shape[1]
     return batch, -(-length // CHUNK), -(-channels // LANES), -(-states // PAD) * PAD, LANES
 
 
-def _as_read(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0=None) -> Inputs:
-    """What an operator was given, as the kernel reads it. `UserError` for what it cannot read."""
+def _as_read(given: Inputs, h0: Tensor | None = None) -> Inputs:
+    """The tensors as the kernel reads them. `UserError` for what it cannot read."""
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus = given
     check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
     fixed = {t.dtype for t in (A, D, delta_bias, h0) if t is not None}
     moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}

@@ -16,8 +16,8 @@ from lib.env.errors import UserError
 NAMESPACE = "state_space_music"  # torch.ops.state_space_music has them all
 
 
-def operator(name: str, schema: str, kernel: Callable, fake: Callable, device: str = "cpu"):
-    """Register a kernel for tensors on a device ("default": on any) and return the operator.
+def operator(name: str, schema: str, kernel: Callable, fake: Callable):
+    """Register a kernel and return the operator. The kernel checks what it is given, the device too.
 
     `schema` has torch's form, "(Tensor x, Tensor? D) -> (Tensor, Tensor)". Results never share
     memory with arguments. vmap calls the operator once a row.
@@ -25,11 +25,28 @@ def operator(name: str, schema: str, kernel: Callable, fake: Callable, device: s
     # not `custom_op`: it imports torch's compiler, which takes seconds, at the first call
     full_name = f"{NAMESPACE}::{name}"
     torch.library.define(full_name, schema)
-    torch.library.impl(full_name, device, kernel)
-    torch.library.register_fake(full_name, fake)
+    torch.library.impl(full_name, "default", kernel)  # on every device: torch would refuse others in a page
+    torch.library.register_fake(full_name, _on_one_device(name, fake))
     found = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_vmap(full_name, _one_after_another(found))
     return found
+
+
+def _on_one_device(name: str, fake: Callable) -> Callable:
+    """The fake, for tensors that are all on one device.
+
+    Where one of them is on `meta`, torch calls the fake in place of the kernel, and its empty results
+    would pass for numbers beside tensors that have some. A compiler's own fakes name their true devices.
+    """
+
+    def checked(*arguments):
+        devices = {a.device for a in arguments if isinstance(a, Tensor)}
+        if len(devices) > 1:
+            found = " and ".join(sorted(map(str, devices)))
+            raise UserError(f"{name} needs all tensors on one device: they are on {found}")
+        return fake(*arguments)
+
+    return checked
 
 
 def _one_after_another(call: Callable) -> Callable:

@@ -10,6 +10,8 @@ Two ways to group them: `hillis_steele` needs the fewest rounds, `blelloch` the 
 derives everything here.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -188,7 +190,7 @@ class _Parallel(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dh):
-        with torch.autocast(dy.device.type, enabled=False):  # where it is called inside one
+        with without_autocast(dy.device):  # where it is called inside one
             return _Parallel.gradients(ctx, dy, dh)
 
     @staticmethod
@@ -224,6 +226,12 @@ class _Parallel(Function):
 def _discretise(x: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """A_bar = exp(delta A) and Bx_bar = delta B x, both (B, L, D, N)."""
     return (delta[..., None] * A).exp_(), (delta * x)[..., None] * B[:, :, None]
+
+
+def without_autocast(device: torch.device):
+    """A context in which products keep the dtype of what is multiplied. On `meta` there is no autocast to end."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _method(name: str):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
 from lib.scan.arguments import check_scan, check_step
-from lib.scan.parallel import parallel
+from lib.scan.parallel import parallel, without_autocast
 
 
 def loop(x, delta, A, B, C, h0):
@@ -54,7 +54,7 @@ def plain(recurrence, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     high = torch.promote_types(x.dtype, torch.float32)
     x, delta, A, B, C, D, z, delta_bias, h0 = (
         t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
-    with torch.autocast(x.device.type, enabled=False):  # which would take C h in bfloat16
+    with without_autocast(x.device):  # which would take C h in bfloat16
         y, last = recurrence(x, step_size(delta, delta_bias, delta_softplus), A, B, C, h0)
         return skip_and_gate(y, x, D, z), last
 
@@ -136,7 +136,7 @@ def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C:
         return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
     h, x, delta, A, B, C, D, z, delta_bias = (t if t is None else t.to(high) for t in tensors)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         delta = step_size(delta, delta_bias, delta_softplus)
         h = torch.exp(delta[..., None] * A) * h + (delta * x)[..., None] * B[:, None]
         y = (h @ C[..., None])[..., 0]

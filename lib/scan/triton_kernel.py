@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from lib.env.errors import UserError
-from lib.scan.arguments import check_scan
+from lib.scan.arguments import check_scan, check_tensors
 from lib.scan.operators import differentiable, operator
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -251,6 +251,8 @@ def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
 def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
     """The gradients of x, delta, A, B, C, D, z, delta_bias and h0; where there is no z, an empty tensor for it."""
     given = _as_read(x, delta, A, B, C, D, z, delta_bias)[:-1]
+    check_tensors("the scan's gradient", x.device, {"kept": (kept, kept_shape(x, A))}, (torch.float32,))
+    check_tensors("the scan's gradient", x.device, {"dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))})
     x, delta, _, _, _, _, z, _ = given
     batch, length, channels = x.shape
     states = A.shape[1]
@@ -275,10 +277,10 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
 READ = ("Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
         "bool delta_softplus")
 SCAN = operator("scan_triton", f"({READ}, Tensor? h0) -> (Tensor y, Tensor last, Tensor kept)",
-                _scan_kernel, _scan_fake, "default")
+                _scan_kernel, _scan_fake)
 SCAN_BACKWARD = operator("scan_triton_backward", f"({READ}, Tensor kept, Tensor dy, Tensor dlast) -> (Tensor dx, "
                          "Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, "
-                         "Tensor dh0)", _backward_kernel, _backward_fake, "default")
+                         "Tensor dh0)", _backward_kernel, _backward_fake)
 
 
 def _keep(ctx, inputs, output):
@@ -307,9 +309,16 @@ def kept_shape(x, A):
     return batch, -(-length // BLOCK_L) + 1, *A.shape
 
 
+def _check_device(x):
+    interpreted = triton.knobs.runtime.interpret and x.device.type == "cpu"
+    if not (x.is_cuda or interpreted):
+        raise UserError("backend 'triton' takes tensors on a CUDA device: move them, or choose backend 'auto'")
+
+
 def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
     """What an operator was given, as the kernels read it. `UserError` for what they cannot read."""
     check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
+    _check_device(x)
     fixed = {t.dtype for t in (A, D, delta_bias, h0) if t is not None}
     moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
     if fixed != {torch.float32} or len(moving) > 1 or x.dtype not in DTYPES:
@@ -327,8 +336,7 @@ def fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     parameters and the state in float32. A tensor whose memory runs along L is read as it is, any
     other is copied once. Raises `UserError` for another device, float64 and N > 256.
     """
-    if not (x.is_cuda or triton.knobs.runtime.interpret):
-        raise UserError("backend 'triton' takes tensors on a CUDA device: move them, or choose backend 'auto'")
+    _check_device(x)
     if A.shape[1] > LARGEST_STATE:
         raise UserError(f"backend 'triton' holds at most {LARGEST_STATE} states a channel, not {A.shape[1]}")
     dtype = x.dtype

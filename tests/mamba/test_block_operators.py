@@ -36,7 +36,7 @@ def test_the_block_is_a_sound_operator(config, dtype):
     x = torch.randn(2, 5, config.d_model, requires_grad=True)
     memory = block.mixer.new_memory(2)
     mask = torch.ones(2, 5, config.d_model, dtype=dtype)
-    given = x, *memory, mask, dtype, 1e-5, *block_cpu._weights(block)
+    given = x, *memory, mask, dtype, 1e-5, *block_cpu.weights_of(block)
     # what is computed in bfloat16 differs by its rounding where sums run in another order
     close = {} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     torch.library.opcheck(block_cpu.BLOCK, (*given, True), **close)

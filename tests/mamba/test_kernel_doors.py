@@ -1,11 +1,17 @@
 """Claims about the doors of the kernels of a block and a model: nothing that comes through ends the process."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from test_block_cpu import assert_close, by_torch, result_and_gradients
 
 from lib.env.errors import UserError
+from lib.env.paths import ROOT
 from lib.mamba import block_cpu
 from lib.mamba.model import MambaBlock, MambaConfig, MambaLM
 from lib.mamba.step_cpu import Stepper
@@ -29,6 +35,41 @@ def refused(call, *arguments, **named):
         call(*arguments, **named)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+# ---- every operator, and every function with a way to a kernel of its own ---------------------
+
+
+@pytest.fixture(scope="module")
+def odd_calls():
+    """The operators' names, and what became of some five thousand calls, each with one odd argument."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork: a call that ends its process would end the tests")
+    done = subprocess.run([sys.executable, str(ROOT / "tests/helpers/odd_calls.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    operators, *calls = map(json.loads, done.stdout.splitlines())
+    return operators, calls
+
+
+def test_every_operator_gets_odd_arguments(odd_calls):
+    operators, calls = odd_calls
+    assert operators and set(operators) <= {door for door, *_ in calls}
+
+
+def test_an_argument_that_does_not_fit_is_refused_by_every_operator(odd_calls):
+    """Of another shape, device, dtype or layout; many a one ended the process, or gave what lay in memory."""
+    _, calls = odd_calls
+    assert not [call for *call, wanted, came in calls if wanted == "refused" and came != "refused"]
+
+
+def test_an_argument_that_lies_anywhere_in_memory_is_read_right_by_every_operator(odd_calls):
+    _, calls = odd_calls
+    assert not [call for *call, wanted, came in calls if wanted == "right" and came != "right"]
+
+
+def test_an_argument_of_another_precision_is_read_right_or_refused(odd_calls):
+    _, calls = odd_calls
+    assert not [call for *call, wanted, came in calls if wanted == "either" and came not in ("right", "refused")]
 
 
 # ---- the convolution ------------------------------------------------------------------------
@@ -201,7 +242,7 @@ def test_what_is_no_state_is_refused(state):
     assert "the state is not one of this model" in refused(Stepper(MambaLM(CONFIG), 2).load, state)
 
 
-@pytest.mark.parametrize("batch", [0, -1, 1.5, "a", 2**62])
+@pytest.mark.parametrize("batch", [0, -1, 1.5, "a", 2**62, True])
 def test_what_is_no_number_of_rows_is_refused(batch):
     """The sizes of 2^62 rows overflowed: memory of no size was made, and written to."""
     assert "no number of sequences" in refused(Stepper, MambaLM(CONFIG), batch)
@@ -223,6 +264,19 @@ def test_a_model_that_lies_in_two_places_has_no_step():
     model = MambaLM(CONFIG)
     model.backbone.norm_f.to("meta")
     assert "takes a model on a CPU" in refused(Stepper, model)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda m: setattr(m.backbone, "embeddings", torch.nn.Embedding(3, 8)), r"embeddings of shape \(11, 8\)"),
+    (lambda m: setattr(m.backbone.layers[0].mixer, "D", torch.nn.Parameter(torch.ones(1))), r"D of shape \(16,\)"),
+    (lambda m: m.backbone.layers.append(MambaBlock(CONFIG)), "a model of 1 layers"),
+    (lambda m: setattr(m.backbone.norm_f, "weight", None), "a tensor as norm_f")])
+def test_a_model_whose_weights_are_not_those_of_its_configuration_has_no_step(spoil, says):
+    """A table of three words was read as one of eleven: beyond its end."""
+    model = MambaLM(CONFIG)
+    spoil(model)
+    with pytest.raises(UserError, match=says):
+        Stepper(model)
 
 
 def random_model(seed):

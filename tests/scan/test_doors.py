@@ -79,6 +79,29 @@ def test_what_is_no_tensor_is_refused():
             by_cpu_scan(**given | {name: given[name].numpy()})
 
 
+@pytest.mark.parametrize("backend", ["auto", "loop", "parallel"])
+def test_a_scan_that_is_all_on_meta_says_the_shapes(backend):
+    """Where there are no numbers, as for a model of which only the sizes are asked; its gradients too."""
+    given = {k: v.to("meta").requires_grad_() for k, v in arguments().items()}
+    y, h = selective_scan(**given, return_last_state=True, backend=backend)
+    assert y.device.type == "meta" and y.shape == given["x"].shape and h.shape == given["h0"].shape
+    (y.sum() + h.sum()).backward()
+    assert all(t.grad.shape == t.shape for t in given.values())
+
+
+def test_a_step_that_is_all_on_meta_says_the_shapes():
+    given = {k: v.to("meta") for k, v in one_step().items()}
+    y, h = selective_step(**given)
+    assert y.shape == given["x"].shape and h.shape == given["h"].shape
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_kernel_is_not_given_what_is_all_on_meta(backend):
+    given = {k: v.to("meta") for k, v in arguments().items()}
+    with pytest.raises(UserError, match=f"backend '{backend}' (takes|needs)"):
+        selective_scan(**given, backend=backend)
+
+
 def test_a_state_or_an_input_elsewhere_is_refused_by_the_step():
     for name in ("x", "h"):
         given = one_step()
