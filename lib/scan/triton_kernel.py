@@ -217,7 +217,12 @@ def backward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_pt
 
 def along_time(tensor):
     """(B, L, D) whose memory runs along L; copied unless it is so already."""
-    return None if tensor is None else tensor.transpose(1, 2).contiguous().transpose(1, 2)
+    return None if tensor is None else _plain(tensor.transpose(1, 2)).transpose(1, 2)
+
+
+def _plain(tensor):
+    """In a row and with its own signs: torch may only have marked a tensor as negative."""
+    return tensor.resolve_neg().contiguous()
 
 
 def like(x):
@@ -258,10 +263,10 @@ def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, 
     states = A.shape[1]
     grid = (batch, triton.cdiv(channels, BLOCK_D))
     dx, ddelta, dz = like(x), like(delta.float()), None if z is None else like(z)
-    dA, dh = x.new_zeros(batch, channels, states, dtype=torch.float32), dlast.float().contiguous().clone()
+    dA, dh = x.new_zeros(batch, channels, states, dtype=torch.float32), _plain(dlast.float()).clone()
     dB, dC = (x.new_empty(*grid, states, length, dtype=torch.float32) for _ in range(2))
     dD = x.new_empty(batch, channels, dtype=torch.float32)
-    backward_kernel[grid](*given, kept.contiguous(), along_time(dy), dx, ddelta, dA, dB, dC, dD, dz, dh,
+    backward_kernel[grid](*given, _plain(kept), along_time(dy), dx, ddelta, dA, dB, dC, dD, dz, dh,
                           length, channels, states, delta_softplus, **options(x.dtype))
     dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))  # one fixed order: the same digits always
     return (dx, ddelta.to(delta.dtype), dA.sum(0), dB, dC, dD.sum(0), x.new_empty(0) if z is None else dz,
@@ -325,7 +330,7 @@ def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
         raise UserError("the operator of the scan takes x, delta, B, C and z all in one of float32, bfloat16 and "
                         "float16, and the rest in float32: call lib.scan.selective_scan, which converts them")
     x, delta, B, C, z = map(along_time, (x, delta, B, C, z))
-    A, D, delta_bias, h0 = (t if t is None else t.contiguous() for t in (A, D, delta_bias, h0))
+    A, D, delta_bias, h0 = (t if t is None else _plain(t) for t in (A, D, delta_bias, h0))
     return x, delta, A, B, C, D, z, delta_bias, h0
 
 

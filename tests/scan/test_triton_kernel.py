@@ -99,6 +99,16 @@ def test_strided_inputs(device):
 
 
 @each_device
+def test_a_tensor_that_is_only_marked_as_negative_is_read_with_its_sign(device):
+    given = {k: v.detach() for k, v in on(device, problem(20, 3, 2)).items()}
+    marked = {k: torch.complex(torch.zeros_like(v), -v).conj().imag for k, v in given.items()}
+    assert all(v.is_neg() for v in marked.values())
+    straight, signed = (selective_scan(**each, delta_softplus=True, return_last_state=True, backend="triton")
+                        for each in (given, marked))
+    assert all(map(torch.equal, straight, signed))
+
+
+@each_device
 @pytest.mark.parametrize("extreme", [-1e4, -50.0, 50.0, 1e4])
 def test_extreme_steps_give_no_nan_and_no_overflow(device, extreme):
     a = problem(40, dtype=torch.float32) | {"delta": torch.full((2, 40, 5), extreme, requires_grad=True)}
