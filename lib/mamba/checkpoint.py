@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import write_json
+from lib.env.tensors import load_tensors, save_tensors
 from lib.mamba.config_schema import AGAIN, CONFIG, WEIGHTS, check_checkpoint
 from lib.mamba.model import MambaConfig, MambaLM
 
@@ -24,8 +25,6 @@ ONLY = {
 
 def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json and model.safetensors, whole or not at all, as transformers reads them."""
-    from safetensors.torch import save_file
-
     config, folder = model.config, Path(folder)
     description = {
         "architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": config.vocab_size,
@@ -37,9 +36,7 @@ def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
-    with whole(folder / WEIGHTS) as part:
-        save_file(tensors, part, metadata={"format": "pt"})
+    save_tensors({name: t.to(dtype) for name, t in model.state_dict().items()}, folder / WEIGHTS)
     write_json(folder / CONFIG, description)
 
 
@@ -50,17 +47,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
     Raises `UserError` when something is missing or damaged, is no Mamba, or is one that computes
     anything else than `MambaLM` does.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     check_files(folder)
     description = check_checkpoint(folder)
     check_computation(folder, description)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {AGAIN}") from error
+    weights = load_tensors(folder / WEIGHTS, do=AGAIN)
     try:
         model = from_weights(weights, description.get("layer_norm_epsilon", 1e-5))
     except UserError as error:
