@@ -1,7 +1,7 @@
 """What a checkpoint folder may say of itself: its facts and sizes are checked before a weight is read."""
 
 from pathlib import Path
-from typing import Annotated, Required
+from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
@@ -17,7 +17,7 @@ Small = Annotated[float, Field(gt=0, le=1)]
 
 
 class Description(TypedDict, total=False):
-    """config.json in transformers' names and in mamba-ssm's; what else it says is left as it is."""
+    """config.json in transformers' names and in mamba-ssm's; `lib.mamba.checkpoint` looks at what else it says."""
 
     __pydantic_config__ = ConfigDict(extra="allow")
     vocab_size: Required[Size]
@@ -38,6 +38,7 @@ class Description(TypedDict, total=False):
     tie_word_embeddings: bool
     model_type: str
     hidden_act: str
+    ssm_cfg: dict[str, Any] | None
 
 
 def check_checkpoint(folder: str | Path) -> Description:
