@@ -304,8 +304,13 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
         (place / "tokenizer.json").write_text(json.dumps({"vocab": [1, 2], "symusic_version": version}))
     warm = Trainer(here, TINY, tmp_path / "b", device="cpu", init=folder / "best", say=quiet)
     assert warm.init["n_layer"] == TINY.n_layer
-    (tmp_path / "tokens.json").write_text("ours")
-    (folder / "best" / "tokens.json").write_text("theirs")
+    (tmp_path / "tokens.json").write_text('{"grid_ms": 10.0}')
+    theirs = folder / "best" / "tokens.json"
+    for damaged in ("theirs", "[1]", "[" * 100_000):
+        theirs.write_text(damaged)
+        with pytest.raises(UserError, match="tokens.json is damaged"):
+            Trainer(here, TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+    theirs.write_text('{"grid_ms": 20.0}')
     with pytest.raises(UserError, match="speak other tokens"):
         Trainer(replace(streams, folder=tmp_path), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
 
