@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib.env.errors import Damaged, os_errors
+from lib.env.errors import Damaged, UserError, os_errors
 from lib.env.files import check_regular, whole
 
 MOST_HEADER = 16 << 20  # bytes; a model of 64 layers takes 80 kB
@@ -74,12 +74,11 @@ def check_header(path: str | Path, *, do: str) -> None:
 @contextmanager
 def _in_utf8(path: str | Path) -> Iterator[str]:
     """A name for the file that safetensors takes: one in UTF-8, which a path need not be on Linux."""
-    try:
-        name = os.fspath(path).encode().decode()
-    except UnicodeEncodeError:
-        name = None
-    if name is not None:
+    name = os.fspath(path)
+    if name == name.encode(errors="replace").decode():
         yield name
         return
+    if not os.path.isdir("/dev/fd"):
+        raise UserError(f"{path} has a name that is no UTF-8, and this system has no other for it: rename it")
     with open(path, "rb") as file:
         yield f"/dev/fd/{file.fileno()}"
