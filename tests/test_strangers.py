@@ -80,6 +80,70 @@ def checkpoints(home: Path) -> SPOILT:
         yield what, use
 
 
+def tokenizers(home: Path) -> SPOILT:
+    """A model's tokens.json and tokenizer.json, with the merges in it."""
+    from lib.music.notes import Music, make_notes
+    from lib.music.tokens import TokenConfig, Tokenizer
+
+    music = Music(make_notes(np.arange(0, 9, 0.5), np.arange(1, 10, 0.5), np.arange(60, 78), np.full(18, 60)))
+    made = Tokenizer(TokenConfig(grid_ms=125, vocab_size=250, velocities=2))
+    made.learn([made.encode_base(music)] * 3)
+    made.save(home)
+    settings, path = home / "tokens.json", home / "tokenizer.json"
+    ours, theirs = json.loads(settings.read_text()), json.loads(path.read_text())
+    model = json.loads(theirs["_model"])
+
+    def use():
+        found = Tokenizer.load(home)
+        return found.decode(found.encode(music))
+
+    yield "", use
+    for what, text in wrong_facts.texts(ours):
+        write_text(settings, text)
+        yield what, use
+    write_text(settings, json.dumps(ours))
+    sizes = ["beat_res", "num_velocities", "special_tokens"]
+    few = {**theirs, "config": {name: theirs["config"][name] for name in sizes}}
+    for what, text in wrong_facts.texts(few):
+        write_text(path, text)
+        yield what, use
+    for what, text in wrong_facts.texts(model):
+        write_text(path, json.dumps({**few, "_model": text}))
+        yield f"_model, {what}", use
+    for name, value in asked_for():
+        write_text(path, json.dumps({**theirs, "config": {**theirs["config"], name: value}}))
+        yield f"config.{name}: {str(value)[:30]}", use
+    known = model["model"]["vocab"]
+    for what, change in {
+        "a token of five million letters": {"vocab": known | {"!" * 5_000_000: len(known)}},
+        "a million tokens": {"vocab": {f"t{i}": i for i in range(1_000_000)}},
+        "a million merges": {"merges": [["!", "!"]] * 1_000_000},
+        "a token too many": {"vocab": known | {"!!": len(known)}},
+        "a gap": {"vocab": known | {"!!": 10**9}},
+        "two tokens of one number": {"vocab": known | {"!!": 0}},
+        "a merge of nothing": {"merges": [["", ""]]}, "a merge of strangers": {"merges": [["x", "❄"]]},
+    }.items():
+        write_text(path, json.dumps({**theirs, "_model": json.dumps({**model, "model": {**model["model"], **change}})}))
+        yield what, use
+    for size in (0, 5, 999, 9_999):
+        path.write_bytes(json.dumps(theirs).encode()[:size])
+        yield f"{size} bytes of it", use
+    os.truncate(path, 300_000_000)
+    yield "300 MB", use
+
+
+def asked_for() -> Iterator[tuple[str, object]]:
+    """Settings of MidiTok's that ask for a vocabulary of any size."""
+    yield from (("beat_res", {f"0_{beats}": steps}) for beats, steps in
+                ((1000, 1000), (10_000, 1000), (100_000_000, 1000), (2, 10**9), (2, -1)))
+    yield from (("pitch_range", [0, 10**7]), ("num_velocities", 10**9), ("nb_velocities", 10**9), ("nb_tempos", 10**9),
+                ("special_tokens", ["a"] * 1_000_000), ("max_bar_embedding", 10**9), ("tempo_range", [1, 10**9]),
+                ("num_tempos", 10**9), ("use_tempos", True), ("time_signature_range", {"8": list(range(1_000_000))}),
+                ("chord_maps", {"x": [1] * 1_000_000}), ("max_pitch_interval", 10**8),
+                ("beat_res_rest", {"0_9999": 9999}), ("programs", list(range(1_000_000))),
+                ("control_change_n_bins", 10**9), ("vocab", 5), ("encode", None))
+
+
 def rivals(home: Path) -> SPOILT:
     """The checkpoint of another architecture."""
     from lib.lab.rivals import matched
@@ -442,7 +506,8 @@ def notes(home: Path) -> SPOILT:
         yield f"{size} bytes of it", use
 
 
-KINDS = {"checkpoint folders": checkpoints, "checkpoints of rivals": rivals, "saved moments": moments,
+KINDS = {"checkpoint folders": checkpoints, "tokenizers": tokenizers, "checkpoints of rivals": rivals,
+         "saved moments": moments,
          "run folders": runs, "folders of token streams": streams, "tables": tables, "zips": zips,
          "outcomes and results of experiments": outcomes, "listeners' ratings": ratings, "kept notes": notes}
 

@@ -12,6 +12,10 @@ class UserError(Exception):
     """What is wrong and what to do, in one sentence that is shown as it stands."""
 
 
+class Damaged(UserError):
+    """This file's content is not what it should be; a copy of it may be whole."""
+
+
 class Unreachable(UserError):
     """This source cannot be had just now; another one may do."""
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib.env.errors import os_errors
+from lib.env.errors import UserError, os_errors
 
 
 @contextmanager
@@ -26,6 +27,16 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def check_regular(path: str | Path) -> os.stat_result:
+    """What the system says of a file. Raises `UserError` where it has no end: who reads a pipe waits for ever."""
+    with os_errors(f"read {path}"):
+        found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise UserError(f"{path} is {what} and no file: put the file itself there")
+    return found
 
 
 def on_disk(path: Path) -> None:

@@ -6,6 +6,7 @@ and where the grammar stands.
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lib.env.errors import UserError
-from lib.env.files import whole
-from lib.env.schema import Count, check_tensors, parse
+from lib.env.schema import Count, parse
+from lib.env.tensors import open_tensors, save_tensors
 from lib.generate.grammar import Grammar
 from lib.mamba.model import MambaLM, State
 from lib.music.token_names import BAR_LINE
@@ -91,37 +92,28 @@ def fingerprint(model: MambaLM) -> str:
 
 def save(moment: Moment, model: MambaLM, path: str | Path) -> None:
     """Write a moment as one safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
     tensors = {"logits": moment.logits, "recent": torch.tensor(moment.recent, dtype=torch.int64)}
     for i, (window, h) in enumerate(moment.state):
         tensors |= {f"{i}.window": window, f"{i}.h": h}
     grammar = moment.grammar
     facts = Facts(grammar.bar, grammar.position, grammar.end, sorted(grammar.struck), moment.seed, moment.drawn)
-    with whole(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part,
-                  metadata={"format": FORMAT, "model": fingerprint(model), "facts": json.dumps(asdict(facts))})
+    save_tensors(tensors, path,
+                 {"format": FORMAT, "model": fingerprint(model), "facts": json.dumps(asdict(facts))})
 
 
 def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
     """Open what `save` wrote. Raises `UserError` when it is missing, damaged, or another model's."""
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"there is no file {path}: check the name")
-    check_tensors(path, do=AGAIN)
-    try:
-        with safe_open(path, "pt", device=str(model.device)) as file:
-            notes = file.metadata() or {}
-            if notes.get("format") != FORMAT:
-                raise UserError(f"{path} holds no state of playing: give a file that --keep-state wrote")
-            if notes.get("model") != fingerprint(model):
-                raise UserError(f"the state in {path} belongs to another model: play it on with the one that made it")
-            _check_shapes({name: file.get_slice(name) for name in file.keys()}, model, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or holds no state: {AGAIN}") from error
+    with open_tensors(path, do=AGAIN, device=str(model.device)) as file:
+        notes = file.metadata() or {}
+        if notes.get("format") != FORMAT:
+            raise UserError(f"{path} holds no state of playing: give a file that --keep-state wrote")
+        if notes.get("model") != fingerprint(model):
+            raise UserError(f"the state in {path} belongs to another model: play it on with the one that made it")
+        _check_shapes({name: file.get_slice(name) for name in file.keys()}, model, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     facts = parse(notes.get("facts", ""), Facts, where=str(path), do=AGAIN)
     grammar, recent = Grammar(tokenizer), tensors["recent"].tolist()
     for sound, what in ((all(t.isfinite().all() for t in tensors.values()), "a number in it is none"),

@@ -1,31 +1,58 @@
 """A Mamba's checkpoint: a folder that transformers opens too, and a model made deeper to train on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import write_json
+from lib.env.tensors import load_tensors, save_tensors
 from lib.mamba.config_schema import AGAIN, CONFIG, WEIGHTS, check_checkpoint
 from lib.mamba.model import MambaConfig, MambaLM
 
 # What a configuration may say of the computation, where `MambaLM` knows one way, in one or two spellings
 ONLY = {
     "model_type": ["mamba"], "architectures": [["MambaForCausalLM"], ["MambaLMHeadModel"]],
-    "hidden_act": ["silu", "swish"], "rms_norm": [True], "layer": ["Mamba1"],
+    "hidden_act": ["silu", "swish"], "activation": ["silu", "swish"], "rms_norm": [True], "layer": ["Mamba1"],
     "d_intermediate": [0], "attn_layer_idx": [[]], "num_experts": [0], "quantization_config": [None],
     "time_step_limit": [[0.0, float("inf")]], "dt_limit": [[0.0, float("inf")]],
     "embedding_multiplier": [1], "residual_multiplier": [1], "logits_scaling": [1], "lm_head_multiplier": [1]}
 
+# What the weights show too, in transformers' words and in mamba-ssm's: the attribute of `MambaConfig` that it is
+SIZES = {
+    "hidden_size": "d_model", "d_model": "d_model", "num_hidden_layers": "n_layer", "n_layer": "n_layer",
+    "state_size": "d_state", "d_state": "d_state", "conv_kernel": "d_conv", "d_conv": "d_conv", "expand": "expand",
+    "intermediate_size": "d_inner", "d_inner": "d_inner", "time_step_rank": "rank", "dt_rank": "rank",
+    "use_bias": "bias", "bias": "bias", "use_conv_bias": "conv_bias", "conv_bias": "conv_bias",
+    "tie_word_embeddings": "tied", "tie_embeddings": "tied"}
+
+# What else transformers and mamba-ssm write down: how weights began, are kept or are computed with, how they
+# fit texts and labels, how a text is drawn. None of it changes what this model computes.
+NO_MATTER = set("""
+    vocab_size layer_norm_epsilon pad_vocab_size_multiple ssm_cfg attn_cfg
+    initializer_range rescale_prenorm_residual time_step_min time_step_max time_step_scale time_step_floor
+    time_step_init_scheme dt_min dt_max dt_init dt_scale dt_init_floor
+    torch_dtype dtype device residual_in_fp32 fused_add_norm use_fast_path use_mambapy use_associative_scan use_cache
+    layer_idx use_bfloat16 torchscript tf_legacy_loss chunk_size_feed_forward pruned_heads
+    transformers_version _name_or_path name_or_path _commit_hash _attn_implementation_autoset
+    is_decoder is_encoder_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder
+    finetuning_task task_specific_params problem_type id2label label2id num_labels tokenizer_class prefix
+    pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id
+    return_dict output_attentions output_hidden_states output_scores return_dict_in_generate
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens
+""".split())
+
 
 def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json and model.safetensors, whole or not at all, as transformers reads them."""
-    from safetensors.torch import save_file
-
     config, folder = model.config, Path(folder)
     description = {
         "architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": config.vocab_size,
@@ -37,9 +64,7 @@ def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
-    with whole(folder / WEIGHTS) as part:
-        save_file(tensors, part, metadata={"format": "pt"})
+    save_tensors({name: t.to(dtype) for name, t in model.state_dict().items()}, folder / WEIGHTS)
     write_json(folder / CONFIG, description)
 
 
@@ -50,23 +75,17 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
     Raises `UserError` when something is missing or damaged, is no Mamba, or is one that computes
     anything else than `MambaLM` does.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     check_files(folder)
     description = check_checkpoint(folder)
     check_computation(folder, description)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {AGAIN}") from error
+    weights = load_tensors(folder / WEIGHTS, do=AGAIN)
     try:
         model = from_weights(weights, description.get("layer_norm_epsilon", 1e-5))
     except UserError as error:
         raise UserError(f"the checkpoint in {folder} cannot be opened, {error}: {AGAIN}") from error
     config = model.config
-    for name, (wanted, found) in sizes(description, config, "lm_head.weight" in weights).items():
+    for name, wanted, found in sizes(description, config, "lm_head.weight" in weights):
         if wanted not in (None, "auto", found):
             raise UserError(f"{folder / CONFIG} and {WEIGHTS} are of two models, {name} is {wanted} in "
                             f"the one and {found} in the other: {AGAIN}")
@@ -92,43 +111,37 @@ def check_computation(folder: Path, description: Mapping) -> None:
 
     The names are those of transformers, of mamba-ssm and of their kin. What is said of training
     alone, as where delta begins, is no matter; nor is the residual's precision, as all is float32 here.
+    A name that nobody here knows may change everything, so that whoever knows it has to decide.
     """
-    said = {**description, **_inner(description)}
-    for name, ours in ONLY.items():
-        if name in said and said[name] not in (*ours, None):
+    for name, value in said(description):
+        text = json.dumps(value)[:80]
+        if name in ONLY and value not in (*ONLY[name], None):
             raise UserError(f"the model in {folder} is another than the Mamba of this course: its {CONFIG} says that "
-                            f"{name} is {json.dumps(said[name])[:80]}, here it is {json.dumps(ours[0])}")
+                            f"{name} is {text}, here it is {json.dumps(ONLY[name][0])}")
+        if value is not None and not (name in ONLY or name in SIZES or name in NO_MATTER):
+            raise UserError(f"the model in {folder} may be another than the Mamba of this course: its {CONFIG} says "
+                            f"that {name[:80]} is {text}, which is not known here; if that changes nothing of what the "
+                            "model computes, delete the line")
 
 
-def sizes(description: Mapping, config: MambaConfig, has_head: bool) -> dict[str, tuple]:
-    """What config.json says, in transformers' names or mamba-ssm's, beside what the weights are; None: not said."""
-    inner = _inner(description)
+def said(description: Mapping) -> Iterator[tuple[str, Any]]:
+    """All that config.json says, name by name; mamba-ssm says what its block is like in a table of its own."""
+    yield from description.items()
+    yield from (description.get("ssm_cfg") or {}).items()
+
+
+def sizes(description: Mapping, config: MambaConfig, has_head: bool) -> Iterator[tuple[str, Any, Any]]:
+    """(name, what config.json says, what the weights are), under every name by which it says so."""
     vocab_size = description["vocab_size"]
     if "d_model" in description:  # mamba-ssm pads the vocabulary up to a multiple
         multiple = description.get("pad_vocab_size_multiple", 8)
         vocab_size = -(-vocab_size // multiple) * multiple
-    first = lambda name, other: description.get(name, description.get(other, inner.get(other)))
-    tied = first("tie_word_embeddings", "tie_embeddings")
-    if not tied and has_head:  # an output layer of its own, though it may be the embedding again
-        tied = None
-    return {
-        "vocab_size": (vocab_size, config.vocab_size),
-        "hidden_size": (first("hidden_size", "d_model"), config.d_model),
-        "num_hidden_layers": (first("num_hidden_layers", "n_layer"), config.n_layer),
-        "state_size": (first("state_size", "d_state"), config.d_state),
-        "conv_kernel": (first("conv_kernel", "d_conv"), config.d_conv),
-        "expand": (first("expand", "expand"), config.expand),
-        "intermediate_size": (description.get("intermediate_size"), config.d_inner),
-        "time_step_rank": (first("time_step_rank", "dt_rank"), config.rank),
-        "use_bias": (first("use_bias", "bias"), config.bias),
-        "use_conv_bias": (first("use_conv_bias", "conv_bias"), config.conv_bias),
-        "tie_word_embeddings": (tied, config.tied)}
-
-
-def _inner(description: Mapping) -> Mapping:
-    """mamba-ssm says what its block is like in a table of its own."""
-    inner = description.get("ssm_cfg")
-    return inner if isinstance(inner, Mapping) else {}
+    yield "vocab_size", vocab_size, config.vocab_size
+    for name, value in said(description):
+        attribute = SIZES.get(name)
+        again = attribute == "tied" and not value and has_head  # an output layer of its own, the embedding once more
+        if attribute and not again:
+            yield name, value, getattr(config, attribute)
 
 
 def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> MambaLM:

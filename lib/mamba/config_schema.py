@@ -1,13 +1,14 @@
 """What a checkpoint folder may say of itself: its facts and sizes are checked before a weight is read."""
 
 from pathlib import Path
-from typing import Annotated, Required
+from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError
-from lib.env.schema import check_tensors, read_json
+from lib.env.schema import read_json
+from lib.env.tensors import open_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 AGAIN = "fetch the checkpoint again"
@@ -16,7 +17,7 @@ Small = Annotated[float, Field(gt=0, le=1)]
 
 
 class Description(TypedDict, total=False):
-    """config.json in transformers' names and in mamba-ssm's; what else it says is left as it is."""
+    """config.json in transformers' names and in mamba-ssm's; `lib.mamba.checkpoint` looks at what else it says."""
 
     __pydantic_config__ = ConfigDict(extra="allow")
     vocab_size: Required[Size]
@@ -37,6 +38,7 @@ class Description(TypedDict, total=False):
     tie_word_embeddings: bool
     model_type: str
     hidden_act: str
+    ssm_cfg: dict[str, Any] | None
 
 
 def check_checkpoint(folder: str | Path) -> Description:
@@ -45,19 +47,13 @@ def check_checkpoint(folder: str | Path) -> Description:
     Nothing is said of whether the weights are those of a Mamba. Raises `UserError`, which names the file
     and the fact that is wrong.
     """
-    from safetensors import SafetensorError, safe_open
-
     config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     description = read_json(config, Description, do=AGAIN)
     for ours, theirs in (("hidden_size", "d_model"), ("num_hidden_layers", "n_layer")):
         if ours not in description and theirs not in description:
             raise UserError(f"{config} is damaged ({ours} is missing): {AGAIN}")
-    check_tensors(weights, do=AGAIN)
-    try:
-        with safe_open(weights, "pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights} is damaged (it is no safetensors file, or an incomplete one): {AGAIN}") from error
+    with open_tensors(weights, do=AGAIN) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     for name, shape in shapes.items():
         if not shape or 0 in shape:
             raise UserError(f"{weights} is damaged ({name[:80]} has shape {tuple(shape)}): {AGAIN}")

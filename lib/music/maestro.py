@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib.env.errors import UserError, os_errors
+from lib.env.files import check_regular
 from lib.env.paths import DATA, ROOT
 from lib.music import ten as sample
 from lib.music.download import MAX_TABLE, Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack
@@ -114,8 +115,7 @@ def read_folder(folder: str | Path) -> list[Performance]:
         raise UserError(f"{folder} has {'more than one' if tables else 'no'} {TABLE} in it: "
                         f"name the folder that holds {NAME}.csv")
     table, found, missing = tables[0], [], []
-    with os_errors(f"read {table}"):
-        size = table.stat().st_size
+    size = check_regular(table).st_size
     if size > MAX_TABLE:
         raise UserError(f"{table} has {size / 1e6:,.0f} MB, far more than MAESTRO's table: get MAESTRO again")
     try:

@@ -16,11 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ConfigDict
 
 from lib.env.errors import UserError
 from lib.env.files import whole
+from lib.env.schema import read_json
 from lib.music.notes import HIGHEST, LOWEST, Music, clip_repeats, crop, make_notes, sustain
 from lib.music.token_names import count_in, is_music
+from lib.music.tokens_schema import AGAIN, load_merges
 
 BEAT = 0.5  # seconds a quarter note lasts at 120 BPM
 BAR = 4 * BEAT  # seconds
@@ -33,6 +36,8 @@ SETTINGS = "tokens.json"
 @dataclass(frozen=True)
 class TokenConfig:
     """How music becomes tokens. The defaults are justified by the table of notebook 02."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of the file that keeps it
 
     grid_ms: float = 10.0  # onsets are rounded to this, and durations up to 1 s
     pedal: str = "extend"  # "extend" notes by the sustain pedal, write it as "tokens", or "drop" it
@@ -53,6 +58,9 @@ class TokenConfig:
         if self.vocab_size is not None and not self.vocab_size <= 65_535:
             raise UserError(f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most "
                             "65535")
+        if not 1 <= self.velocities <= 127:
+            raise UserError(f"velocities={self.velocities} is outside 1 to 127: MIDI knows no "
+                            "other loudness")
 
     @property
     def steps(self) -> int:
@@ -246,14 +254,10 @@ class Tokenizer:
         folder = Path(folder)
         if not (folder / BPE_MODEL).is_file() or not (folder / SETTINGS).is_file():
             raise UserError(f"no tokenizer in {folder}: it needs {BPE_MODEL} and {SETTINGS}")
-        try:
-            config = TokenConfig(**json.loads((folder / SETTINGS).read_text()))
-            base = getattr(_import(), config.kind)(params=folder / BPE_MODEL)
-            if base.vocab != _miditok(config).vocab:
-                raise ValueError("the two files disagree")
-            return cls(config, base)
-        except Exception as error:
-            raise UserError(f"the tokenizer in {folder} is damaged: build it again") from error
+        config = read_json(folder / SETTINGS, TokenConfig, do=AGAIN)
+        base = _miditok(config)
+        load_merges(folder / BPE_MODEL, base)
+        return cls(config, base)
 
 
 @contextmanager

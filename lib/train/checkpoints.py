@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NotRequired
@@ -20,12 +21,16 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lib.env.errors import UserError, os_errors
+from lib.env.errors import Damaged, UserError, os_errors
 from lib.env.files import on_disk, whole
 from lib.env.machine import RESULTS, ROOT, read_results
-from lib.env.schema import Amount, Count, Few, Number, check, check_tensors
+from lib.env.schema import Amount, Count, Few, Number, check
+from lib.env.tensors import open_tensors
+from lib.mamba.config_schema import WEIGHTS
 
 LAST, PREVIOUS, LOG = "last.safetensors", "previous.safetensors", "log.csv"
+MOST_TIMES = 100  # a checkpoint's bytes to those of the weights: two moments, and the states of many rows
+SPARE = 64 << 20  # bytes for facts and random states, however small the model
 LOG_FIELDS = ["step", "tokens", "minutes", "lr", "train_bits_per_token", "validation_bits_per_note"]
 
 
@@ -40,11 +45,18 @@ class Row(TypedDict):
     validation_bits_per_note: Amount
 
 
+class Numbers(TypedDict):
+    """The two that PCG64 counts with."""
+
+    state: Annotated[int, Field(ge=0, lt=2**128)]
+    inc: Annotated[int, Field(ge=0, lt=2**128)]
+
+
 class Generator(TypedDict):
     """The state of numpy's PCG64."""
 
     bit_generator: Annotated[str, Field(pattern="^PCG64$")]
-    state: Annotated[dict[str, Annotated[int, Field(ge=0, lt=2**128)]], Field(min_length=2, max_length=2)]
+    state: Numbers
     has_uint32: Annotated[int, Field(ge=0, le=1)]
     uinteger: Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -86,11 +98,14 @@ class Facts(TypedDict):
     training_seconds: NotRequired[Amount]  # of a run of `lib.lab.experiments`
 
 
-def checksum(tensors: dict[str, Tensor], facts: str) -> str:
-    """SHA-256 of the facts and of every tensor's name, type, shape and bytes."""
+Look = Callable[[Facts, int], None]
+
+
+def checksum(tensors: Iterable[tuple[str, Tensor]], facts: str) -> str:
+    """SHA-256 of the facts and of every tensor's name, type, shape and bytes, by the order of their names."""
     digest = hashlib.sha256(facts.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+    for name, tensor in tensors:
+        tensor = tensor.contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -104,7 +119,7 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     from safetensors.torch import save
 
     text = json.dumps(facts)
-    data = save(tensors, metadata={"run": text, "sha256": checksum(tensors, text)})
+    data = save(tensors, metadata={"run": text, "sha256": checksum(sorted(tensors.items()), text)})
     with whole(folder / LAST) as part:
         part.write_bytes(data)
         on_disk(part)  # before another file gives its name up
@@ -117,8 +132,8 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint of a run, whole or not."""
-    return (folder / LAST).exists() or (folder / PREVIOUS).exists()
+    """Whether the folder holds a checkpoint of a run, whole or not, or a link to one, wherever it leads."""
+    return any(os.path.lexists(folder / name) for name in (LAST, PREVIOUS))
 
 
 def stamp(folder: Path) -> tuple[int, ...] | None:
@@ -130,14 +145,18 @@ def stamp(folder: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def read(folder: Path, say=print) -> tuple[dict[str, Tensor], Facts]:
-    """Tensors and facts of the run's last checkpoint that is whole. Raises `UserError` if there is none."""
+def read(folder: Path, say=print, look: Look | None = None) -> tuple[dict[str, Tensor], Facts]:
+    """Tensors and facts of the run's last checkpoint that is whole.
+
+    Before a tensor is read, `look` is given the facts and the bytes of the file, and may raise. Raises
+    `UserError` where no checkpoint is whole, or where one cannot be read and may be whole nevertheless.
+    """
     faults = []
     for name in (LAST, PREVIOUS):
-        try:
-            return open_one(folder / name)
-        except FileNotFoundError:
+        if not os.path.lexists(folder / name):
             continue  # killed between two renames: the other one is whole
+        try:
+            return open_one(folder / name, look)
         except ValueError as error:
             faults.append(f"{name}: {error}")
             if name == LAST and (folder / PREVIOUS).exists():
@@ -146,25 +165,39 @@ def read(folder: Path, say=print) -> tuple[dict[str, Tensor], Facts]:
     raise UserError(f"no checkpoint in {folder} is whole{why}: delete that folder and start again")
 
 
-def open_one(path: Path) -> tuple[dict[str, Tensor], Facts]:
-    """Tensors and facts of one file. Raises FileNotFoundError, or ValueError where it is damaged."""
-    from safetensors import SafetensorError, safe_open
+def open_one(path: Path, look: Look | None = None) -> tuple[dict[str, Tensor], Facts]:
+    """Tensors and facts of one file; see `read`.
 
-    if not path.exists():
-        raise FileNotFoundError(path)
+    Raises ValueError where its content is damaged, `UserError` where it cannot be read.
+    """
     try:
-        check_tensors(path, do="start again")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, UserError) as error:
+        with open_tensors(path, do="start again") as file:
+            text, recorded = _notes(file)
+            facts = check(text, Facts)
+            if look:
+                look(facts, path.stat().st_size)
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except Damaged as error:
         raise ValueError("it cannot be opened") from error
-    if "run" not in metadata:
-        raise ValueError("it says nothing of a run")
-    # runs of the course's first version have no checksum
-    if metadata.get("sha256") not in (None, checksum(tensors, metadata["run"])):
+    if recorded not in (None, checksum(tensors.items(), text)):
         raise ValueError("its checksum is wrong")
-    return tensors, check(metadata["run"], Facts)
+    return tensors, facts
+
+
+def _notes(file) -> tuple[str, str | None]:
+    """The facts as they were written and their checksum, which runs of the course's first version lack."""
+    notes = file.metadata() or {}
+    if "run" not in notes:
+        raise ValueError("it says nothing of a run")
+    return notes["run"], notes.get("sha256")
+
+
+def check_size(folder: Path, size: int, weights: int) -> None:
+    """Raise `UserError` where a checkpoint has far more bytes than the training of such weights keeps."""
+    most = MOST_TIMES * weights + SPARE
+    if size > most:
+        raise UserError(f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, and training this model keeps less "
+                        f"than {most / 1e6:,.0f} MB: it is of another model, choose another folder")
 
 
 @contextmanager
@@ -185,18 +218,6 @@ def whole_folder(folder: Path):
                 os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def writing(path: Path):
-    """Turn what safetensors raises on a full disk into a `UserError`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        why = "the disk is full: free some space and run it again" if "os error 28" in str(error) else str(error)
-        raise UserError(f"could not write {path}: {why}") from error
 
 
 @contextmanager
@@ -222,7 +243,9 @@ def history(folder: Path) -> dict:
     folder = Path(folder).resolve()
     facts = {"folder": str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name}
     if exists(folder.parent) and folder.name == "best":  # of a run
-        run = read(folder.parent, say=lambda text: None)[1]
+        weights = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
+        look = lambda facts, size: check_size(folder.parent, size, weights)
+        run = read(folder.parent, lambda text: None, look)[1]
         before = run.get("init") or {}
         row = min(run["log"], key=lambda row: row["validation_bits_per_note"], default=None)
         if row and not (before and "tokens" not in before):

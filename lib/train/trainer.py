@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -402,11 +403,21 @@ def open_folder(run: Trainer, resume: bool) -> None:
     if not resume:
         raise UserError(f"{run.folder} holds a run already: add --resume to go on, or choose "
                         "another --out")
-    tensors, facts = checkpoints.read(run.folder, run.say)
+    tensors, facts = checkpoints.read(run.folder, run.say, partial(look_at, run))
     check_same_run(run, facts)
     check_tensors_fit(run, tensors)
     run.restore(tensors, facts)
     run.say(f"resuming at step {run.step} after {run.seconds / 60:.1f} minutes")
+
+
+def look_at(run: Trainer, facts: dict, size: int) -> None:
+    """Raise `UserError` for a checkpoint that is too large to be this run's, before its tensors are read."""
+    weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
+    try:
+        checkpoints.check_size(run.folder, size, weights)
+    except UserError:
+        check_same_run(run, facts)  # which may know why
+        raise
 
 
 def check_same_run(run: Trainer, facts: dict) -> None:
@@ -450,7 +461,7 @@ def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
 def keep_best(run: Trainer) -> None:
     """Keep the model with its tokenizer, so that `python -m lib.generate --model` can play it."""
     best = run.folder / "best"
-    with checkpoints.whole_folder(best) as part, checkpoints.writing(best):
+    with checkpoints.whole_folder(best) as part:
         run.save_model(run.model, part)
         for name in TOKENIZER_FILES:
             if run.streams.folder and (run.streams.folder / name).exists():

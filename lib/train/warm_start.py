@@ -1,14 +1,16 @@
 """The model that a run begins with: fresh, or warm, with the weights of another run."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lib import mamba
 from lib.env.errors import UserError
+from lib.env.schema import read_json
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.streams import Streams
 from lib.music.tokens import BPE_MODEL, SETTINGS
+from lib.music.tokens_schema import AGAIN
 from lib.train import checkpoints
 from lib.train.config import TrainConfig
 
@@ -61,12 +63,9 @@ def _check_tokens(folder: str | Path, streams: Streams) -> None:
                             f"({name} differs): build the streams with that tokenizer's settings")
 
 
-def _content(path: Path) -> dict | bytes:
-    """What a file of a tokenizer says, without the versions that wrote it; its bytes where it is no JSON."""
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        return path.read_bytes()
+def _content(path: Path) -> dict[str, Any]:
+    """What a file of a tokenizer says, without the versions that wrote it. Raises `UserError` where it is damaged."""
+    found = read_json(path, dict[str, Any], do=AGAIN)
     if path.name == SETTINGS:
         return {"kind": "REMI"} | found  # files of before knew no other language
     return {key: value for key, value in found.items() if not key.endswith("_version")}

@@ -35,7 +35,7 @@ def refused(folder):
     {"architectures": ["MambaForSequenceClassification"]}, {"rms_norm": False}, {"d_intermediate": 64},
     {"attn_layer_idx": [1]}, {"ssm_cfg": {"layer": "Mamba2"}}, {"time_step_limit": [0.01, 0.5]},
     {"ssm_cfg": {"dt_limit": [0.0, 1.0]}}, {"quantization_config": {"quant_method": "bitsandbytes"}},
-    {"logits_scaling": 2.0}], ids=json.dumps)
+    {"logits_scaling": 2.0}, {"activation": "relu"}, {"ssm_cfg": {"activation": "relu"}}], ids=json.dumps)
 def test_another_computation_is_refused_and_named(folder, said):
     (name, value), = (said["ssm_cfg"] if "ssm_cfg" in said else said).items()
     say(folder, **said)
@@ -45,7 +45,9 @@ def test_another_computation_is_refused_and_named(folder, said):
 @pytest.mark.parametrize("said", [
     {"hidden_act": "swish"}, {"residual_in_fp32": False}, {"use_mambapy": True}, {"time_step_scale": 3.0},
     {"time_step_rank": "auto"}, {"rms_norm": True}, {"attn_layer_idx": []}, {"ssm_cfg": {}},
-    {"time_step_limit": [0.0, float("inf")]}, {"something_of_next_year": 5}], ids=str)
+    {"time_step_limit": [0.0, float("inf")]}, {"ssm_cfg": None}, {"something_of_next_year": None},
+    {"ssm_cfg": {"d_state": 3, "bias": False, "dt_rank": "auto", "dt_init": "random", "activation": "silu"}},
+    {"id2label": {"0": "A"}, "temperature": 0.7, "torchscript": False, "pruned_heads": {}}], ids=str)
 def test_what_says_the_same_or_is_no_matter_opens(folder, said):
     model = checkpoint.load(folder)
     say(folder, **said)
@@ -54,10 +56,45 @@ def test_what_says_the_same_or_is_no_matter_opens(folder, said):
 
 
 @pytest.mark.parametrize("said", [
+    {"final_logit_softcapping": 30.0}, {"use_bcdt_rms": True}, {"auto_map": {"AutoModelForCausalLM": "modeling.X"}},
+    {"norm_epsilon": 0.5}, {"lm_head_bias": True}, {"adapter_config": {"r": 8}}, {"something_of_next_year": 5},
+    {"ssm_cfg": {"ngroups": 2}}, {"x" * 10_000: "y" * 10_000}], ids=lambda said: str(said)[:60])
+def test_what_nobody_here_knows_is_named_and_what_to_do(folder, said):
+    say(folder, **said)
+    sentence = refused(folder)
+    name, = said.get("ssm_cfg", said)
+    assert f"says that {name[:80]} is " in sentence and "delete the line" in sentence and len(sentence) < 600
+
+
+def test_a_table_that_is_none_is_damaged(folder):
+    say(folder, ssm_cfg="x")
+    assert "is damaged (ssm_cfg is 'x'" in refused(folder)
+
+
+MAKERS = {  # what a config.json of each maker and year held beside the sizes
+    "transformers 4": {
+        "d_inner": 32, "d_model": 16, "n_layer": 2, "fused_add_norm": True, "initializer_range": 0.1, "rms_norm": True,
+        "pad_vocab_size_multiple": 1, "rescale_prenorm_residual": False, "ssm_cfg": {}, "time_step_floor": 0.0001,
+        "time_step_init_scheme": "random", "time_step_scale": 1.0, "transformers_version": "4.39.0.dev0",
+        "use_cache": True, "use_mambapy": False, "torch_dtype": "float32", "_name_or_path": "x"},
+    "mamba-ssm 2": {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}, "ssm_cfg": {"layer": "Mamba1"},
+                    "rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True, "tie_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_what_other_makers_write_down_opens(folder, maker):
+    model = checkpoint.load(folder)
+    say(folder, **MAKERS[maker])
+    assert torch.equal(checkpoint.load(folder)(torch.arange(12)[None]), model(torch.arange(12)[None]))
+
+
+@pytest.mark.parametrize("said", [
     {"use_bias": True}, {"use_conv_bias": False}, {"state_size": 4}, {"conv_kernel": 3}, {"expand": 3},
-    {"intermediate_size": 48}, {"time_step_rank": 2}, {"num_hidden_layers": 3}, {"vocab_size": 20}], ids=str)
+    {"intermediate_size": 48}, {"time_step_rank": 2}, {"num_hidden_layers": 3}, {"vocab_size": 20}, {"bias": True},
+    {"d_inner": 48}, {"ssm_cfg": {"bias": True}}, {"ssm_cfg": {"d_state": 4}}, {"ssm_cfg": {"expand": 3}}], ids=str)
 def test_a_configuration_of_another_model_is_refused(folder, said):
-    name, = said
+    name, = said.get("ssm_cfg", said)
     say(folder, **said)
     assert f"are of two models, {name} is" in refused(folder)
 

@@ -173,6 +173,13 @@ def test_bad_folder_is_one_sentence(home, tmp_path, case):
     assert files(tmp_path) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
+def test_a_pipe_in_place_of_the_table_is_not_waited_for(home, tmp_path):
+    os.mkfifo(tmp_path / "maestro-v3.0.0.csv")
+    with pytest.raises(UserError, match="is a pipe"):
+        data.performances(tmp_path, say=str)
+
+
 @pytest.mark.parametrize("case", BAD_FOLDERS)
 def test_bad_zip_content_is_one_sentence_and_leaves_nothing(home, tmp_path, case):
     inside, words = BAD_FOLDERS[case]

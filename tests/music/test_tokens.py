@@ -1,5 +1,7 @@
 """Claims about lib.music.tokens: what music loses on its way through tokens, and what it does not."""
 
+import errno
+import json
 import subprocess
 import sys
 
@@ -213,10 +215,60 @@ def test_a_damaged_or_missing_tokenizer_is_one_sentence(trained, tmp_path):
                ("tokens.json", settings.replace(b"10.0", b"62.5")), ("tokens.json", settings.replace(b"10.0", b"0"))]
     for name, content in damages:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="damaged: build it again"):
+        with pytest.raises(UserError, match="damaged .*: build it again"):
             Tokenizer.load(tmp_path)
         (tmp_path / name).write_bytes(whole[name])
     Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("beat_res", {"0_100000000": 1000}), ("beat_res", {"0_2": 10**9}), ("num_velocities", 10**9),
+    ("special_tokens", ["a"] * 99_999), ("tempo_range", [1, 10**9]), ("chord_maps", {"x": [1]}),
+    ("max_bar_embedding", 10**9)])
+def test_a_file_that_asks_for_another_vocabulary_is_refused_unbuilt(trained, tmp_path, monkeypatch, name, value):
+    import miditok
+
+    trained.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    said = json.loads(path.read_text())
+    inner = said["config"]["additional_params"] if name == "max_bar_embedding" else said["config"]
+    inner[name] = value
+    path.write_text(json.dumps(said))
+    monkeypatch.delattr(miditok.MusicTokenizer, "_load_from_json")  # MidiTok would build what it is asked for
+    with pytest.raises(UserError, match=f"tokenizer.json is damaged .config.{name} is ") as error:
+        Tokenizer.load(tmp_path)
+    assert len(str(error.value)) < 500
+
+
+def test_nothing_of_a_file_but_its_merges_reaches_miditok(trained, tmp_path):
+    """MidiTok takes any name in its file for an attribute: a stranger could put a number where a function was."""
+    trained.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    said = json.loads(path.read_text())
+    said["config"] |= {"nb_velocities": 10**9, "of_next_year": 5}
+    path.write_text(json.dumps(said))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.base.config == trained.base.config and loaded.pieces == trained.pieces
+    path.write_text(json.dumps(said | {"encode": 5}))
+    with pytest.raises(UserError, match="encode is 5"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_not_called_damaged(trained, tmp_path, monkeypatch):
+    def failing(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    trained.save(tmp_path)
+    monkeypatch.setattr("pathlib.Path.read_bytes", failing)
+    with pytest.raises(UserError, match="no permission to write or read") as error:
+        Tokenizer.load(tmp_path)
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("velocities", [0, -1, 128, 10**9])
+def test_loudness_levels_that_midi_does_not_have_are_refused(velocities):
+    with pytest.raises(UserError, match="outside 1 to 127"):
+        TokenConfig(velocities=velocities)
 
 
 @pytest.mark.parametrize("wrong", [700, 65_535, -1])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from made_up import TINY, make_streams, quiet
 from safetensors import SafetensorError
@@ -86,6 +87,60 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(run, damage):
     assert trainer.step == 4 and ("damaged" in said[0]) == (damage != "gone")
 
 
+def test_a_run_goes_on_in_a_folder_whose_name_is_no_utf8(tmp_path):
+    folder, streams = tmp_path / os.fsdecode(b"M\xfcller") / "run", make_streams()
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system wants names in UTF-8")
+    Trainer(streams, replace(TINY, steps=4), folder, device="cpu", say=quiet).run(progress=False)
+    assert resume(folder, streams).step == 4
+    assert checkpoints.history(folder / "best")["steps"] > 0
+    mamba.load(folder / "best")
+
+
+@pytest.mark.parametrize("what, words", [
+    ("pipe", "is a pipe"), ("folder", "is a folder"), ("loop", "symbolic links"), ("lost", "No such file")])
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(run, what, words):
+    """It may be whole, on a disk that is not there just now: nothing is told to be deleted, nothing begins anew."""
+    folder, streams = run
+    last = folder / checkpoints.LAST
+    last.unlink()
+    (folder / checkpoints.PREVIOUS).unlink()
+    if what == "pipe":
+        os.mkfifo(last)
+    elif what == "folder":
+        last.mkdir()
+    else:
+        last.symlink_to(checkpoints.LAST if what == "loop" else "/nowhere/last.safetensors")
+    with pytest.raises(UserError, match=words) as error:
+        resume(folder, streams)
+    assert "\n" not in str(error.value) and "delete" not in str(error.value)
+    with pytest.raises(UserError, match="holds a run already"):
+        Trainer(streams, TINY, folder, device="cpu", say=quiet)
+    assert os.path.lexists(last)
+
+
+def test_a_checkpoint_that_is_far_too_large_is_refused_unread(run, monkeypatch):
+    folder, streams = run
+    last = folder / checkpoints.LAST
+    data = last.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    notes, more = json.loads(data[8 : 8 + size]), 3 << 30
+    end = len(data) - 8 - size
+    notes["junk"] = {"dtype": "U8", "shape": [more], "data_offsets": [end, end + more]}
+    header = json.dumps(notes).encode()
+    with last.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header + data[8 + size :])
+        file.truncate(8 + len(header) + end + more)  # sparse: it takes no room
+    monkeypatch.delattr(checkpoints, "checksum")
+    for work in (lambda: resume(folder, streams), lambda: checkpoints.history(folder / "best")):
+        with pytest.raises(UserError, match="takes 3,22[0-9] MB, and training this model keeps less than"):
+            work()
+    with pytest.raises(UserError, match="d_model=16, not 18"):  # where the reason is known, it is said
+        resume(folder, streams, d_model=18)
+
+
 def test_when_both_checkpoints_are_damaged_it_says_so_in_one_sentence(run):
     folder, streams = run
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
@@ -97,14 +152,14 @@ def test_when_both_checkpoints_are_damaged_it_says_so_in_one_sentence(run):
 
 @LINUX
 @pytest.mark.parametrize("what", ["checkpoint", "log", "best model"])
-def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what):
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what, monkeypatch):
     folder, streams = run
     trainer = resume(folder, streams, steps=100)
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     if what == "best model":  # safetensors' own words on a full disk, as they were read from one
-        def full(model, folder):
+        def full(*_, **__):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        trainer.save_model = full
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
     else:  # where the next version is written first
         name = checkpoints.LAST if what == "checkpoint" else checkpoints.LOG
         (folder / f".{Path(name).stem}.{os.getpid()}.part{Path(name).suffix}").symlink_to("/dev/full")
@@ -249,8 +304,13 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
         (place / "tokenizer.json").write_text(json.dumps({"vocab": [1, 2], "symusic_version": version}))
     warm = Trainer(here, TINY, tmp_path / "b", device="cpu", init=folder / "best", say=quiet)
     assert warm.init["n_layer"] == TINY.n_layer
-    (tmp_path / "tokens.json").write_text("ours")
-    (folder / "best" / "tokens.json").write_text("theirs")
+    (tmp_path / "tokens.json").write_text('{"grid_ms": 10.0}')
+    theirs = folder / "best" / "tokens.json"
+    for damaged in ("theirs", "[1]", "[" * 100_000):
+        theirs.write_text(damaged)
+        with pytest.raises(UserError, match="tokens.json is damaged"):
+            Trainer(here, TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+    theirs.write_text('{"grid_ms": 20.0}')
     with pytest.raises(UserError, match="speak other tokens"):
         Trainer(replace(streams, folder=tmp_path), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
 

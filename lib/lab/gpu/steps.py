@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env import machine as env
+from lib.env.tensors import load_tensors, save_tensors
 from lib.lab.bench.timing import spread, stopwatch, take_turns
 from lib.lab.gpu.hour import Hour, keep
 from lib.scan.selective import selective_scan
@@ -221,13 +222,12 @@ def flagship(hour: Hour, minutes: float) -> dict:
 
 def _halved(hour: Hour) -> dict:
     """The best checkpoint as float16 in one archive, ready to be carried; what is known of it."""
-    from safetensors.torch import load_file, save_file
-
     best = hour.work / "flagship" / "best"
     half = hour.work / "flagship_half"
     shutil.copytree(best, half, dirs_exist_ok=True)
-    tensors = {name: t.half() for name, t in load_file(half / "model.safetensors").items()}
-    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    weights = half / "model.safetensors"
+    tensors = load_tensors(weights, do="run the step again")
+    save_tensors({name: tensor.half() for name, tensor in tensors.items()}, weights)
     with tarfile.open(hour.work / "flagship_half.tar", "w") as tar:
         tar.add(half, "flagship")
     return json.loads((best / "config.json").read_text(encoding="utf-8"))

@@ -20,7 +20,8 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from lib import mamba
 from lib.env.errors import UserError
 from lib.env.files import whole
-from lib.env.schema import check_tensors, read_json
+from lib.env.schema import read_json
+from lib.env.tensors import load_tensors, save_tensors
 from lib.lab.rivals.hybrid import HybridConfig, HybridLM
 from lib.lab.rivals.lstm import LSTMLM, LSTMConfig
 from lib.lab.rivals.s4d import S4DLM, S4DConfig
@@ -173,13 +174,9 @@ def state_bytes(model: LanguageModel, state: State, read: int) -> int:
 
 def save(model: LanguageModel, folder: str | Path) -> None:
     """Write config.json and model.safetensors, whole or not at all; a Mamba as `lib.mamba.save` does."""
-    from safetensors.torch import save_file
-
     if isinstance(model, MambaLM):
         return mamba.save(model, folder)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with whole(Path(folder) / WEIGHTS) as part:
-        save_file(tensors, part, metadata={"format": "pt"})
+    save_tensors(model.state_dict(), Path(folder) / WEIGHTS)
     with whole(Path(folder) / CONFIG) as part:
         part.write_text(json.dumps({"architecture": type(model).__name__, **asdict(model.config)}, indent=1) + "\n")
 
@@ -193,9 +190,6 @@ class Description(TypedDict, total=False):
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """Open what `save` wrote. Raises `UserError` when something is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"no checkpoint in {folder}: it needs {CONFIG} and {WEIGHTS}")
@@ -207,16 +201,15 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageMode
     if strange := description.keys() - {"architecture", *asdict(config)}:
         raise UserError(f"{folder / CONFIG} is damaged ({min(strange)[:80]} is no fact of this architecture): {AGAIN}")
     _check_sizes(config, folder / CONFIG)
-    check_tensors(folder / WEIGHTS, do=AGAIN)
+    weights = load_tensors(folder / WEIGHTS, do=AGAIN)
     try:
-        weights = load_file(folder / WEIGHTS)
         with torch.device("meta"):  # so that a false size costs no memory
             wanted = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
         if {name: tensor.shape for name, tensor in weights.items()} != wanted:
             raise ValueError("other tensors than its configuration says")
         model = cls(config)
         model.load_state_dict(weights)
-    except (SafetensorError, OSError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"the checkpoint in {folder} is damaged: {AGAIN}") from error
     return model.to(device).eval()
 
