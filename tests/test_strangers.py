@@ -2,8 +2,8 @@
 
 Each kind of file is written, then spoilt in one place at a time: every fact of its JSON is taken away or
 replaced by what it is not, every tensor by one of another kind, its header by one that lies. All of it
-happens in a process of its own, so that a crash fails the test and not the test run. By hand, with the
-counts for CONTRIBUTING.md:    python tests/test_strangers.py
+happens in a process of its own, so that a crash fails the test and not the test run. The test opens every
+third file. All of them, by hand, with the counts for CONTRIBUTING.md:    python tests/test_strangers.py
 """
 
 import csv
@@ -515,10 +515,13 @@ KINDS = {"checkpoint folders": checkpoints, "tokenizers": tokenizers, "checkpoin
 # --- the process that walks them ----------------------------------------------------------------
 
 
-def walk(name: str, home: Path) -> dict:
-    """Every file of a kind: how many were tried, used, and failed."""
-    tried, used, failures, slowest = 0, 0, [], 0.0
+def walk(name: str, home: Path, every: int = 1) -> dict:
+    """Every file of a kind, or every so many: how many were made, tried and used, and what failed."""
+    made, tried, used, failures, slowest = 0, 0, 0, [], 0.0
     for what, work in KINDS[name](home):
+        made += bool(what)
+        if what and made % every:
+            continue
         begin = time.process_time()
         try:
             work()
@@ -533,7 +536,7 @@ def walk(name: str, home: Path) -> dict:
             failures.append(f"{what}: {took:.1f} s")
         slowest = max(slowest, took)
         tried += bool(what)
-    return {"tried": tried, "used": used, "failures": failures, "slowest": round(slowest, 2), "megabytes": peak()}
+    return {"made": made, "tried": tried, "used": used, "failures": failures, "slowest": round(slowest, 2), "megabytes": peak()}
 
 
 def peak() -> int:
@@ -547,18 +550,19 @@ def peak() -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    every = int(os.environ.get("EVERY", "1"))
     found = {}
     for name in sys.argv[1:] or KINDS:
         with tempfile.TemporaryDirectory() as home:
             torch.manual_seed(0)
-            found[name] = walk(name, Path(home))
+            found[name] = walk(name, Path(home), every)
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 @pytest.fixture(scope="module")
 def found():
     done = subprocess.run([sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=560,
-                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "EVERY": "3"})
     assert done.returncode == 0, f"the process ended: {done.stderr[-1500:]}"
     return json.loads(done.stdout)
 
@@ -577,7 +581,7 @@ def test_a_spoilt_file_is_used_or_refused_in_one_sentence(found, kind):
 def test_contributing_says_how_many_were_tried(found):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for kind, result in found.items():
-        assert f"| {kind} | {result['tried']:,} |" in text
+        assert f"| {kind} | {result['made']:,} |" in text
 
 
 if __name__ == "__main__":

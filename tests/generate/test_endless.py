@@ -35,10 +35,10 @@ def resident():
         return None
 
 
-def test_200_000_tokens_take_no_more_memory_and_no_more_time_a_token(tmp_path):
+def test_a_hundred_thousand_tokens_take_no_more_memory_and_no_more_time_a_token(tmp_path):
     """The processor's own time is compared, which other programs do not change; a cost that grew with the
     piece, as attention's does, would be twenty times as high in the last tenth as in the first half."""
-    player, count, tenth = tiny(), 200_000, 20_000
+    player, count, tenth = tiny(), 100_000, 10_000
     memory, seconds, state, before = [], [], [], time.process_time()
     with GrowingMidi(tmp_path / "endless.mid") as midi:
         for i, (notes, _) in enumerate(forever(player, NoteReader(player.tokenizer)), 1):
@@ -57,7 +57,7 @@ def test_200_000_tokens_take_no_more_memory_and_no_more_time_a_token(tmp_path):
     assert len(set(state)) == 1
     assert np.median(seconds[-3:]) < 2 * np.median(seconds[:3])
     if memory[0] is not None:
-        assert memory[-1] - memory[1] < 4_000_000  # the notes alone would take more, as Python objects
+        assert memory[-1] - memory[1] < 2_000_000  # the notes alone would take more, as Python objects
     assert midi.notes > 30_000
     assert len(read_midi(tmp_path / "endless.mid").notes) == midi.notes
 

@@ -511,16 +511,16 @@ def test_the_results_that_are_shipped_are_of_todays_protocol(part):
 def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeypatch, tmp_path, capsys, found):
     monkeypatch.setitem(SCALES, "quick", TINY)
     monkeypatch.setattr("lib.music.maestro.performances", lambda *args, **options: found)
-    options = ["--quick", "--folder", str(tmp_path), "--only", "likelihood"]
+    options = ["--quick", "--folder", str(tmp_path), "--only", "race"]
     command.main([*options, "--budget-minutes", "1e-9"])
     assert "goes on from here" in capsys.readouterr().out
     command.main([*options, "--only", "context"])
     out = capsys.readouterr().out
-    assert "experiments_likelihood_quick.json" in out and "context" in out
-    assert (tmp_path / "results" / "experiments_likelihood_quick.json").exists()
+    assert "experiments_race_quick.json" in out and "context" in out
+    assert (tmp_path / "results" / "experiments_race_quick.json").exists()
     command.main([*options, "--restart", "--budget-minutes", "1e-9"])
     assert "goes on from here" in capsys.readouterr().out
-    assert not (tmp_path / "results" / "experiments_likelihood_quick.json").exists()
+    assert not (tmp_path / "results" / "experiments_race_quick.json").exists()
     for bad in (["--budget-minutes", "0"], ["--restart", "--scale", "cpu"]):
         with pytest.raises(UserError):
             command.main(bad)
