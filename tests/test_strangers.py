@@ -536,7 +536,8 @@ def walk(name: str, home: Path, every: int = 1) -> dict:
             failures.append(f"{what}: {took:.1f} s")
         slowest = max(slowest, took)
         tried += bool(what)
-    return {"made": made, "tried": tried, "used": used, "failures": failures, "slowest": round(slowest, 2), "megabytes": peak()}
+    return {"made": made, "tried": tried, "used": used, "failures": failures, "slowest": round(slowest, 2),
+            "megabytes": peak()}
 
 
 def peak() -> int:
