@@ -4,8 +4,8 @@ Each architecture searches its learning rate and warm-up on validation pieces, a
 all train at their best, with several seeds; and with the first seed at shorter budgets too. These read
 the test split as they end: by then everything has been chosen. An n-gram that was only counted is the floor.
 
-Days of one core go into it. What a run that has ended leaves is a small file or two (`--kept`): carried to
-another machine, they need not be trained there again.
+A day of one core goes into it. What a run that has ended leaves is a small file or two; where they lie, no
+machine trains it again: `python -m lib.lab.experiments --only race --jobs 2 --kept data/results/race`.
 
 Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained again:
 from its bits at two budgets follows what a doubling of its tokens is worth to it, and so what it would
