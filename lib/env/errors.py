@@ -1,15 +1,25 @@
 """A user's mistake is one clear sentence, never a traceback."""
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NoReturn
 
+LONGEST = 2000  # letters of a sentence: a stranger's file may put a book where a word should be
+UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # a terminal obeys them
+
 
 class UserError(Exception):
     """What is wrong and what to do, in one sentence that is shown as it stands."""
+
+    def __init__(self, sentence: str):
+        if len(sentence) > LONGEST:
+            half = LONGEST // 2
+            sentence = f"{sentence[:half]} … {sentence[-half:]}"
+        super().__init__(UNSEEN.sub(lambda found: ascii(found[0])[1:-1], sentence))
 
 
 class Damaged(UserError):

@@ -29,6 +29,8 @@ def open_tensors(path: str | Path, *, do: str, device: str = "cpu") -> Iterator:
     with os_errors(f"read {path}"), _in_utf8(path) as name:
         try:
             with safe_open(name, "pt", device=device) as file:
+                if any(max(file.get_slice(name).get_shape(), default=0) >= 2**63 for name in file.keys()):
+                    raise Damaged(f"{path} is damaged (it has a tensor larger than any memory): {do}")
                 yield file
         except SafetensorError as error:
             raise Damaged(f"{path} is damaged (it is no safetensors file, or an incomplete one): {do}") from error

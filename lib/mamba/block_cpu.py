@@ -94,13 +94,13 @@ def _convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Ten
 
 
 def _convolution_kernel(x, taps, bias, before):
-    _check_convolution(x, taps.transpose(0, -1), bias, before, (torch.float32,))
+    _check_convolution(x, taps.t() if axes(taps) == 2 else taps, bias, before, (torch.float32,))
     taps, bias, before = map(scan_cpu.in_floats, (taps, bias, before))
     return _convolve(scan_cpu.in_rows(x), taps, bias, before)
 
 
 def _convolution_backward_kernel(x, taps, bias, before, dy):
-    _check_convolution(x, taps.transpose(0, -1), bias, before, (torch.float32,))
+    _check_convolution(x, taps.t() if axes(taps) == 2 else taps, bias, before, (torch.float32,))
     check_tensors("the convolution's gradient", x.device, {"dy": (dy, x.shape)})
     x, dy = scan_cpu.in_rows(x), dy.to(x.dtype).resolve_neg().contiguous()
     taps, bias, before = map(scan_cpu.in_floats, (taps, bias, before))

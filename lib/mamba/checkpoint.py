@@ -87,8 +87,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
     config = model.config
     for name, wanted, found in sizes(description, config, "lm_head.weight" in weights):
         if wanted not in (None, "auto", found):
-            raise UserError(f"{folder / CONFIG} and {WEIGHTS} are of two models, {name} is {wanted} in "
-                            f"the one and {found} in the other: {AGAIN}")
+            theirs, ours = json.dumps(wanted)[:80], json.dumps(found)
+            raise UserError(f"{folder / CONFIG} and {WEIGHTS} are of two models, {name} is {theirs} in the one and "
+                            f"{ours} in the other: {AGAIN}")
     model.config = replace(config, dt_min=description.get("time_step_min", config.dt_min),
                            dt_max=description.get("time_step_max", config.dt_max))
     return model.to(device).eval()
@@ -133,7 +134,7 @@ def said(description: Mapping) -> Iterator[tuple[str, Any]]:
 def sizes(description: Mapping, config: MambaConfig, has_head: bool) -> Iterator[tuple[str, Any, Any]]:
     """(name, what config.json says, what the weights are), under every name by which it says so."""
     vocab_size = description["vocab_size"]
-    if "d_model" in description:  # mamba-ssm pads the vocabulary up to a multiple
+    if "d_model" in description and vocab_size != config.vocab_size:  # mamba-ssm pads it up to a multiple
         multiple = description.get("pad_vocab_size_multiple", 8)
         vocab_size = -(-vocab_size // multiple) * multiple
     yield "vocab_size", vocab_size, config.vocab_size
@@ -170,10 +171,11 @@ def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> Mamba
         if name not in weights or weights[name].shape != shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
             raise UserError(f"the weights need {name} of shape {tuple(shape)}, but hold {found}")
-        if not weights[name].is_floating_point():
-            raise UserError(f"the weights hold {name} in {weights[name].dtype}, which is no floating-point number")
+        if not weights[name].is_floating_point() or "float4" in str(weights[name].dtype):  # packed in pairs
+            raise UserError(f"the weights hold {name} in {weights[name].dtype}, which is no floating-point number "
+                            "that is read here")
     if extra := weights.keys() - wanted.keys() - {"lm_head.weight"}:
-        raise UserError(f"the weights hold {min(extra)}, which a Mamba of this kind does not have")
+        raise UserError(f"the weights hold {min(extra)[:80]}, which a Mamba of this kind does not have")
     model = MambaLM(config)
     model.load_state_dict({k: weights[k].float() for k in wanted})
     return model.eval()

@@ -169,7 +169,7 @@ def _pedal(events: np.ndarray, pedal: int, channel: int, shared: bool) -> np.nda
 
 
 def _copies(spans: np.ndarray, known: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Which spans, bool (P,), say once more what the known one that begins nearest to them says."""
+    """Which spans, bool (P,), say once more what the known one beginning just before, or just after, says."""
     if not len(known):
         return np.zeros(len(spans), bool)
 
@@ -178,8 +178,7 @@ def _copies(spans: np.ndarray, known: np.ndarray, time: np.ndarray) -> np.ndarra
 
     later = np.searchsorted(time[known[:, 0]], time[spans[:, 0]])
     before, behind = np.maximum(later - 1, 0), np.minimum(later, len(known) - 1)
-    nearest = np.where(apart(before)[:, 0] <= apart(behind)[:, 0], before, behind)
-    return (apart(nearest) <= COPY).all(1)
+    return (apart(before) <= COPY).all(1) | (apart(behind) <= COPY).all(1)
 
 
 def _spans(events: np.ndarray, pedal: int, channel: int) -> np.ndarray:

@@ -32,7 +32,7 @@ FRAMES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}  # a second, where fr
 # A delta time has one to four bytes, only the last below 0x80, and some writers pad it with empty
 # ones. A channel event has one or two data bytes below 0x80 and, under "running status", no status
 # byte of its own. RUN_* go on from an event of the same kind, 4096 events a match to bound the memory.
-DELTA = rb"\x80*[\x80-\xff]{0,3}[\x00-\x7f]"
+DELTA = rb"\x80{0,8}[\x80-\xff]{0,3}[\x00-\x7f]"
 TWO = re.compile(DELTA + rb"[\x80-\xbf\xe0-\xef][\x00-\x7f]{2}")  # notes, controllers, pitch bend
 ONE = re.compile(DELTA + rb"[\xc0-\xdf][\x00-\x7f]")  # program, pressure on a channel
 RUN_TWO = re.compile(rb"(?:%b[\x80-\xbf\xe0-\xef]?[\x00-\x7f]{2}){1,4096}" % DELTA)
@@ -113,8 +113,8 @@ def unwrapped(data: bytes) -> bytes:
     while position + 8 <= len(data):
         name, begin = data[position : position + 4], position + 8
         size = int.from_bytes(data[position + 4 : begin], "little")
-        if name == b"data":
-            return data[begin : begin + size]
+        if name == b"data" and data[begin : begin + 4] == b"MThd":
+            return data[begin : begin + size] if size else data[begin:]  # 0: it was not known yet
         position = begin + size + size % 2  # chunks begin at even places
     return data[max(0, data.find(b"MThd")) :]
 
@@ -143,21 +143,25 @@ def _walk(data: bytes, position: int, count: int) -> Walk:
     """Walk over the tracks, the first of which begins at `position`.
 
     The header's `count` may be too small or too large: what is there is read. Behind the tracks
-    that it counts anything may lie, and zeros wherever the tracks end.
+    that it counts anything may lie, and a track there counts if it is whole; zeros may end a file.
     """
     walk, track = Walk(), 0
     content = len(data.rstrip(b"\0"))
     while position < content and track < MOST_TRACKS:
         begin = position + 8
         end = begin + int.from_bytes(data[position + 4 : begin])
-        is_track = data[position : position + 4] == b"MTrk"
-        if track >= count and not is_track:
+        known = len(walk.stretches), len(walk.tempos)
+        try:
+            if end > len(data):
+                raise ValueError(f"its track {track + 1} is cut short")
+            if data[position : position + 4] == b"MTrk":  # other chunks are for other programs
+                _walk_track(data, begin, end, track, walk)
+                track += 1
+        except ValueError:
+            if track < max(count, 1):
+                raise
+            del walk.stretches[known[0] :], walk.tempos[known[1] :]
             break
-        if end > len(data):
-            raise ValueError(f"its track {track + 1} is cut short")
-        if is_track:  # other chunks are for other programs
-            _walk_track(data, begin, end, track, walk)
-            track += 1
         position = end
     return walk
 

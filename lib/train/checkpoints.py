@@ -29,7 +29,8 @@ from lib.env.tensors import open_tensors
 from lib.mamba.config_schema import WEIGHTS
 
 LAST, PREVIOUS, LOG = "last.safetensors", "previous.safetensors", "log.csv"
-MOST_TIMES = 100  # a checkpoint's bytes to those of the weights: two moments, and the states of many rows
+MOST_TIMES = 100  # a checkpoint's bytes to those of the weights, at most, without the rows' states
+MOST_ROWS = 4096  # whose states a checkpoint of a stranger's may hold
 SPARE = 64 << 20  # bytes for facts and random states, however small the model
 LOG_FIELDS = ["step", "tokens", "minutes", "lr", "train_bits_per_token", "validation_bits_per_note"]
 
@@ -192,9 +193,12 @@ def _notes(file) -> tuple[str, str | None]:
     return notes["run"], notes.get("sha256")
 
 
-def check_size(folder: Path, size: int, weights: int) -> None:
-    """Raise `UserError` where a checkpoint has far more bytes than the training of such weights keeps."""
-    most = MOST_TIMES * weights + SPARE
+def check_size(folder: Path, size: int, weights: int, rows: int) -> None:
+    """Raise `UserError` where a checkpoint has far more bytes than the training of such weights keeps.
+
+    A row's state is smaller than the weights, among which A has as many numbers as the states.
+    """
+    most = (MOST_TIMES + 2 * rows) * weights + SPARE
     if size > most:
         raise UserError(f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, and training this model keeps less "
                         f"than {most / 1e6:,.0f} MB: it is of another model, choose another folder")
@@ -244,7 +248,8 @@ def history(folder: Path) -> dict:
     facts = {"folder": str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name}
     if exists(folder.parent) and folder.name == "best":  # of a run
         weights = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
-        look = lambda facts, size: check_size(folder.parent, size, weights)
+        look = lambda facts, size: check_size(
+            folder.parent, size, weights, min(facts["config"].get("batch", 1), MOST_ROWS))
         run = read(folder.parent, lambda text: None, look)[1]
         before = run.get("init") or {}
         row = min(run["log"], key=lambda row: row["validation_bits_per_note"], default=None)

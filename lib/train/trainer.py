@@ -414,7 +414,7 @@ def look_at(run: Trainer, facts: dict, size: int) -> None:
     """Raise `UserError` for a checkpoint that is too large to be this run's, before its tensors are read."""
     weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
     try:
-        checkpoints.check_size(run.folder, size, weights)
+        checkpoints.check_size(run.folder, size, weights, run.config.batch)
     except UserError:
         check_same_run(run, facts)  # which may know why
         raise

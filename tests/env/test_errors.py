@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lib.env.errors import cli
+from lib.env.errors import UserError, cli
 from lib.env.files import write_json
 from lib.env.machine import write_text
 from lib.env.paths import ROOT
@@ -29,6 +29,13 @@ def test_what_a_terminal_cannot_show_is_escaped(environment):
     done = run(code, **environment)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert b"F\\udcfcr Elise" in done.stdout and b"error: F\\udcfcr Elise is no file" in done.stderr
+
+
+def test_a_sentence_stays_a_sentence_whatever_a_stranger_s_file_says():
+    shown = str(UserError("a fact is " + "x" * 20_000_000 + "\x1b[31m\0: choose another"))
+    assert len(shown) < 2100 and shown.startswith("a fact is xxx")
+    assert shown.endswith("x\\x1b[31m\\x00: choose another") and "\x1b" not in shown
+    assert str(UserError("Prélude ❄ are letters")) == "Prélude ❄ are letters"
 
 
 def test_a_name_that_is_no_utf8_is_the_same_after_json(tmp_path):

@@ -44,6 +44,12 @@ def test_content_that_is_none_is_damaged(tmp_path, content):
     assert isinstance(error, Damaged) and "is damaged" in str(error) and str(error).endswith("fetch it again")
 
 
+def test_a_shape_beyond_all_counting_is_damaged(tmp_path):
+    header = b'{"a":{"dtype":"U8","shape":[9223372036854775808,0],"data_offsets":[0,0]}}'
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert isinstance(refused(tmp_path / "x"), Damaged)
+
+
 @UNIX
 @pytest.mark.parametrize("what, words", [
     ("pipe", "is a pipe"), ("folder", "is a folder"), ("loop", "symbolic links"), ("lost", "No such file"),

@@ -226,14 +226,14 @@ def obeyed(events, pedals, changes, channel: int, piano: bool) -> list[tuple[int
 
 
 def is_copy(events, span: tuple[int, int], known: list[tuple[int, int]]) -> bool:
-    """Whether a span's ends lie within 0.1 s of those of the known one that begins nearest."""
+    """Whether a span's ends lie within 0.1 s of those of the known one beginning before it, or after."""
     if not known:
         return False
     begins = [events[down].time for down, _ in known]
     later = bisect_left(begins, events[span[0]].time)
     beside = known[max(later - 1, 0)], known[min(later, len(known) - 1)]
     apart = [[round(abs(events[a].time - events[b].time), 6) for a, b in zip(span, one)] for one in beside]
-    return max(min(apart, key=lambda ends: ends[0])) <= 0.1
+    return min(map(max, apart)) <= 0.1
 
 
 # --- random files ---------------------------------------------------------------------------

@@ -124,6 +124,30 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(folder, dtype):
     assert name in refused(folder) and str(dtype) in refused(folder)
 
 
+def test_numbers_of_four_bits_are_refused_and_those_of_eight_are_read(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = "backbone.layers.1.mixer.out_proj.weight"
+    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, path)
+    assert checkpoint.load(folder).backbone.layers[1].mixer.out_proj.weight.dtype == torch.float32
+    save_file(weights | {name: weights[name].to(torch.uint8).view(torch.float4_e2m1fn_x2)}, path)
+    assert name in refused(folder)
+
+
+def test_a_vocabulary_that_was_made_larger_by_transformers_opens(folder):
+    """Its config.json keeps mamba-ssm's names, and gives the size as it is, not yet padded."""
+    say(folder, d_model=16, n_layer=2, pad_vocab_size_multiple=8)
+    assert checkpoint.load(folder).config.vocab_size == 19
+    say(folder, vocab_size=18)
+    assert "vocab_size is 24 in the one and 19 in the other" in refused(folder)
+
+
+@pytest.mark.parametrize("said", ["2", "x" * 2_000_000])
+def test_a_size_that_is_a_text_is_shown_as_one(folder, said):
+    say(folder, d_state=said)
+    assert f'd_state is "{said[:79]}' in refused(folder) and len(refused(folder)) < 600
+
+
 def test_a_few_small_tensors_cannot_ask_for_a_huge_model():
     """Two long vectors would make a matrix of 4 TB: no memory is taken before the shapes are seen."""
     layer = {"A_log": torch.zeros(2**20, 1), "conv1d.weight": torch.zeros(1, 1, 4), "dt_proj.weight": torch.zeros(1, 1)}

@@ -304,3 +304,10 @@ def test_the_step_of_any_model_is_its_own(seed):
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
     for mine, theirs in zip(fast.state(), state, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_without_taps_is_refused_in_a_sentence():
+    x, before = torch.randn(1, 2, 3), torch.randn(1, 3, 3)
+    operators = torch.ops.state_space_music
+    assert "taps" in refused(operators.convolve_silu_cpu, x, None, None, before)
+    assert "taps" in refused(operators.convolve_silu_cpu_backward, x, None, None, before, x)

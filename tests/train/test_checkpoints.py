@@ -20,6 +20,7 @@ from lib.env.errors import UserError
 from lib.env.machine import read_results
 from lib.generate.player import MODEL
 from lib.lab.bench.interruptions import torture
+from lib.mamba.model import MambaConfig, MambaLM
 from lib.train import checkpoints
 from lib.train.trainer import Trainer
 
@@ -139,6 +140,19 @@ def test_a_checkpoint_that_is_far_too_large_is_refused_unread(run, monkeypatch):
             work()
     with pytest.raises(UserError, match="d_model=16, not 18"):  # where the reason is known, it is said
         resume(folder, streams, d_model=18)
+
+
+@pytest.mark.parametrize("sizes", [
+    {"d_model": 8, "n_layer": 1, "d_state": 1024, "batch": 2000},
+    {"d_model": 64, "n_layer": 8, "d_state": 256, "batch": 512},
+    {"d_model": 32, "n_layer": 6, "d_state": 16, "batch": 4096}, {"d_model": 1, "n_layer": 1, "d_state": 1, "batch": 4096}])
+def test_a_run_with_the_states_of_many_rows_is_not_too_large(sizes):
+    config = replace(TINY, **sizes)
+    with torch.device("meta"):
+        model = MambaLM(MambaConfig(13, config.d_model, config.n_layer, config.d_state))
+        states = [t.nbytes for memory in model.new_state(config.batch) for t in memory]
+    weights = sum(t.nbytes for t in model.state_dict().values())
+    checkpoints.check_size(Path("run"), 3 * weights + sum(states), weights, config.batch)
 
 
 def test_when_both_checkpoints_are_damaged_it_says_so_in_one_sentence(run):
