@@ -145,7 +145,8 @@ def test_a_checkpoint_that_is_far_too_large_is_refused_unread(run, monkeypatch):
 @pytest.mark.parametrize("sizes", [
     {"d_model": 8, "n_layer": 1, "d_state": 1024, "batch": 2000},
     {"d_model": 64, "n_layer": 8, "d_state": 256, "batch": 512},
-    {"d_model": 32, "n_layer": 6, "d_state": 16, "batch": 4096}, {"d_model": 1, "n_layer": 1, "d_state": 1, "batch": 4096}])
+    {"d_model": 32, "n_layer": 6, "d_state": 16, "batch": 4096},
+    {"d_model": 1, "n_layer": 1, "d_state": 1, "batch": 4096}])
 def test_a_run_with_the_states_of_many_rows_is_not_too_large(sizes):
     config = replace(TINY, **sizes)
     with torch.device("meta"):
