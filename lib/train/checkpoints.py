@@ -248,8 +248,7 @@ def history(folder: Path) -> dict:
     facts = {"folder": str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name}
     if exists(folder.parent) and folder.name == "best":  # of a run
         weights = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
-        look = lambda facts, size: check_size(
-            folder.parent, size, weights, min(facts["config"].get("batch", 1), MOST_ROWS))
+        look = lambda facts, size: check_size(folder.parent, size, weights, MOST_ROWS)
         run = read(folder.parent, lambda text: None, look)[1]
         before = run.get("init") or {}
         row = min(run["log"], key=lambda row: row["validation_bits_per_note"], default=None)
