@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lib.env.errors import UserError
 
 METHODS = ("zoh", "bilinear", "euler", "mamba")
+CHUNK = 32  # steps of time that `chunked` does at once
 
 
 def is_dense(A: Tensor, B: Tensor) -> bool:
@@ -189,22 +190,51 @@ def convolve(x: Tensor, K: Tensor) -> Tensor:
     return y.narrow(time, 0, length)
 
 
-def last_state(A_bar: Tensor, B_bar: Tensor, x: Tensor, h0: Tensor) -> Tensor:
-    """The state (B, D, N) that `recurrence` ends in, for a diagonal system (D, N), with no loop.
+def chunked(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h0: Tensor,
+            chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """`recurrence` for a diagonal system (D, N), the real part of y, by matrix products in chunks of time.
 
-    h = A_bar^L h0 + Σ A_bar^(L-1-k) B_bar x[k], the powers split as in `kernel`. x (B, L, D).
+    Inside a chunk y is the kernel's matrix times x, and what the chunk leaves is added to a state that is
+    handed on: the plan of notebook 11, for a system that is fixed. x real (B, L, D), h0 (B, D, N), both
+    also what comes back.
     """
     length = x.shape[1]
-    width = math.isqrt(length) or 1
-    rows = -(-length // width)
-    x = F.pad(x, (0, 0, rows * width - length, 0))  # zeros in front: no effect
-    x = x.unflatten(1, (rows, width))
-    one = torch.ones_like(A_bar)
-    fine = _orbit(A_bar, one, width).flip(0)
-    coarse = _orbit(_power(A_bar, width), one, rows).flip(0)
-    inner = torch.einsum("jdn,bijd->bidn", fine, x.to(A_bar.dtype))
-    added = (coarse * inner).sum(1)
-    return _power(A_bar, length) * h0 + B_bar * added
+    whole = length - length % chunk
+    ys = [x[:, :0]]
+    for begin, end, size in ((0, whole, chunk), (whole, length, length - whole)):
+        if begin < end:
+            y, h0 = _chunks(A_bar, B_bar, C, x[:, begin:end], h0, size)
+            ys.append(y)
+    return torch.cat(ys, 1), h0
+
+
+def _chunks(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h: Tensor,
+            size: int) -> tuple[Tensor, Tensor]:
+    """`chunked` for a whole number of chunks of `size` steps."""
+    batch, length, channels = x.shape
+    powers = _orbit(A_bar, torch.ones_like(A_bar), size + 1).movedim(0, 1)  # (D, Q + 1, N)
+    K = _reals(powers[:, :-1]) @ _reals((C * B_bar).conj())[..., None]  # (D, Q, 1)
+    time = torch.arange(size, device=x.device)
+    reach = time - time[:, None] + size - 1  # from step s (row) to t, where 0 is the longest way back
+    within = F.pad(K[..., 0], (size - 1, 0))[:, reach]  # (D, Q, Q), zero for t < s
+    leave = _reals(powers[:, :-1].flip(1) * B_bar[:, None])  # (D, Q, 2N), as decayed as at the chunk's end
+    find = _reals((C[:, None] * powers[:, 1:]).conj())  # (D, Q, 2N): what each step reads of the state before
+
+    rows = x.flatten(0, 1).T.reshape(channels, -1, size)  # (D, B · chunks, Q)
+    y, left = (rows @ torch.cat([within, leave], 2)).split([size, leave.shape[2]], 2)
+    left = torch.view_as_complex(left.unflatten(2, (-1, 2)).contiguous())
+    h = h.movedim(1, 0)  # (D, B, N)
+    before = []
+    for left_c in left.unflatten(1, (batch, -1)).unbind(2):
+        before.append(h)
+        h = powers[:, -1:] * h + left_c
+    y = torch.baddbmm(y, _reals(torch.stack(before, 2).flatten(1, 2)), find.mT)
+    return y.reshape(channels, -1).T.unflatten(0, (batch, length)), h.movedim(0, 1)
+
+
+def _reals(z: Tensor) -> Tensor:
+    """(…, N) complex as (…, 2N) real. The real part of w·z is the dot product of conj(w)'s with z's."""
+    return torch.view_as_real(z.resolve_conj()).flatten(-2)
 
 
 def hippo_legs(n: int) -> tuple[Tensor, Tensor]:
@@ -226,8 +256,8 @@ class DiagonalSystems(nn.Module):
 
     The states come in conjugate pairs, of which one is kept: `d_state` counts both, N = d_state / 2
     complex numbers are stored, and y = 2 Re(C h) + D x. B is 1: only its product with C matters.
-    `forward` convolves, `step` recurs; both go on from a state, so that a piece can be read in
-    segments.
+    `forward` convolves, or goes on from a state chunk by chunk; `step` recurs. So a piece can be read
+    in segments.
     """
 
     def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):
@@ -279,15 +309,13 @@ class DiagonalSystems(nn.Module):
         batch, length, _ = u.shape
         A_bar, B_bar, C = self.system()
         x = u.to(A_bar.real.dtype)
-        K = kernel(A_bar, B_bar, C, length).real
-        y = convolve(x, K) + self.D * x
-        if state is not None:  # what was remembered rings on, like an impulse one step ago
-            y = y + kernel(A_bar, A_bar * state, C, length).real.movedim(0, 1)
-        y = self.mix(y.to(u.dtype))
-        if not return_state:
-            return y
-        h0 = self.new_state(batch) if state is None else state
-        return y, last_state(A_bar, B_bar, x, h0)
+        if state is None and not return_state:
+            y = convolve(x, kernel(A_bar, B_bar, C, length).real)
+        else:
+            state = self.new_state(batch) if state is None else state
+            y, state = chunked(A_bar, B_bar, C, x, state)
+        y = self.mix((y + self.D * x).to(u.dtype))
+        return (y, state) if return_state else y
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One position: u (B, d_model). The same numbers as `forward`, from the state alone."""

@@ -324,11 +324,16 @@ def own_rows(world: World, config: TrainConfig) -> slice:
 
 
 def prepare_processor(say: Callable[[str], None]) -> None:
-    """Build the fused scan before the first step, and keep the memory that a step lets go."""
+    """Build the fused scan before the first step, and keep the memory that a step lets go.
+
+    Numbers below 1e-38 count as zero from here on: a processor is many times slower with them, and sharp
+    attention is full of them.
+    """
     from lib.scan import cpu as scan_cpu
 
     scan_cpu.build(say)
     scan_cpu.keep_memory()
+    torch.set_flush_denormal(True)
 
 
 # ---- the state of the rows -------------------------------------------------------------------

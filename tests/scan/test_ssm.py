@@ -145,10 +145,30 @@ def test_convolution_is_recurrence_diagonal(length, shape):
     """One system for all channels, one a channel, and as many systems as states."""
     A, B, C = diagonal(*shape)
     system, x = ssm.discretize(A, B, 0.1), draw(2, length, shape[0] if len(shape) > 1 else 5)
-    y, h = ssm.recurrence(*system, C, x)
+    y, _ = ssm.recurrence(*system, C, x)
     torch.testing.assert_close(ssm.convolve(x, ssm.kernel(*system, C, length).real), y.real, **CLOSE)
-    if len(shape) > 1:
-        torch.testing.assert_close(ssm.last_state(*system, x, torch.zeros_like(h)), h, **CLOSE)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("chunk", [1, 7, 32, 300])
+def test_chunks_are_recurrence(length, chunk):
+    """From a state on, to the state after it, with every gradient."""
+    A, B, C = diagonal(5, 3)
+    system = [*ssm.discretize(A, B, 0.1), C]
+    h0 = torch.complex(draw(2, 5, 3, seed=1), draw(2, 5, 3, seed=2))
+    inputs = [t.clone().requires_grad_() for t in (*system, draw(2, length, 5), h0)]
+    y, h = ssm.recurrence(*inputs)
+    found, last = ssm.chunked(*inputs, chunk=chunk)
+    assert not found.is_complex()
+    torch.testing.assert_close(found, y.real, **CLOSE)
+    torch.testing.assert_close(last, h, **CLOSE)
+
+    def gradients(y, h):
+        loss = (y * draw(*y.shape, seed=3)).sum() + torch.view_as_real(h).square().sum()
+        return torch.autograd.grad(loss, inputs, materialize_grads=True)
+
+    for ours, theirs in zip(gradients(found, last), gradients(y.real, h)):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

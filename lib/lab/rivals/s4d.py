@@ -80,12 +80,11 @@ class S4DMixer(nn.Module):
         return window, zeros(batch, config.d_inner, config.d_state)
 
     def forward(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """u (B, L, M) to (B, L, M) by convolution, and the memory after it."""
+        """u (B, L, M) to (B, L, M), and the memory after it."""
         before, h = memory
         x, z = self.in_proj(u).chunk(2, -1)
         x, after = self.convolve(x, before)
-        remembered = _complex(h) if h.any() else None  # of nothing, nothing rings on
-        y, h = self.ssm(x, remembered, return_state=True)
+        y, h = self.ssm(x, _complex(h), return_state=True)
         return self.out_proj(y * F.silu(z)), (after, _real(h))
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
