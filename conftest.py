@@ -11,21 +11,25 @@ import pytest
 # Set here, because the kernels that nbmake starts inherit it. `MUSIC_QUICK=0 pytest --nbmake
 # notebooks` makes the full run instead.
 os.environ.setdefault("MUSIC_QUICK", "1")
-# Each worker has a core to itself, and so have the kernels and programs that it starts: where all of
-# them take every core, they wait for each other most of the time.
+# Each worker has a core to itself, and so have the kernels and programs that it starts:
+# where all of them take every core, they wait for each other most of the time.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """A worker a core for whole folders; a file, or a single test, runs here, and begins at once."""
+    """A worker a core for whole folders; a file, or a single test, runs here,
+    and begins at once.
+    """
     if not all(Path(argument).is_dir() for argument in config.args):
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pytest_configure():
-    """Without a GPU, Triton's kernels run in its interpreter; it must be told before it is imported."""
+    """Without a GPU, Triton's kernels run in its interpreter;
+    it must be told before it is imported.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -45,7 +49,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported stays to the end: the garbage collector need not look through all of it each time."""
+    """What was imported stays to the end: the garbage collector need not look through all
+    of it each time.
+    """
     gc.freeze()
 
 
@@ -72,7 +78,9 @@ def seeded():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For thousands of tiny products: on a busy machine, to wait for a second thread costs twenty times as much."""
+    """For thousands of tiny products: on a busy machine,
+    to wait for a second thread costs twenty times as much.
+    """
     import torch
 
     before = torch.get_num_threads()

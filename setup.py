@@ -1,4 +1,5 @@
-"""`pip install .` gives the package `state_space_music`; everything else about it is in pyproject.toml.
+"""`pip install .` gives the package `state_space_music`;
+everything else about it is in pyproject.toml.
 
 Inside the repository the package is called `lib`, and notebooks, tests and commands import that. So
 short a name would collide in a stranger's environment, so the wheel holds the same files under a
@@ -23,7 +24,9 @@ OLD_NAME = re.compile(rf"\blib(?=\.(?:{'|'.join(ROOMS)})\b| import )")
 
 
 class Build(build_py):
-    """Copies the files, and lets each Python file name the package as it is called where it goes."""
+    """Copies the files, and lets each Python file name the package as it is called
+    where it goes.
+    """
 
     def build_module(self, module, source, package):
         target, _ = super().build_module(module, source, package)
@@ -32,5 +35,9 @@ class Build(build_py):
         return target, True
 
 
-setup(packages=sorted(PACKAGES), package_dir=PACKAGES, package_data={"": ["*.cpp", "*.h", "*.js"]},
-      cmdclass={"build_py": Build})
+setup(
+    packages=sorted(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={"": ["*.cpp", "*.h", "*.js"]},
+    cmdclass={"build_py": Build},
+)

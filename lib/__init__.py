@@ -1,4 +1,5 @@
-"""The package behind the course *Music with state spaces*: eight rooms, in the order in which data flows.
+"""The package behind the course *Music with state spaces*:
+eight rooms, in the order in which data flows.
 
     env        the machine, the folders, the first cell; a user's mistake as one sentence
     music      MAESTRO to notes to tokens to streams
@@ -23,7 +24,7 @@ def _stop(*_) -> None:
     os._exit(130)
 
 
-# A command (`python -m lib.train`) spends its first seconds on imports, before `lib.env.errors.cli` watches
-# over it. Python calls it "-m" as long as it looks for its module.
+# A command (`python -m lib.train`) spends its first seconds on imports, before `lib.env.errors.cli`
+# watches over it. Python calls it "-m" as long as it looks for its module.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop)

@@ -1,1 +1,3 @@
-"""The decks of the course: Markdown sources, and what turns them into pages that need no network."""
+"""The decks of the course: Markdown sources, and what turns them into pages that need
+no network.
+"""

@@ -3,13 +3,15 @@
 A slide ends at a line `---`. Its title is its first heading, a sentence that states its claim. Its
 note is a comment that begins with the minutes it takes: `<!-- 2 min. Say … -->`.
 
-There is one deck for each part of the course, and one for each route through it, a workshop of so many minutes.
-A route picks its slides out of the parts and out of shorter routes, and adds few of its own:
+There is one deck for each part of the course, and one for each route through it, a workshop of
+so many minutes. A route picks its slides out of the parts and out of shorter routes, and adds
+few of its own:
 
     <!-- part: what this section of the workshop is for -->
     <!-- slides: 2_state_spaces “The title of the first” to “The title of the last” -->
 
-Beside the decks there are papers, in slides/room: sheets to print, which hold pages in place of slides.
+Beside the decks there are papers, in slides/room:
+sheets to print, which hold pages in place of slides.
 """
 
 import re
@@ -60,7 +62,11 @@ def decks() -> list[str]:
 
 def papers() -> list[str]:
     """The names of the sheets that are printed."""
-    return sorted(path.stem for path in (FOLDER / "room").glob("*.md") if "marp: true" in path.read_text("utf-8"))
+    return sorted(
+        path.stem
+        for path in (FOLDER / "room").glob("*.md")
+        if "marp: true" in path.read_text("utf-8")
+    )
 
 
 def length(route: str) -> int:
@@ -70,22 +76,36 @@ def length(route: str) -> int:
 
 def file_of(name: str) -> Path:
     """The file of a deck or paper."""
-    where = next((file for file in (FOLDER / f"{name}.md", FOLDER / "room" / f"{name}.md") if file.is_file()), None)
+    where = next(
+        (
+            file
+            for file in (FOLDER / f"{name}.md", FOLDER / "room" / f"{name}.md")
+            if file.is_file()
+        ),
+        None,
+    )
     if where is None:
-        raise UserError(f"there is no deck {name!r}: slides/ holds {', '.join(decks() + papers()) or 'none'}")
+        raise UserError(
+            f"there is no deck {name!r}: slides/ holds {', '.join(decks() + papers()) or 'none'}"
+        )
     return where
 
 
 def read(name: str) -> str:
     """The Markdown of a deck, with the slides that a route picks put in."""
-    return _PICK.sub(lambda found: _picked(name, *found.groups()), file_of(name).read_text(encoding="utf-8"))
+    return _PICK.sub(
+        lambda found: _picked(name, *found.groups()), file_of(name).read_text(encoding="utf-8")
+    )
 
 
 def _picked(route: str, name: str, first: str, last: str | None) -> str:
     """The Markdown of the slides of another deck from one title to another."""
     sources = parts() + routes()[: routes().index(route)] if route in routes() else []
     if name not in sources:
-        raise UserError(f"slides/{route}.md may not pick slides of {name!r}, only of {', '.join(sources) or 'none'}")
+        raise UserError(
+            f"slides/{route}.md may not pick slides of {name!r}, "
+            f"only of {', '.join(sources) or 'none'}"
+        )
     found = slides(name)
     titles = [slide.title for slide in found]
     for title in filter(None, (first, last)):
@@ -106,11 +126,16 @@ def slides(name: str) -> list[Slide]:
         shown = _FENCE.sub("", text)
         title = _HEADING.search(shown)
         if not title:
-            raise UserError(f"slides/{name}.md, slide {place}: no title (a line that begins with #)")
+            raise UserError(
+                f"slides/{name}.md, slide {place}: no title (a line that begins with #)"
+            )
         notes = [note for note in _COMMENT.findall(shown) if _MINUTES.match(note)]
         if len(notes) != 1:
-            raise UserError(f"slides/{name}.md, slide {place} ({title[1]}): {len(notes)} notes, and there must be one: "
-                            "<!-- 2 min. What to say. -->")
+            raise UserError(
+                f"slides/{name}.md, slide {place} ({title[1]}): {len(notes)} notes, "
+                "and there must be one: "
+                "<!-- 2 min. What to say. -->"
+            )
         part = PART.search(text)
         minutes = float(_MINUTES.match(notes[0])[1])
         found.append(Slide(title[1].strip(), notes[0], minutes, text, part[1] if part else ""))
@@ -124,7 +149,9 @@ def sections(route: str) -> list[list[Slide]]:
         if slide.part:
             found.append([])
         elif not found:
-            raise UserError(f"slides/{route}.md, slide 1: it must say what its section is for: <!-- part: … -->")
+            raise UserError(
+                f"slides/{route}.md, slide 1: it must say what its section is for: <!-- part: … -->"
+            )
         found[-1].append(slide)
     return found
 
@@ -155,16 +182,24 @@ def _settings(name: str) -> tuple[str, str]:
 
 
 def quotes(name: str) -> dict[str, dict[str, str]]:
-    """What the deck quotes as of now: {"numbers": {expression: text}, "excerpts": {marker: code}}."""
+    """What the deck quotes as of now: {"numbers": {expression: text}, "excerpts":
+    {marker: code}}.
+    """
     text = read(name)
     known = (CODE, SOUND, PART)
-    loose = [found for found in _LOOSE.findall(text) if not any(mark.fullmatch(found) for mark in known)]
+    loose = [
+        found for found in _LOOSE.findall(text) if not any(mark.fullmatch(found) for mark in known)
+    ]
     left = [found for found in _UNKNOWN.findall(text) if not NUMBER.fullmatch(found)]
     if loose or left:
         raise UserError(f"slides/{name}.md: {(loose + left)[0]} cannot be read")
     try:
-        return {"numbers": {f"{kind}:{what}": number(kind, what) for kind, what in NUMBER.findall(text)},
-                "excerpts": {what: excerpt(what) for what in CODE.findall(text)}}
+        return {
+            "numbers": {
+                f"{kind}:{what}": number(kind, what) for kind, what in NUMBER.findall(text)
+            },
+            "excerpts": {what: excerpt(what) for what in CODE.findall(text)},
+        }
     except UserError as error:
         raise UserError(f"slides/{name}.md: {error}") from error
 
@@ -172,5 +207,7 @@ def quotes(name: str) -> dict[str, dict[str, str]]:
 def names(name: str) -> dict[str, list[str]]:
     """The figures and sounds that the deck asks for: {"figures": […], "sounds": […]}."""
     text = read(name)
-    return {"figures": sorted({found[1] for found in FIGURE.findall(text)}),
-            "sounds": sorted({found[0] for found in SOUND.findall(text)})}
+    return {
+        "figures": sorted({found[1] for found in FIGURE.findall(text)}),
+        "sounds": sorted({found[0] for found in SOUND.findall(text)}),
+    }

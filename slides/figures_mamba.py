@@ -1,4 +1,5 @@
-"""Figures of the deck on Mamba: the shipped model taken apart on a phrase by Liszt, as in notebook 07.
+"""Figures of the deck on Mamba: the shipped model taken apart on a phrase by Liszt,
+as in notebook 07.
 
 A slide's title states the claim, so that these figures have none of their own.
 """
@@ -16,7 +17,8 @@ from lib.music.notes import crop, read_midi, sustain
 from lib.show import diagrams as cells
 from lib.show import plots
 
-WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
+# inches: what a slide holds below its title, with letters that reach the last row
+WIDTH, HEIGHT = 8.4, 3.6
 SECONDS = (64, 94)  # the phrase
 
 
@@ -47,7 +49,9 @@ def _phrase():
 
 @torch.no_grad()
 def _insides() -> list[dict]:
-    """For each layer delta (L, D), B, C (L, N), z (L, D) and every state h (L, D, N) on the phrase."""
+    """For each layer delta (L, D), B, C (L, N), z (L, D) and every state h (L, D, N) on
+    the phrase.
+    """
     model, found = _model()[0], []
     x = model.backbone.embeddings(_phrase()[1][None]).float()
     for layer, memory in zip(model.backbone.layers, model.new_state(1)):
@@ -60,7 +64,9 @@ def _insides() -> list[dict]:
         for x_t, delta_t, B_t in zip(v[0], delta, B[0]):
             h = torch.exp(delta_t[:, None] * A) * h + (delta_t * x_t)[:, None] * B_t
             states.append(h)
-        found.append({"delta": delta, "B": B[0], "C": C[0], "z": z[0], "A": A, "h": torch.stack(states)})
+        found.append(
+            {"delta": delta, "B": B[0], "C": C[0], "z": z[0], "A": A, "h": torch.stack(states)}
+        )
         x = x + m(u, memory)[0]
     return found
 
@@ -71,16 +77,41 @@ def _insides() -> list[dict]:
 def block():
     """The Mamba block: what is remembered, and a gate."""
     blue, orange, green, grey = plots.INPUT, plots.STATE, plots.OUTPUT, plots.GREY
-    boxes = [(0, 2, "u", 1, blue), (2, 2, "RMSNorm", 2.6, grey), (5.5, 2, "in_proj", 2.2, grey),
-             (8.6, 3, "x", 0.9, blue), (8.6, 1, "z", 0.9, blue), (10.3, 3, "conv1d", 2.1, orange),
-             (13.1, 3, "SiLU", 1.6, grey), (15.5, 3, "scan", 2, orange), (13.2, 1, "SiLU", 1.6, grey),
-             (18.3, 2, "×", 0.9, grey), (19.9, 2, "out_proj", 2.5, grey), (23, 2, "+", 0.8, grey),
-             (24.6, 2, "out", 1.4, green), (12.4, 5, "x_proj", 2.2, grey), (15.2, 5, "Δ  B  C", 2.6, blue)]
-    arrows = [((1, 2.5), (2, 2.5)), ((4.6, 2.5), (5.5, 2.5)), ((7.7, 2.5), (8.6, 3.5)), ((7.7, 2.5), (8.6, 1.5)),
-              ((9.5, 3.5), (10.3, 3.5)), ((12.4, 3.5), (13.1, 3.5)), ((14.7, 3.5), (15.5, 3.5)),
-              ((9.5, 1.5), (13.2, 1.5)), ((14.8, 1.5), (18.3, 2.35)), ((17.5, 3.5), (18.3, 2.75)),
-              ((19.2, 2.5), (19.9, 2.5)), ((22.4, 2.5), (23, 2.5)), ((23.8, 2.5), (24.6, 2.5)),
-              ((13.9, 4), (13.9, 5)), ((14.6, 5.5), (15.2, 5.5)), ((16.5, 5), (16.5, 4))]
+    boxes = [
+        (0, 2, "u", 1, blue),
+        (2, 2, "RMSNorm", 2.6, grey),
+        (5.5, 2, "in_proj", 2.2, grey),
+        (8.6, 3, "x", 0.9, blue),
+        (8.6, 1, "z", 0.9, blue),
+        (10.3, 3, "conv1d", 2.1, orange),
+        (13.1, 3, "SiLU", 1.6, grey),
+        (15.5, 3, "scan", 2, orange),
+        (13.2, 1, "SiLU", 1.6, grey),
+        (18.3, 2, "×", 0.9, grey),
+        (19.9, 2, "out_proj", 2.5, grey),
+        (23, 2, "+", 0.8, grey),
+        (24.6, 2, "out", 1.4, green),
+        (12.4, 5, "x_proj", 2.2, grey),
+        (15.2, 5, "Δ  B  C", 2.6, blue),
+    ]
+    arrows = [
+        ((1, 2.5), (2, 2.5)),
+        ((4.6, 2.5), (5.5, 2.5)),
+        ((7.7, 2.5), (8.6, 3.5)),
+        ((7.7, 2.5), (8.6, 1.5)),
+        ((9.5, 3.5), (10.3, 3.5)),
+        ((12.4, 3.5), (13.1, 3.5)),
+        ((14.7, 3.5), (15.5, 3.5)),
+        ((9.5, 1.5), (13.2, 1.5)),
+        ((14.8, 1.5), (18.3, 2.35)),
+        ((17.5, 3.5), (18.3, 2.75)),
+        ((19.2, 2.5), (19.9, 2.5)),
+        ((22.4, 2.5), (23, 2.5)),
+        ((23.8, 2.5), (24.6, 2.5)),
+        ((13.9, 4), (13.9, 5)),
+        ((14.6, 5.5), (15.2, 5.5)),
+        ((16.5, 5), (16.5, 4)),
+    ]
     fig, ax = cells.board(26.2, 6.2)
     fig.set_size_inches(8.8, 8.8 * 6.2 / 26.2)
     for x, y, text, width, colour in boxes:
@@ -104,8 +135,12 @@ def parameters():
     names, total = sorted(counts, key=counts.get, reverse=True), sum(counts.values())
     fig, ax = _figure(height=3.3)
     plain = ("in_proj", "out_proj")
-    bars = ax.barh(names, [counts[name] for name in names], height=0.68,
-                   color=[plots.GREY if name in plain else plots.STATE for name in names])
+    bars = ax.barh(
+        names,
+        [counts[name] for name in names],
+        height=0.68,
+        color=[plots.GREY if name in plain else plots.STATE for name in names],
+    )
     ax.bar_label(bars, [f" {counts[name]:,}   {counts[name] / total:.1%}" for name in names])
     ax.invert_yaxis()
     ax.set(xlabel="parameters in a block", xlim=(0, 1.28 * max(counts.values())))
@@ -117,13 +152,24 @@ def parameters():
 def taps():
     """The share of the convolution's weight on the present token and on the three before it."""
     layers = _model()[0].backbone.layers
-    share = torch.stack([layer.mixer.conv1d.weight[:, 0].abs().mean(0).flip(0) for layer in layers]).detach()
+    share = torch.stack(
+        [layer.mixer.conv1d.weight[:, 0].abs().mean(0).flip(0) for layer in layers]
+    ).detach()
     share = (share / share.sum(1, keepdim=True)).numpy()
     fig, ax = _figure(height=3.0)
     ax.bar(range(share.shape[1]), share.mean(0), color=plots.STATE, width=0.6, label="mean")
     for i, row in enumerate(share):
-        ax.plot(range(share.shape[1]), row, "o", color=plots.INK, markersize=5, label=None if i else "a layer")
-    ax.set(xticks=range(share.shape[1]), xlabel="tokens back", ylabel="share of |tap|", ylim=(0, 0.6))
+        ax.plot(
+            range(share.shape[1]),
+            row,
+            "o",
+            color=plots.INK,
+            markersize=5,
+            label=None if i else "a layer",
+        )
+    ax.set(
+        xticks=range(share.shape[1]), xlabel="tokens back", ylabel="share of |tap|", ylim=(0, 0.6)
+    )
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(loc="upper right", ncols=2)
     return fig
@@ -138,10 +184,21 @@ def gate():
     left.plot(v, v / (1 + np.exp(-v)), color=plots.OUTPUT, linewidth=2.5)
     left.axhline(0, color=plots.PALE, zorder=0)
     left.set(xlabel="z", ylabel="silu(z) = z · sigmoid(z)")
-    right.hist(let, bins=np.linspace(-0.5, 3, 71), color=plots.OUTPUT, weights=np.full(len(let), 1 / len(let)))
+    right.hist(
+        let,
+        bins=np.linspace(-0.5, 3, 71),
+        color=plots.OUTPUT,
+        weights=np.full(len(let), 1 / len(let)),
+    )
     right.axvspan(-0.3, 0.3, color=plots.STATE, alpha=0.2, linewidth=0)
     right.set(xlabel="silu(z) on the phrase", ylabel="share of all gates", yticks=[])
-    right.text(0.98, 0.9, f"{np.mean(abs(let) < 0.3):.0%} lie within ±0.3", transform=right.transAxes, ha="right")
+    right.text(
+        0.98,
+        0.9,
+        f"{np.mean(abs(let) < 0.3):.0%} lie within ±0.3",
+        transform=right.transAxes,
+        ha="right",
+    )
     return fig
 
 
@@ -150,7 +207,14 @@ def step_size():
     delta = np.geomspace(1e-3, 1, 200)
     fig, ax = _figure(height=3.2)
     for A, alpha in ((1, 1), (4, 0.65), (16, 0.35)):
-        ax.plot(delta, np.exp(-delta * A), color=plots.STATE, alpha=alpha, linewidth=2.5, label=f"kept, A = −{A}")
+        ax.plot(
+            delta,
+            np.exp(-delta * A),
+            color=plots.STATE,
+            alpha=alpha,
+            linewidth=2.5,
+            label=f"kept, A = −{A}",
+        )
     ax.plot(delta, delta, color=plots.INPUT, linewidth=2.5, label="written: Δ (times B x)")
     ax.axvspan(1e-3, 0.1, color=plots.PALE, alpha=0.6, zorder=0)
     ax.text(1.1e-3, 0.05, " where Δ starts", color=plots.GREY)
@@ -165,8 +229,14 @@ def time_scales():
     torch.manual_seed(0)
     fresh = mamba.MambaLM(model.config).backbone.layers[0].mixer
     inside = _insides()[0]
-    panels = (("a fresh layer", F.softplus(fresh.dt_proj.bias).detach(), -torch.exp(fresh.A_log.detach())),
-              ("the shipped model, first layer", inside["delta"].median(0).values, inside["A"].detach()))
+    panels = (
+        (
+            "a fresh layer",
+            F.softplus(fresh.dt_proj.bias).detach(),
+            -torch.exp(fresh.A_log.detach()),
+        ),
+        ("the shipped model, first layer", inside["delta"].median(0).values, inside["A"].detach()),
+    )
     fig, axes = _figure(1, 2, height=3.5, sharey=True)
     for ax, (name, delta, A) in zip(axes, panels):
         kept = (1 / (delta[:, None] * -A))[delta.argsort(descending=True)].numpy()
@@ -178,7 +248,15 @@ def time_scales():
         ax.set(yscale="log", xlabel="channel, sorted by Δ", ylim=(0.1, 3e4))
         ax.set_title(name, fontsize=11)
         ax.legend(loc="upper left", fontsize=10)
-    axes[0].text(len(kept) - 5, 3.4, "a note, about four tokens", color=plots.INPUT, va="top", ha="right", fontsize=9)
+    axes[0].text(
+        len(kept) - 5,
+        3.4,
+        "a note, about four tokens",
+        color=plots.INPUT,
+        va="top",
+        ha="right",
+        fontsize=9,
+    )
     axes[0].set_ylabel("remembers, in tokens")
     return fig
 
@@ -206,7 +284,13 @@ def language_model():
         cells.arrow(ax, (a, 0.9), (b, 0.9))
     cells.arrow(ax, (6.5, 0.9), (end + 0.5, 0.9))
     cells.say(ax, 7.6, 0.25, "the residual stream, a sum in float32", plots.GREY)
-    cells.say(ax, end + 0.3, 3.2, "the embedding again:\nhow well does the\nvector point its way?", plots.GREY)
+    cells.say(
+        ax,
+        end + 0.3,
+        3.2,
+        "the embedding again:\nhow well does the\nvector point its way?",
+        plots.GREY,
+    )
     return fig
 
 
@@ -226,7 +310,13 @@ def step_and_forward():
     ax.axhspan(1, whole.abs().max().item(), color=plots.PALE, alpha=0.6, linewidth=0)
     ax.text(len(ids), 2.5, "the size of the logits", color=plots.GREY, ha="right", va="center")
     ax.plot(np.maximum(apart, 1e-8), ".", color=plots.OUTPUT, markersize=4)
-    ax.set(yscale="log", ylim=(1e-7, 40), xlabel="position", ylabel="max |difference|", xlim=(0, len(ids)))
+    ax.set(
+        yscale="log",
+        ylim=(1e-7, 40),
+        xlabel="position",
+        ylabel="max |difference|",
+        xlim=(0, len(ids)),
+    )
     return fig
 
 
@@ -242,16 +332,32 @@ def memory():
     """What must be kept at each position: the state, and GPT-2's cache, as measured."""
     result = env.read_results("generate_cpu_2_cores")
     fig, ax = _figure(height=3.4)
-    for name, label, look, colour in (("gpt2", "GPT-2's cache", "s--", plots.OTHER[0]),
-                                      ("stepper", "Mamba's state", "o-", plots.STATE)):
-        rows = sorted((row["position"], row["cache_bytes"] / 2**20) for row in result["rows"]
-                      if row["contender"] == name)
+    for name, label, look, colour in (
+        ("gpt2", "GPT-2's cache", "s--", plots.OTHER[0]),
+        ("stepper", "Mamba's state", "o-", plots.STATE),
+    ):
+        rows = sorted(
+            (row["position"], row["cache_bytes"] / 2**20)
+            for row in result["rows"]
+            if row["contender"] == name
+        )
         ax.plot(*zip(*rows), look, color=colour, linewidth=2.5, label=label)
         for position, size in rows:
-            ax.annotate(f"{size:,.{0 if size > 9 else 1}f}", (position, size), xytext=(0, 8),
-                        textcoords="offset points",
-                        ha="center", color=colour)
-    ax.set(xscale="log", yscale="log", xlabel="tokens in the piece so far", ylabel="MiB kept", ylim=(0.1, 1500))
+            ax.annotate(
+                f"{size:,.{0 if size > 9 else 1}f}",
+                (position, size),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+            )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="tokens in the piece so far",
+        ylabel="MiB kept",
+        ylim=(0.1, 1500),
+    )
     positions = result["positions"]
     ax.set_xticks(positions, [f"{p:,}" for p in positions])
     ax.minorticks_off()
@@ -272,13 +378,26 @@ def states():
     rows = rows / rows.abs().amax(1, keepdim=True)
     alike = (rows[:, 1:] * rows[:, :-1]).sum(1) / (rows * rows).sum(1)  # 1: unchanged a token later
     fig, ax = _figure(height=4.1)
-    image = ax.imshow(rows[:, :160].numpy(), cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    image = ax.imshow(
+        rows[:, :160].numpy(),
+        cmap="PuOr_r",
+        vmin=-1,
+        vmax=1,
+        aspect="auto",
+        interpolation="nearest",
+    )
     ticks = [0, 12, 24, 36, 47]
     ax.set_yticks(ticks, [f"{memory[chosen[i]]:,.{int(i < 12)}f}" for i in ticks])
     ax.set(xlabel="tokens read", ylabel="remembers, in tokens")
     for row, some, name in ((7.5, alike[:16], "fast"), (39.5, alike[32:], "slow")):
-        ax.text(162, row, f"{name}: {some.mean():.2f}\nalike, one\ntoken later", va="center",
-                clip_on=False, fontsize=10)
+        ax.text(
+            162,
+            row,
+            f"{name}: {some.mean():.2f}\nalike, one\ntoken later",
+            va="center",
+            clip_on=False,
+            fontsize=10,
+        )
     fig.colorbar(image, ax=ax, pad=0.13, aspect=24, label="state, of its largest")
     return fig
 

@@ -1,6 +1,8 @@
-"""Figures and sounds of the deck on results: what the experiments of notebook 10 measured, and what the models play.
+"""Figures and sounds of the deck on results: what the experiments of notebook 10 measured,
+and what the models play.
 
-All is drawn from data/results. A slide's title states the claim, so that these figures have none of their own.
+All is drawn from data/results. A slide's title states the claim,
+so that these figures have none of their own.
 """
 
 import numpy as np
@@ -13,7 +15,8 @@ from lib.music.notes import Music, crop
 from lib.music.tokens import TokenConfig, Tokenizer
 from lib.show import plots
 
-WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
+# inches: what a slide holds below its title, with letters that reach the last row
+WIDTH, HEIGHT = 8.4, 3.6
 BEFORE, AFTER = 2, 10  # seconds of the prompt and of the continuation that are heard
 
 
@@ -25,18 +28,39 @@ def _rows(part: str, kind: str) -> list[dict]:
     return [row for row in load(part)["rows"] if row["kind"] == kind]
 
 
-def _lines(rows: list[dict], x: str, y: str, xlabel: str, ylabel: str, *, name=label, logarithmic: bool = True,
-           bars: bool = False):
+def _lines(
+    rows: list[dict],
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    name=label,
+    logarithmic: bool = True,
+    bars: bool = False,
+):
     """A line an architecture over a doubling x, its name at its end."""
     fig, ax = _figure()
     ends, ticks = [], sorted({row[x] for row in rows})
     for arch in dict.fromkeys(row["arch"] for row in rows):
         mine = sorted((row for row in rows if row["arch"] == arch), key=lambda row: row[x])
         colour, dash = LOOKS[arch]
-        ax.plot([row[x] for row in mine], [row[y] for row in mine], dash, marker="o", markersize=4, color=colour)
+        ax.plot(
+            [row[x] for row in mine],
+            [row[y] for row in mine],
+            dash,
+            marker="o",
+            markersize=4,
+            color=colour,
+        )
         if bars:
-            ax.fill_between([row[x] for row in mine], *zip(*(row["interval_95"] for row in mine), strict=True),
-                            color=colour, alpha=0.1, linewidth=0)
+            ax.fill_between(
+                [row[x] for row in mine],
+                *zip(*(row["interval_95"] for row in mine), strict=True),
+                color=colour,
+                alpha=0.1,
+                linewidth=0,
+            )
         ends.append((mine[-1][x], mine[-1][y], name(arch), colour))
     ax.set_xscale("log", base=2)
     if logarithmic:
@@ -50,10 +74,17 @@ def _lines(rows: list[dict], x: str, y: str, xlabel: str, ylabel: str, *, name=l
 
 
 def _with_slope(kind: str, quantity: str):
-    """Names an architecture with the slope of the upper half of its line: over all lengths the lines are bent."""
-    slopes = {row["arch"]: row["upper_half"] for row in load("efficiency")["exponents"]
-              if (row["kind"], row["quantity"]) == (kind, quantity)}
-    return lambda arch: f"{label(arch)}: {slopes[arch]['exponent']:.2f} ± {slopes[arch]['standard_error']:.2f}"
+    """Names an architecture with the slope of the upper half of its line:
+    over all lengths the lines are bent.
+    """
+    slopes = {
+        row["arch"]: row["upper_half"]
+        for row in load("efficiency")["exponents"]
+        if (row["kind"], row["quantity"]) == (kind, quantity)
+    }
+    return lambda arch: (
+        f"{label(arch)}: {slopes[arch]['exponent']:.2f} ± {slopes[arch]['standard_error']:.2f}"
+    )
 
 
 # ---- the rules --------------------------------------------------------------------------------
@@ -66,8 +97,19 @@ def time_budget():
     fig, ax = _figure(height=2.9)
     order = sorted(speeds, key=speeds.get, reverse=True)
     read = [million * speeds[arch] / speeds["mamba"] for arch in order]
-    bars = ax.barh([LABELS[arch] for arch in order], read, color=[LOOKS[arch][0] for arch in order], height=0.64)
-    ax.bar_label(bars, [f" {n:.1f} million, {speeds[arch]:,.0f} a second" for n, arch in zip(read, order, strict=True)])
+    bars = ax.barh(
+        [LABELS[arch] for arch in order],
+        read,
+        color=[LOOKS[arch][0] for arch in order],
+        height=0.64,
+    )
+    ax.bar_label(
+        bars,
+        [
+            f" {n:.1f} million, {speeds[arch]:,.0f} a second"
+            for n, arch in zip(read, order, strict=True)
+        ],
+    )
     ax.axvline(million, color=plots.GREY, linewidth=1, linestyle=":")
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
@@ -81,7 +123,11 @@ def rate_grid():
     fig, ax = _figure()
     rates, ends = found["protocol"]["likelihood"]["rates"], []
     for arch in found["rates"]:
-        bits = {row["lr"]: row["validation_bits_per_note"] for row in found["grid"] if row["arch"] == arch}
+        bits = {
+            row["lr"]: row["validation_bits_per_note"]
+            for row in found["grid"]
+            if row["arch"] == arch
+        }
         best, colour = found["rates"][arch], LOOKS[arch][0]
         ax.plot(rates, [bits[lr] for lr in rates], "o-", color=colour, markersize=4)
         ax.plot(best, bits[best], "o", color=colour, markersize=11)
@@ -103,7 +149,14 @@ def _intervals(rows: list[tuple[str, float, tuple[float, float], str]], unit: st
     for at, (_, value, (low, high), colour) in enumerate(rows):
         ax.plot([low, high], [at, at], color=colour, linewidth=3)
         ax.plot(value, at, "o", color=colour, markersize=9)
-        ax.annotate(f"{value:.2f}", (high, at), xytext=(8, 0), textcoords="offset points", va="center", color=colour)
+        ax.annotate(
+            f"{value:.2f}",
+            (high, at),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
     ax.set_yticks(range(len(rows)), [row[0] for row in rows])
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
@@ -115,9 +168,14 @@ def _intervals(rows: list[tuple[str, float, tuple[float, float], str]], unit: st
 
 def _forest(budget: str):
     rows = load("likelihood")["summary"]["budgets"][budget]
-    fig = _intervals([(LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
-                      for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])],
-                     "bits a note, whole test pieces, 95 % over pieces", height=2.9)
+    fig = _intervals(
+        [
+            (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
+            for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])
+        ],
+        "bits a note, whole test pieces, 95 % over pieces",
+        height=2.9,
+    )
     fig.axes[0].set_xlim(17.4, 21.2)  # the same for both budgets
     return fig
 
@@ -135,7 +193,9 @@ def equal_time():
 def _by_piece(arch: str) -> np.ndarray:
     """Bits per note of each test piece, mean over seeds, equal tokens."""
     found = load("likelihood")
-    bits = [row["bits"] for row in found["test"] if (row["arch"], row["budget"]) == (arch, "tokens")]
+    bits = [
+        row["bits"] for row in found["test"] if (row["arch"], row["budget"]) == (arch, "tokens")
+    ]
     return np.mean(bits, 0) / np.array(found["pieces"]["notes"])
 
 
@@ -161,30 +221,44 @@ def learning():
         if run["budget"] == "tokens":
             tokens, bits = zip(*run["curve"], strict=True)
             colour = LOOKS[run["arch"]][0]
-            ax.plot(np.array(tokens) / 1e6, bits, color=colour, alpha=1 if run["seed"] == 0 else 0.45)
+            ax.plot(
+                np.array(tokens) / 1e6, bits, color=colour, alpha=1 if run["seed"] == 0 else 0.45
+            )
             if run["seed"] == 0:
                 ends.append((tokens[-1] / 1e6, bits[-1], LABELS[run["arch"]], colour))
-    ax.set(xlabel="million tokens read (pale: second and third seed)", ylabel="bits a note, validation")
+    ax.set(
+        xlabel="million tokens read (pale: second and third seed)", ylabel="bits a note, validation"
+    )
     plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
 
 
 def warm_up():
-    """Validation bits per note of the headline pair, first seed, with a short and a longer warm-up."""
+    """Validation bits per note of the headline pair, first seed,
+    with a short and a longer warm-up.
+    """
     found = load("likelihood")
     fig, ax = _figure(height=3.3)
     short = found["protocol"]["config"]["warmup"]
     for row in found["checks"]:
         arch, colour = row["arch"], LOOKS[row["arch"]][0]
-        plain = {run["seed"]: run["validation_bits_per_note"] for run in found["runs"]
-                 if (run["arch"], run["budget"]) == (arch, "tokens")}
+        plain = {
+            run["seed"]: run["validation_bits_per_note"]
+            for run in found["runs"]
+            if (run["arch"], run["budget"]) == (arch, "tokens")
+        }
         bits = [plain[row["seed"]], row["validation_bits_per_note"]]
         ax.plot([0, 1], bits, "o-", color=colour, markersize=9)
         others = [value for seed, value in plain.items() if seed != row["seed"]]
         ax.plot([0] * len(others), others, "o", color=colour, markersize=6, alpha=0.4)
-        ax.text(-0.04, bits[0], f"{LABELS[arch]}, {bits[0]:.2f}", ha="right", va="center", color=colour)
+        ax.text(
+            -0.04, bits[0], f"{LABELS[arch]}, {bits[0]:.2f}", ha="right", va="center", color=colour
+        )
         ax.text(1.04, bits[1], f"{bits[1]:.2f}", va="center", color=colour)
-    ax.set_xticks([0, 1], [f"warm-up {short:.0%} (pale: other seeds)", f"warm-up {found['checks'][0]['warmup']:.0%}"])
+    ax.set_xticks(
+        [0, 1],
+        [f"warm-up {short:.0%} (pale: other seeds)", f"warm-up {found['checks'][0]['warmup']:.0%}"],
+    )
     ax.set(xlim=(-0.6, 1.4), ylabel="bits a note, validation")
     return fig
 
@@ -194,34 +268,60 @@ def warm_up():
 
 def carried():
     """KiB that each remembers against the tokens that it has read."""
-    rows = [row | {"kib": row["state_bytes"] / 1024} for row in _rows("efficiency", "generation")
-            if row["arch"] in LABELS]
+    rows = [
+        row | {"kib": row["state_bytes"] / 1024}
+        for row in _rows("efficiency", "generation")
+        if row["arch"] in LABELS
+    ]
     return _lines(rows, "length", "kib", "tokens read", "KiB remembered")
 
 
 def training_time():
     """Time of a training step against its length; exponents with one standard error."""
     rows = [row | {"seconds": row["median_ms"] / 1e3} for row in _rows("efficiency", "training")]
-    return _lines(rows, "length", "seconds", "length of a training step, tokens", "seconds",
-                  name=_with_slope("training", "median_ms"))
+    return _lines(
+        rows,
+        "length",
+        "seconds",
+        "length of a training step, tokens",
+        "seconds",
+        name=_with_slope("training", "median_ms"),
+    )
 
 
 def training_memory():
     """Memory that a training step takes against its length; exponents with one standard error."""
-    rows = [row | {"mib": row["peak_bytes"] / 2**20} for row in _rows("efficiency", "memory") if row["peak_bytes"]]
-    return _lines(rows, "length", "mib", "length of a training step, tokens", "MiB",
-                  name=_with_slope("memory", "peak_bytes"))
+    rows = [
+        row | {"mib": row["peak_bytes"] / 2**20}
+        for row in _rows("efficiency", "memory")
+        if row["peak_bytes"]
+    ]
+    return _lines(
+        rows,
+        "length",
+        "mib",
+        "length of a training step, tokens",
+        "MiB",
+        name=_with_slope("memory", "peak_bytes"),
+    )
 
 
 def token_time():
     """Milliseconds a generated token against the tokens read so far."""
-    return _lines(_rows("efficiency", "generation"), "length", "median_ms", "tokens read so far", "ms a token")
+    return _lines(
+        _rows("efficiency", "generation"), "length", "median_ms", "tokens read so far", "ms a token"
+    )
 
 
 def side_by_side():
     """Tokens a second of all pieces of a batch: figure 3, right, on this machine."""
-    return _lines(_rows("efficiency", "throughput"), "batch", "tokens_per_second", "pieces side by side",
-                  "tokens a second, all pieces")
+    return _lines(
+        _rows("efficiency", "throughput"),
+        "batch",
+        "tokens_per_second",
+        "pieces side by side",
+        "tokens a second, all pieces",
+    )
 
 
 # ---- what they hear and play ------------------------------------------------------------------
@@ -230,7 +330,14 @@ def side_by_side():
 def reach():
     """Bits per note against the tokens in reach."""
     rows = [row for row in load("context")["reach"] if row["bits_per_note"] is not None]
-    return _lines(rows, "tokens", "bits_per_note", "tokens in reach", "bits a note, validation", logarithmic=False)
+    return _lines(
+        rows,
+        "tokens",
+        "bits_per_note",
+        "tokens in reach",
+        "bits a note, validation",
+        logarithmic=False,
+    )
 
 
 def _continued(arch: str) -> Music:
@@ -262,14 +369,26 @@ def heard_transformer():
 def tokenizers():
     """Bits per note at 10 ms of each tokenizer."""
     colours = {62.5: plots.OTHER[0], 10.0: plots.INK}
-    return _intervals([(f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}", row["bits_per_note_10_ms"],
-                        row["interval_95"], colours[row["grid_ms"]]) for row in load("tokens")["rows"]],
-                      "bits a note at 10 ms", height=3.6)
+    return _intervals(
+        [
+            (
+                f"{row['grid_ms']:g} ms, {row['bpe'] or 'no BPE'}",
+                row["bits_per_note_10_ms"],
+                row["interval_95"],
+                colours[row["grid_ms"]],
+            )
+            for row in load("tokens")["rows"]
+        ],
+        "bits a note at 10 ms",
+        height=3.6,
+    )
 
 
 # ---- the original -----------------------------------------------------------------------------
 
 
 def each_repair():
-    """What each repair of the original's recipe gains alone, and what it adds when all others are made."""
+    """What each repair of the original's recipe gains alone,
+    and what it adds when all others are made.
+    """
     return experiments.original(load("original"))

@@ -18,9 +18,15 @@ from lib.scan.selective import loop
 from lib.show import diagrams as cells
 from lib.show import plots
 
-WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
-LOOKS = {"loop": ("-", plots.INK), "Hillis–Steele": ("o-", plots.OTHER[0]), "Blelloch": ("s-", plots.OTHER[2])}
-LAYER = {"batch": 8, "length": 2048, "channels": 1536, "states": 16}  # one layer of a model with 130 million parameters
+# inches: what a slide holds below its title, with letters that reach the last row
+WIDTH, HEIGHT = 8.4, 3.6
+LOOKS = {
+    "loop": ("-", plots.INK),
+    "Hillis–Steele": ("o-", plots.OTHER[0]),
+    "Blelloch": ("s-", plots.OTHER[2]),
+}
+# one layer of a model with 130 million parameters
+LAYER = {"batch": 8, "length": 2048, "channels": 1536, "states": 16}
 
 
 def _board(width: float, height: float, inches: float):
@@ -44,9 +50,11 @@ def _piece():
 
 
 def _eight():
-    """Onsets in seconds of its eight notes from second 74, what is left of the past at each, and what each adds."""
+    """Onsets in seconds of its eight notes from second 74, what is left of the past at each,
+    and what each adds.
+    """
     notes = _piece().notes
-    notes = notes[np.searchsorted(notes["start"], 74):][:8]
+    notes = notes[np.searchsorted(notes["start"], 74) :][:8]
     onset = notes["start"] - 74
     return onset, 0.5 ** (np.diff(onset, prepend=0) / 0.25), notes["velocity"].astype(float)
 
@@ -101,9 +109,20 @@ def echo():
     for t in range(8):
         h = a[t] * h + b[t]
         time = np.linspace(onset[t], onset[t + 1] if t < 7 else 2, 60)
-        ax.plot(time, h * 0.5 ** ((time - onset[t]) / 0.25), color=plots.STATE, linewidth=2.5,
-                label="remembered, h" if t == 0 else None)
-        ax.plot([onset[t]] * 2, [h - b[t], h], color=plots.INPUT, linewidth=5, label="comes in, b" if t == 0 else None)
+        ax.plot(
+            time,
+            h * 0.5 ** ((time - onset[t]) / 0.25),
+            color=plots.STATE,
+            linewidth=2.5,
+            label="remembered, h" if t == 0 else None,
+        )
+        ax.plot(
+            [onset[t]] * 2,
+            [h - b[t], h],
+            color=plots.INPUT,
+            linewidth=5,
+            label="comes in, b" if t == 0 else None,
+        )
     ax.set(xlabel="seconds", ylabel="loudness in the ear", xlim=(0, 2), ylim=(0, 230))
     ax.legend(loc="upper left", ncols=2)
     return fig
@@ -125,14 +144,35 @@ def _draw(name: str, height: float):
             if row:
                 ax.plot([t, t], [1 - row, -row], color=plots.PALE, linewidth=1.6, zorder=0)
             colour = plots.OUTPUT if begins[t] == 0 else plots.STATE if row else plots.INPUT
-            ax.plot(t, -row, "o", markersize=22, zorder=2, color="white" if not busy else colour,
-                    markeredgecolor=colour, markeredgewidth=1.5)
-            ax.text(t, -row, f"{value:.0f}", ha="center", va="center", zorder=3, fontsize=10,
-                    color="white" if busy else plots.INK)
+            ax.plot(
+                t,
+                -row,
+                "o",
+                markersize=22,
+                zorder=2,
+                color="white" if not busy else colour,
+                markeredgecolor=colour,
+                markeredgewidth=1.5,
+            )
+            ax.text(
+                t,
+                -row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                zorder=3,
+                fontsize=10,
+                color="white" if busy else plots.INK,
+            )
     ax.set(yticks=[], xlim=(-0.6, 8.9), ylim=(-len(rounds) - 0.5, 0.5))
     ax.text(7.75, 0, "the notes", va="center", color=plots.GREY)
-    ax.text(7.75, -len(rounds), f"{sum(len(joins) for joins, _ in rounds)} joins,\n{len(rounds)} rounds", va="center",
-            fontweight="bold")
+    ax.text(
+        7.75,
+        -len(rounds),
+        f"{sum(len(joins) for joins, _ in rounds)} joins,\n{len(rounds)} rounds",
+        va="center",
+        fontweight="bold",
+    )
     ax.set_xticks(range(8), [f"t = {t}" for t in range(8)])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
@@ -156,7 +196,11 @@ def blelloch_rounds():
 
 def grouping():
     """Three steps joined in both groupings: exact fractions, one result."""
-    steps = [(Fraction(1, 2), Fraction(4)), (Fraction(1, 3), Fraction(2)), (Fraction(3, 4), Fraction(1))]
+    steps = [
+        (Fraction(1, 2), Fraction(4)),
+        (Fraction(1, 3), Fraction(2)),
+        (Fraction(3, 4), Fraction(1)),
+    ]
     fig, ax = _board(21.5, 6.6, 8.8)
 
     def show(step):
@@ -171,7 +215,9 @@ def grouping():
         cells.cells(ax, at, 2.8, [show(pair)], plots.STATE, width=3.8)
         cells.cells(ax, x + 2.9, 0.4, [show(whole)], plots.OUTPUT, width=4)
         for i in (0, 1) if first else (1, 2):
-            cells.arrow(ax, (x + 3.4 * i + 1.45, 5.15), (at + 1.2 + 1.4 * (i - (0 if first else 1)), 3.85))
+            cells.arrow(
+                ax, (x + 3.4 * i + 1.45, 5.15), (at + 1.2 + 1.4 * (i - (0 if first else 1)), 3.85)
+            )
         alone = 2 if first else 0
         cells.arrow(ax, (x + 3.4 * alone + 1.45, 5.15), (x + (5.9 if first else 3.9), 1.45))
         cells.arrow(ax, (at + 1.9, 2.75), (x + (4.4 if first else 5.6), 1.45))
@@ -184,8 +230,11 @@ def grouping():
 def _counted(longest: int = 2048) -> dict:
     """Joins in each round, by algorithm and length."""
     lengths = [2**k for k in range(1, longest.bit_length())]
-    return {(name, n): [len(joins) for joins, _ in rounds([(0.5, 1.0)] * n)]
-            for name, rounds in ROUNDS.items() for n in lengths}
+    return {
+        (name, n): [len(joins) for joins, _ in rounds([(0.5, 1.0)] * n)]
+        for name, rounds in ROUNDS.items()
+        for n in lengths
+    }
 
 
 def work_and_depth():
@@ -195,7 +244,14 @@ def work_and_depth():
     fig, axes = _figure(1, 2, height=3.5)
     for ax, measure, what in ((axes[0], sum, "work: joins"), (axes[1], len, "depth: rounds")):
         for name, (look, colour) in LOOKS.items():
-            ax.plot(lengths, [measure(counted[name, n]) for n in lengths], look, color=colour, markersize=5, label=name)
+            ax.plot(
+                lengths,
+                [measure(counted[name, n]) for n in lengths],
+                look,
+                color=colour,
+                markersize=5,
+                label=name,
+            )
         ax.set(xscale="log", yscale="log", xlabel="length L", title=what)
     axes[0].legend()
     return fig
@@ -206,17 +262,30 @@ def workers():
     counted, many = _counted(), np.array([2**k for k in range(12)])
     fig, ax = _figure()
     for name, (look, colour) in LOOKS.items():
-        ax.plot(many, [sum(-(-n // p) for n in counted[name, 2048]) for p in many], look, color=colour, markersize=6,
-                label=name)
+        ax.plot(
+            many,
+            [sum(-(-n // p) for n in counted[name, 2048]) for p in many],
+            look,
+            color=colour,
+            markersize=6,
+            label=name,
+        )
     ax.axvline(2, color=plots.GREY, linewidth=0.8, linestyle=":")
     ax.text(2.15, 7, "two cores", color=plots.GREY)
-    ax.set(xscale="log", yscale="log", xlabel="workers", ylabel="moments for 2,048 steps", ylim=(5, None))
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="workers",
+        ylabel="moments for 2,048 steps",
+        ylim=(5, None),
+    )
     ax.legend(loc="upper right")
     return fig
 
 
 def cumulative_sums():
     """Relative float32 error of the two shortcuts by cumulative sums, and of Blelloch's scan."""
+
     def two_cumsums(a, b):
         fading = torch.log(a).cumsum(1)
         return torch.exp(fading) * (torch.exp(-fading) * b).cumsum(1)
@@ -230,16 +299,31 @@ def cumulative_sums():
     b = 0.1 + torch.rand(1, length, 8, generator=draw).double()
     truth = scan_parallel.blelloch(a, b)  # in float64
     fig, ax = _figure()
-    for scan, label, colour in ((two_cumsums, "two cumulative sums", plots.OTHER[1]),
-                                (log_space, "… in log space", plots.OTHER[0]),
-                                (scan_parallel.blelloch, "Blelloch", plots.OTHER[2])):
+    for scan, label, colour in (
+        (two_cumsums, "two cumulative sums", plots.OTHER[1]),
+        (log_space, "… in log space", plots.OTHER[0]),
+        (scan_parallel.blelloch, "Blelloch", plots.OTHER[2]),
+    ):
         error = ((scan(a.float(), b.float()) - truth).abs() / truth).amax((0, 2))
         worst = error.nan_to_num(np.inf).cummax(0).values
         good = int((worst < 1).sum())
         ax.plot(range(1, good + 1), worst[:good], color=colour, label=label, linewidth=2.5)
         if good < length:
-            ax.plot(good, worst[good - 1], "X", color=colour, markersize=10, label=f"all lost at step {good + 1}")
-    ax.set(xscale="log", yscale="log", xlabel="step", ylabel="worst relative error so far", ylim=(1e-8, 1))
+            ax.plot(
+                good,
+                worst[good - 1],
+                "X",
+                color=colour,
+                markersize=10,
+                label=f"all lost at step {good + 1}",
+            )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="step",
+        ylabel="worst relative error so far",
+        ylim=(1e-8, 1),
+    )
     ax.legend(loc="upper left")
     return fig
 
@@ -252,14 +336,18 @@ def owed():
         g[t] = a[t + 1] * g[t + 1]
     fig, ax = _figure(height=2.7)
     ax.bar(range(8), b, color=plots.PALE, label="velocity, as played")
-    ax.bar(range(8), g * b, color=plots.INPUT, label="what is left of it after note 7: b · gradient")
+    ax.bar(
+        range(8), g * b, color=plots.INPUT, label="what is left of it after note 7: b · gradient"
+    )
     ax.set(xlabel="note t", ylabel="velocity", ylim=(0, 128))
     ax.legend(loc="upper left", ncols=2)
     return fig
 
 
 def written():
-    """Numbers that a forward pass writes to memory, in units of B L D N, counted operation by operation."""
+    """Numbers that a forward pass writes to memory, in units of B L D N,
+    counted operation by operation.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
@@ -274,17 +362,28 @@ def written():
                 self.elements += sum(made.numel() for made in tree_leaves(out))
             return out
 
-    given = [torch.rand(batch, length, channels), torch.rand(batch, length, channels), -torch.rand(channels, states),
-             torch.rand(batch, length, states), torch.rand(batch, length, states), torch.zeros(batch, channels, states)]
-    ways = {"loop": loop, "Hillis–Steele": partial(scan_parallel.parallel, method="hillis_steele", chunk=length),
-            "Blelloch": partial(scan_parallel.parallel, chunk=length)}
+    given = [
+        torch.rand(batch, length, channels),
+        torch.rand(batch, length, channels),
+        -torch.rand(channels, states),
+        torch.rand(batch, length, states),
+        torch.rand(batch, length, states),
+        torch.zeros(batch, channels, states),
+    ]
+    ways = {
+        "loop": loop,
+        "Hillis–Steele": partial(scan_parallel.parallel, method="hillis_steele", chunk=length),
+        "Blelloch": partial(scan_parallel.parallel, chunk=length),
+    }
     found = {}
     for name, way in ways.items():
         with torch.no_grad(), Written() as count:
             way(*given)
         found[name] = count.elements / (batch * length * channels * states)
     fig, ax = _figure(height=2.3)
-    bars = ax.barh(list(found), list(found.values()), color=[LOOKS[name][1] for name in found], height=0.62)
+    bars = ax.barh(
+        list(found), list(found.values()), color=[LOOKS[name][1] for name in found], height=0.62
+    )
     ax.bar_label(bars, [f" {value:.0f} × B·L·D·N" for value in found.values()])
     ax.invert_yaxis()
     ax.set(xlabel="numbers written in a forward pass", xlim=(0, 1.2 * max(found.values())))
@@ -296,15 +395,23 @@ def written():
 
 
 def memory_wall():
-    """Bytes that a forward pass moves, unfused and fused, by arithmetic (notebook 06, section 1)."""
+    """Bytes that a forward pass moves, unfused and fused,
+    by arithmetic (notebook 06, section 1).
+    """
     steps = LAYER["batch"] * LAYER["length"] * LAYER["channels"]
     small = LAYER["batch"] * LAYER["length"] * LAYER["states"]
-    moved = {"plain, 32 bits": 2 * 3 * 4 * steps * LAYER["states"]}  # A_bar, Bx_bar, h: written and read
+    # A_bar, Bx_bar, h: written and read
+    moved = {"plain, 32 bits": 2 * 3 * 4 * steps * LAYER["states"]}
     for width in (4, 2):
-        moved[f"fused, {8 * width} bits"] = 4 * width * steps + 2 * width * small  # x, delta, z, y; B, C
+        # x, delta, z, y; B, C
+        moved[f"fused, {8 * width} bits"] = 4 * width * steps + 2 * width * small
     fig, ax = _figure(height=2.4)
-    bars = ax.barh(list(moved), [value / 1e9 for value in moved.values()], height=0.62,
-                   color=(plots.OTHER[0], plots.OUTPUT, plots.OUTPUT))
+    bars = ax.barh(
+        list(moved),
+        [value / 1e9 for value in moved.values()],
+        height=0.62,
+        color=(plots.OTHER[0], plots.OUTPUT, plots.OUTPUT),
+    )
     ax.bar_label(bars, [f" {value / 1e9:.1f} GB" for value in moved.values()])
     ax.invert_yaxis()
     ax.set(xlabel="gigabytes through main memory, one layer, forward (computed)")
@@ -335,6 +442,7 @@ def fused():
 
 def runs():
     """Up, across and down over the sixteen steps that four threads hold."""
+
     def spans(size):
         return [f"{i}…{i + size - 1}" for i in range(0, 16, size)]
 
@@ -342,11 +450,23 @@ def runs():
         return ["carry"] + [f"h{i - 1}" for i in range(size, 16, size)]
 
     fig, ax = _board(25, 8.6, 9.2)
-    rows = [(range(16), "maps (a, b) of single steps"), (spans(2), "up: the maps of pairs"),
-            (spans(4), "up: one map a thread"), (before(4), "threads scan: the state before a run"),
-            (before(2), "down: the state before a pair"), ([f"h{i}" for i in range(16)], "one more step: every state")]
+    rows = [
+        (range(16), "maps (a, b) of single steps"),
+        (spans(2), "up: the maps of pairs"),
+        (spans(4), "up: one map a thread"),
+        (before(4), "threads scan: the state before a run"),
+        (before(2), "down: the state before a pair"),
+        ([f"h{i}" for i in range(16)], "one more step: every state"),
+    ]
     for row, (texts, what) in enumerate(rows):
-        cells.cells(ax, 0, 7.5 - 1.5 * row, texts, plots.INPUT if row < 3 else plots.STATE, width=16 // len(texts))
+        cells.cells(
+            ax,
+            0,
+            7.5 - 1.5 * row,
+            texts,
+            plots.INPUT if row < 3 else plots.STATE,
+            width=16 // len(texts),
+        )
         cells.say(ax, 16.5, 8 - 1.5 * row, what)
     return fig
 
@@ -370,7 +490,9 @@ def backward():
 
 
 def scan_on_cpu():
-    """Forward and backward against length, ours beside other people's, the names in a legend: lines end anywhere."""
+    """Forward and backward against length, ours beside other people's, the names in a legend:
+    lines end anywhere.
+    """
     result = env.read_results("scan_cpu_2_cores")
     fig, ax = _figure(height=3.9)
     scan_figures.draw(result, ax=ax)
@@ -386,7 +508,9 @@ def scan_on_cpu():
 
 
 def figure3():
-    """The scan against attention and a long convolution, as in figure 3 (left) of Gu and Dao (2023), on a CPU."""
+    """The scan against attention and a long convolution,
+    as in figure 3 (left) of Gu and Dao (2023), on a CPU.
+    """
     fig, ax = _figure(height=3.9)
     scan_figures.draw_figure3(env.read_results("scan_cpu_2_cores"), ax=ax)
     ax.set_title("")
@@ -394,17 +518,29 @@ def figure3():
 
 
 def kept_bytes():
-    """Bytes that each implementation keeps for the backward pass, for a step of a channel (measured)."""
+    """Bytes that each implementation keeps for the backward pass,
+    for a step of a channel (measured).
+    """
     result = env.read_results("scan_cpu_2_cores")
-    rows = {row["contender"]: row["kept_bytes_per_element"] for row in result["memory"]
-            if row["length"] == result["key_length"]}
+    rows = {
+        row["contender"]: row["kept_bytes_per_element"]
+        for row in result["memory"]
+        if row["length"] == result["key_length"]
+    }
     names = sorted(rows, key=rows.get)
     fig, ax = _figure(height=2.6)
-    bars = ax.barh([result["contenders"][name]["label"] for name in names], [rows[name] for name in names], height=0.62,
-                   color=[plots.OUTPUT if name == result["ours"] else plots.GREY for name in names])
+    bars = ax.barh(
+        [result["contenders"][name]["label"] for name in names],
+        [rows[name] for name in names],
+        height=0.62,
+        color=[plots.OUTPUT if name == result["ours"] else plots.GREY for name in names],
+    )
     ax.bar_label(bars, [f" {rows[name]:,.0f}" for name in names])
     ax.invert_yaxis()
-    ax.set(xlabel="bytes kept for the way back, for one step of one channel", xlim=(0, 1.12 * max(rows.values())))
+    ax.set(
+        xlabel="bytes kept for the way back, for one step of one channel",
+        xlim=(0, 1.12 * max(rows.values())),
+    )
     ax.tick_params(axis="y", length=0)
     return fig
 

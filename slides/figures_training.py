@@ -1,7 +1,8 @@
-"""Figures and sounds of the deck on training and playing: what notebooks 08 and 09 measured, and what the model plays.
+"""Figures and sounds of the deck on training and playing:
+what notebooks 08 and 09 measured, and what the model plays.
 
-A slide's title states the claim, so that these figures have none of their own. All that is played has a seed that
-nobody picked by ear: 1, then 2, then 3.
+A slide's title states the claim, so that these figures have none of their own.
+All that is played has a seed that nobody picked by ear: 1, then 2, then 3.
 """
 
 import csv
@@ -27,7 +28,8 @@ from lib.train.batches import Crops
 from lib.train.config import TrainConfig
 from lib.train.optim import learning_rate
 
-WIDTH, HEIGHT = 8.4, 3.6  # inches: what a slide holds below its title, with letters that reach the last row
+# inches: what a slide holds below its title, with letters that reach the last row
+WIDTH, HEIGHT = 8.4, 3.6
 LENGTH = 512  # tokens of a crop, as the shipped model was trained
 PROMPT, NEW = 10, 14  # seconds
 
@@ -37,13 +39,17 @@ def _figure(rows: int = 1, columns: int = 1, **options):
 
 
 def _piece(split: str) -> Music:
-    """A whole piece of the ten: the Nocturne of the test split, or the Beethoven sonata of the validation split."""
+    """A whole piece of the ten: the Nocturne of the test split,
+    or the Beethoven sonata of the validation split.
+    """
     found = performances(quick=True, say=lambda text: None)
     piece = read_midi(next(p for p in found if p.split == split).path)
     return crop(piece, piece.notes["start"][0], piece.seconds)  # without the silence before it
 
 
-def _bars(names, values, colours, label, *, form: str = "{:.1f}", height: float = 2.6, room: float = 1.12):
+def _bars(
+    names, values, colours, label, *, form: str = "{:.1f}", height: float = 2.6, room: float = 1.12
+):
     fig, ax = _figure(height=height)
     bars = ax.barh(names, values, color=colours, height=0.64)
     ax.bar_label(bars, [" " + form.format(value) for value in values])
@@ -70,14 +76,24 @@ def crops():
     plots.piano_roll(tokenizer.decode(ids), end=borders[-1], ax=ax, colourbar=False)
     for n, (begin, end) in enumerate(pairwise(borders), 1):
         ax.axvspan(begin, end, color=plots.INPUT, alpha=0.13 * (n % 2), linewidth=0)
-        ax.text(begin, 1.07, f" crop {n}", transform=ax.get_xaxis_transform(), va="top", color=plots.INPUT)
+        ax.text(
+            begin,
+            1.07,
+            f" crop {n}",
+            transform=ax.get_xaxis_transform(),
+            va="top",
+            color=plots.INPUT,
+        )
     return fig
 
 
 def reading():
-    """Who reads what: visits of eight rows over forty steps, with a carried state and with a reset one."""
+    """Who reads what: visits of eight rows over forty steps,
+    with a carried state and with a reset one.
+    """
     found = [p for p in performances(quick=True, say=lambda text: None) if p.split == "train"]
-    pieces = [SimpleNamespace(length=int(35 * p.seconds)) for p in found]  # about so many tokens a second
+    # about so many tokens a second
+    pieces = [SimpleNamespace(length=int(35 * p.seconds)) for p in found]
     silent = SimpleNamespace(vocab_size=1, stream=lambda piece: np.zeros(piece.length, int))
     fig, axes = _figure(2, 1, height=4.2, sharex=True)
     for ax, carry in zip(axes, (8, 1)):
@@ -88,11 +104,19 @@ def reading():
                 begins[row].append((step, plan.rows[row][1] == LENGTH))
         for row, visits in enumerate(begins):
             for (a, opening), b in zip(visits, [*(v[0] for v in visits[1:]), 40]):
-                ax.barh(row, b - a - 0.15, left=a, height=0.7, color=plots.OUTPUT if opening else plots.INPUT,
-                        alpha=0.85 if opening else 0.4)
+                ax.barh(
+                    row,
+                    b - a - 0.15,
+                    left=a,
+                    height=0.7,
+                    color=plots.OUTPUT if opening else plots.INPUT,
+                    alpha=0.85 if opening else 0.4,
+                )
         empty = sum(map(len, begins)) / (8 * 40)
         ax.set(ylabel="row", xlim=(0, 40), yticks=[0, 7])
-        ax.set_title(f"carry={carry}: {empty:.0%} of the crops start with an empty state", fontsize=12)
+        ax.set_title(
+            f"carry={carry}: {empty:.0%} of the crops start with an empty state", fontsize=12
+        )
         ax.invert_yaxis()
     axes[1].set_xlabel("step (green: a visit that begins at a piece's opening)")
     return fig
@@ -102,17 +126,29 @@ def baselines():
     """Bits per note on the test split: three counting models, and the shipped one."""
     result = env.read_results("model")
     rows = result["test_baselines"] | {"shipped Mamba": result["test_bits_per_note"]}
-    return _bars(list(rows), list(rows.values()), [plots.GREY] * 3 + [plots.OUTPUT], "bits per note, whole test pieces",
-                 form="{:.2f}")
+    return _bars(
+        list(rows),
+        list(rows.values()),
+        [plots.GREY] * 3 + [plots.OUTPUT],
+        "bits per note, whole test pieces",
+        form="{:.2f}",
+    )
 
 
 def schedule():
     """The learning rate over a run: a warm-up, then half a cosine."""
     config, progress = TrainConfig(), np.linspace(0, 1, 1001)
     fig, ax = _figure(height=2.9)
-    ax.plot(progress, [learning_rate(p, config) for p in progress], color=plots.INPUT, linewidth=2.5)
+    ax.plot(
+        progress, [learning_rate(p, config) for p in progress], color=plots.INPUT, linewidth=2.5
+    )
     ax.axvspan(0, config.warmup, color=plots.STATE, alpha=0.25, linewidth=0)
-    ax.text(config.warmup + 0.01, 0.04 * config.lr, f"warm-up: the first {config.warmup:.0%}", color=plots.GREY)
+    ax.text(
+        config.warmup + 0.01,
+        0.04 * config.lr,
+        f"warm-up: the first {config.warmup:.0%}",
+        color=plots.GREY,
+    )
     ax.text(1, 0.2 * config.lr, f"down to {config.final_lr:.0%}", color=plots.GREY, ha="right")
     ax.set(xlabel="progress of the run", ylabel="learning rate", xlim=(0, 1), ylim=(0, None))
     return fig
@@ -121,26 +157,47 @@ def schedule():
 def training_speed():
     """Tokens a second of one training step, ours beside other people's models of the same size."""
     result = env.read_results("train_cpu")
-    rows = [r for r in result["rows"] if r["length"] == result["key_length"] and r["allocator"] == "tuned"]
+    rows = [
+        r
+        for r in result["rows"]
+        if r["length"] == result["key_length"] and r["allocator"] == "tuned"
+    ]
     rows.sort(key=lambda r: -r["tokens_per_second"])
-    return _bars([r["label"] for r in rows], [r["tokens_per_second"] for r in rows],
-                 [plots.OUTPUT if r["contender"] == "ours" else plots.GREY for r in rows],
-                 f"tokens a second, forward + backward + AdamW, length {result['key_length']:,}", form="{:,.0f}",
-                 height=2.9)
+    return _bars(
+        [r["label"] for r in rows],
+        [r["tokens_per_second"] for r in rows],
+        [plots.OUTPUT if r["contender"] == "ours" else plots.GREY for r in rows],
+        f"tokens a second, forward + backward + AdamW, length {result['key_length']:,}",
+        form="{:,.0f}",
+        height=2.9,
+    )
 
 
 def kills():
     """Steps lost at each of the kills, in order."""
     result = env.read_results("interruptions")
     fig, ax = _figure(height=2.7)
-    for writing, colour, label in ((False, plots.INPUT, "killed at work"),
-                                   (True, plots.OTHER[0], "killed while it wrote")):
-        rows = [(i, r["lost"]) for i, r in enumerate(result["rows"], 1) if r["was_writing"] == writing]
+    for writing, colour, label in (
+        (False, plots.INPUT, "killed at work"),
+        (True, plots.OTHER[0], "killed while it wrote"),
+    ):
+        rows = [
+            (i, r["lost"]) for i, r in enumerate(result["rows"], 1) if r["was_writing"] == writing
+        ]
         ax.plot(*zip(*rows), "o", color=colour, markersize=9, label=label)
     ax.axhline(result["save_every"], color=plots.GREY, linestyle="--", linewidth=1)
-    ax.text(0.5, result["save_every"] + 0.12, f"a checkpoint every {result['save_every']} steps", color=plots.GREY)
-    ax.set(xlabel="kill", ylabel="steps lost", ylim=(-0.3, result["save_every"] + 1.2),
-           yticks=range(result["save_every"] + 1))
+    ax.text(
+        0.5,
+        result["save_every"] + 0.12,
+        f"a checkpoint every {result['save_every']} steps",
+        color=plots.GREY,
+    )
+    ax.set(
+        xlabel="kill",
+        ylabel="steps lost",
+        ylim=(-0.3, result["save_every"] + 1.2),
+        yticks=range(result["save_every"] + 1),
+    )
     ax.legend(loc="upper right", ncols=2)
     return fig
 
@@ -154,17 +211,34 @@ def overfitting():
 
 
 def leak():
-    """Chunks that overlap, split at random: a validation chunk shares tokens with its neighbours."""
+    """Chunks that overlap, split at random: a validation chunk shares tokens with its
+    neighbours.
+    """
     fig, ax = cells.board(21, 4.6)
     fig.set_size_inches(8.6, 8.6 * 4.6 / 21)
     validation = {3, 8}
     for i in range(11):
         colour = plots.STATE if i in validation else plots.INPUT
-        cells.cells(ax, 1.75 * i, 0.4 + 1.3 * (i % 2), ["validation" if i in validation else "train"],
-                    colour, width=2.6)
+        cells.cells(
+            ax,
+            1.75 * i,
+            0.4 + 1.3 * (i % 2),
+            ["validation" if i in validation else "train"],
+            colour,
+            width=2.6,
+        )
     for i in validation:
         for edge in (1.75 * i, 1.75 * i + 1.75):
-            ax.axvspan(edge, edge + 0.85, ymin=0.05, ymax=0.62, color=plots.OTHER[0], alpha=0.3, linewidth=0, zorder=3)
+            ax.axvspan(
+                edge,
+                edge + 0.85,
+                ymin=0.05,
+                ymax=0.62,
+                color=plots.OTHER[0],
+                alpha=0.3,
+                linewidth=0,
+                zorder=3,
+            )
     cells.arrow(ax, (0, 3.5), (20.2, 3.5))
     cells.say(ax, 0, 4.1, "one performance", plots.GREY)
     cells.say(ax, 20.2, 4.1, "red: tokens that are on both sides", plots.OTHER[0], ha="right")
@@ -172,9 +246,17 @@ def leak():
 
 
 def repairs():
-    """Bits on performances never seen, pass by pass, with one thing repaired at a time and with everything."""
-    colours = {"nothing": plots.INK, "schedule": plots.OTHER[0], "split": plots.OTHER[1],
-               "augmentation": plots.OTHER[2], "vocabulary": plots.STATE, "everything": plots.OUTPUT}
+    """Bits on performances never seen, pass by pass,
+    with one thing repaired at a time and with everything.
+    """
+    colours = {
+        "nothing": plots.INK,
+        "schedule": plots.OTHER[0],
+        "split": plots.OTHER[1],
+        "augmentation": plots.OTHER[2],
+        "vocabulary": plots.STATE,
+        "everything": plots.OUTPUT,
+    }
     return experiments.never_seen(experiments.load("original"), colours)
 
 
@@ -190,7 +272,11 @@ def shipped_curve():
         middle = (tokens[i] + tokens[i - 1]) / 2
         ax.axvline(middle, color=plots.GREY, linestyle=":")
         ax.text(middle, max(bits), f" run {run}", va="top", color=plots.GREY)
-    ax.set(xlabel="million tokens read", ylabel="bits per note, a few pieces", ylim=(math.floor(min(bits)), None))
+    ax.set(
+        xlabel="million tokens read",
+        ylabel="bits per note, a few pieces",
+        ylim=(math.floor(min(bits)), None),
+    )
     return fig
 
 
@@ -212,14 +298,27 @@ def temperature():
     piece = _piece("test")
     prompt = first_seconds(tokenizer, piece, prompt_end(piece, PROMPT)).tolist()
     ends = ["".join(tokenizer.pieces[token][-1:]) for token in prompt]
-    logits = along[max(i for i, end in enumerate(ends) if end.startswith("Position"))]  # now it must name a key
+    # now it must name a key
+    logits = along[max(i for i, end in enumerate(ends) if end.startswith("Position"))]
     fig, ax = _figure(height=3.4)
     for t, colour in zip((0.5, 1.0, 1.5), (plots.INPUT, plots.OUTPUT, plots.OTHER[0])):
         p = torch.softmax(logits / t, -1).sort(descending=True).values
         count = int((p.cumsum(0) < 0.9).sum()) + 1
-        ax.step(range(1, 101), p[:100], where="mid", color=colour, linewidth=2.5,
-                label=f"{t}: {count} tokens hold 90 %")
-    ax.set(yscale="log", xlabel="rank of the token", ylabel="probability", xlim=(0.5, 100), ylim=(1e-4, 1))
+        ax.step(
+            range(1, 101),
+            p[:100],
+            where="mid",
+            color=colour,
+            linewidth=2.5,
+            label=f"{t}: {count} tokens hold 90 %",
+        )
+    ax.set(
+        yscale="log",
+        xlabel="rank of the token",
+        ylabel="probability",
+        xlim=(0.5, 100),
+        ylim=(1e-4, 1),
+    )
     ax.legend(title="temperature")
     return fig
 
@@ -227,27 +326,58 @@ def temperature():
 def kept_tokens():
     """How many tokens top-k, top-p and min-p keep at each place of the prompt."""
     p = torch.softmax(_along(), -1).sort(descending=True).values
-    counts = {"top-k 20": torch.full((len(p),), 20), "top-p 0.9": ((p.cumsum(-1) - p) < 0.9).sum(-1),
-              "min-p 0.1": (p >= 0.1 * p[:, :1]).sum(-1)}
+    counts = {
+        "top-k 20": torch.full((len(p),), 20),
+        "top-p 0.9": ((p.cumsum(-1) - p) < 0.9).sum(-1),
+        "min-p 0.1": (p >= 0.1 * p[:, :1]).sum(-1),
+    }
     fig, ax = _figure(height=3.3)
     for (name, n), colour in zip(counts.items(), (plots.GREY, plots.OUTPUT, plots.OTHER[1])):
-        ax.step(range(len(n)), n, where="mid", color=colour, linewidth=1.6,
-                label=f"{name}: {n.min()} to {n.max()}" if n.min() < n.max() else f"{name}: always")
-    ax.set(yscale="log", xlabel="place in the prompt (tokens)", ylabel="tokens kept",
-           xlim=(0, len(p)), ylim=(0.8, 2000))
+        ax.step(
+            range(len(n)),
+            n,
+            where="mid",
+            color=colour,
+            linewidth=1.6,
+            label=f"{name}: {n.min()} to {n.max()}" if n.min() < n.max() else f"{name}: always",
+        )
+    ax.set(
+        yscale="log",
+        xlabel="place in the prompt (tokens)",
+        ylabel="tokens kept",
+        xlim=(0, len(p)),
+        ylim=(0.8, 2000),
+    )
     ax.legend(ncols=3, loc="upper right")
     return fig
 
 
 def grammar():
     """What may follow what: the rules of REMI."""
-    where = {"start": (0, 2.3), "mark": (3.6, 2.3), "Bar": (7.2, 2.3), "Position": (10.8, 2.3), "Pitch": (15.2, 4.2),
-             "Velocity": (18.6, 2.3), "Duration": (15.2, 0.4)}
-    width = {"start": 2, "mark": 2, "Bar": 2, "Position": 2.9, "Pitch": 2.2, "Velocity": 2.7, "Duration": 2.8}
+    where = {
+        "start": (0, 2.3),
+        "mark": (3.6, 2.3),
+        "Bar": (7.2, 2.3),
+        "Position": (10.8, 2.3),
+        "Pitch": (15.2, 4.2),
+        "Velocity": (18.6, 2.3),
+        "Duration": (15.2, 0.4),
+    }
+    width = {
+        "start": 2,
+        "mark": 2,
+        "Bar": 2,
+        "Position": 2.9,
+        "Pitch": 2.2,
+        "Velocity": 2.7,
+        "Duration": 2.8,
+    }
     fig, ax = cells.board(21.6, 6.2)
     fig.set_size_inches(8.8, 8.8 * 6.2 / 21.6)
     for name, (x, y) in where.items():
-        cells.cells(ax, x, y, [name], plots.STATE if name in FOLLOWS else plots.GREY, width=width[name])
+        cells.cells(
+            ax, x, y, [name], plots.STATE if name in FOLLOWS else plots.GREY, width=width[name]
+        )
     middle = {name: (x + width[name] / 2, y + 0.5) for name, (x, y) in where.items()}
     for before, after in FOLLOWS.items():
         for name in sorted(after):
@@ -270,7 +400,9 @@ def grammar():
                 if name == "Velocity":
                     end = (x1, y1 + 0.5)
             else:
-                begin = (x0, y0 - 0.5) if before == "Velocity" else (x0 - width[before] / 2, y0 + 0.2)
+                begin = (
+                    (x0, y0 - 0.5) if before == "Velocity" else (x0 - width[before] / 2, y0 + 0.2)
+                )
                 end = (x1 + width[name] / 2, y1) if before == "Velocity" else (x1, y1 - 0.5)
             cells.arrow(ax, begin, end)
     return fig
@@ -281,7 +413,9 @@ def grammar():
 
 def _played(seeds, **options) -> list[Music]:
     """The Nocturne's first ten seconds, continued by the shipped model."""
-    return variations(*load_model(), _piece("test"), seeds=seeds, seconds=NEW, prompt_seconds=PROMPT, **options)
+    return variations(
+        *load_model(), _piece("test"), seeds=seeds, seconds=NEW, prompt_seconds=PROMPT, **options
+    )
 
 
 def endless():
@@ -291,17 +425,46 @@ def endless():
     tokens = np.array([row["tokens"] for row in curve])
     fig, (left, right) = _figure(1, 2, height=3.3)
     left.plot(tokens, [row["ms_a_token"] for row in curve], "o-", color=plots.OUTPUT, linewidth=2.5)
-    left.set(ylim=(0, 2 * max(row["ms_a_token"] for row in curve)), xlabel="token", ylabel="milliseconds a token")
-    right.plot(tokens, [row["state_bytes"] / 2**20 for row in curve], color=plots.STATE, linewidth=3)
-    right.text(tokens[-1], curve[0]["state_bytes"] / 2**20 * 1.5, "the state, measured", color=plots.STATE, ha="right")
+    left.set(
+        ylim=(0, 2 * max(row["ms_a_token"] for row in curve)),
+        xlabel="token",
+        ylabel="milliseconds a token",
+    )
+    right.plot(
+        tokens, [row["state_bytes"] / 2**20 for row in curve], color=plots.STATE, linewidth=3
+    )
+    right.text(
+        tokens[-1],
+        curve[0]["state_bytes"] / 2**20 * 1.5,
+        "the state, measured",
+        color=plots.STATE,
+        ha="right",
+    )
     if curve[0]["resident_bytes"]:
-        right.plot(tokens, [row["resident_bytes"] / 2**20 for row in curve], color=plots.INPUT, linewidth=2.5)
-        right.text(tokens[-1], curve[0]["resident_bytes"] / 2**20 * 0.45, "whole process, measured",
-                   color=plots.INPUT, ha="right")
+        right.plot(
+            tokens,
+            [row["resident_bytes"] / 2**20 for row in curve],
+            color=plots.INPUT,
+            linewidth=2.5,
+        )
+        right.text(
+            tokens[-1],
+            curve[0]["resident_bytes"] / 2**20 * 0.45,
+            "whole process, measured",
+            color=plots.INPUT,
+            ha="right",
+        )
     config = env.read_results("model")
-    right.plot(tokens, 8 * config["n_layer"] * config["d_model"] * tokens / 2**20, "--", color=plots.GREY)
-    right.text(tokens[-1], 8 * config["n_layer"] * config["d_model"] * tokens[-1] / 2**20 * 1.6,
-               "a Transformer's cache, computed", color=plots.GREY, ha="right")
+    right.plot(
+        tokens, 8 * config["n_layer"] * config["d_model"] * tokens / 2**20, "--", color=plots.GREY
+    )
+    right.text(
+        tokens[-1],
+        8 * config["n_layer"] * config["d_model"] * tokens[-1] / 2**20 * 1.6,
+        "a Transformer's cache, computed",
+        color=plots.GREY,
+        ha="right",
+    )
     right.set(xlabel="token", ylabel="MiB", yscale="log", ylim=(0.08, 2e4))
     for ax in (left, right):
         ax.set_xlim(0, None)
@@ -320,10 +483,17 @@ def controls():
         values = [down["after"], up["before"], up["after"]]
         ax.plot((-1, 0, 1), values, "o-", color=plots.OUTPUT, linewidth=3, markersize=9)
         for x, value in zip((-1, 0, 1), values):
-            ax.annotate(f"{value:.1f}", (x, value), xytext=(0, 9), textcoords="offset points", ha="center")
+            ax.annotate(
+                f"{value:.1f}", (x, value), xytext=(0, 9), textcoords="offset points", ha="center"
+            )
         margin = 0.3 * (values[2] - values[0])
-        ax.set(xlabel=name, ylabel=label, xticks=(-1, 0, 1), xlim=(-1.4, 1.4),
-               ylim=(values[0] - margin, values[2] + margin))
+        ax.set(
+            xlabel=name,
+            ylabel=label,
+            xticks=(-1, 0, 1),
+            xlim=(-1.4, 1.4),
+            ylim=(values[0] - margin, values[2] + margin),
+        )
     return fig
 
 
@@ -339,23 +509,51 @@ def overlap():
 
 
 def copied():
-    """The longest run of keys shared with a training piece, transposed: median, 95th percentile and longest."""
+    """The longest run of keys shared with a training piece, transposed:
+    median, 95th percentile and longest.
+    """
     rows = env.read_results("generation")["pieces"]["comparison"]["copied"]["transposed"]
-    names = {"noise": "shuffled tokens", "model": "the model", "real": "real, other composers",
-             "same title": "same piece, another pianist"}
-    colours = {"noise": plots.GREY, "model": plots.OUTPUT, "real": plots.INPUT, "same title": plots.OTHER[0]}
+    names = {
+        "noise": "shuffled tokens",
+        "model": "the model",
+        "real": "real, other composers",
+        "same title": "same piece, another pianist",
+    }
+    colours = {
+        "noise": plots.GREY,
+        "model": plots.OUTPUT,
+        "real": plots.INPUT,
+        "same title": plots.OTHER[0],
+    }
     fig, ax = _figure(height=3.1)
     for i, key in enumerate(names):
         row = rows[key]
         ax.plot([row["median"], row["longest"]], [i, i], color=colours[key], linewidth=3, alpha=0.4)
         for value, mark in ((row["median"], "o"), (row["p95"], "|"), (row["longest"], "D")):
-            ax.plot(value, i, mark, color=colours[key], markersize=14 if mark == "|" else 9,
-                    markeredgewidth=3 if mark == "|" else 1)
+            ax.plot(
+                value,
+                i,
+                mark,
+                color=colours[key],
+                markersize=14 if mark == "|" else 9,
+                markeredgewidth=3 if mark == "|" else 1,
+            )
         ax.text(row["longest"] * 1.08, i, f"{row['longest']}", va="center", color=colours[key])
-        ax.text(row["median"] / 1.08, i, f"{row['median']:.0f}", va="center", ha="right", color=colours[key])
+        ax.text(
+            row["median"] / 1.08,
+            i,
+            f"{row['median']:.0f}",
+            va="center",
+            ha="right",
+            color=colours[key],
+        )
     ax.set_yticks(range(len(names)), names.values())
-    ax.set(xscale="log", xlabel="notes in the longest run shared with a training piece",
-           xlim=(4, 700), ylim=(-0.6, len(names) - 0.4))
+    ax.set(
+        xscale="log",
+        xlabel="notes in the longest run shared with a training piece",
+        xlim=(4, 700),
+        ylim=(-0.6, len(names) - 0.4),
+    )
     ax.xaxis.set_major_formatter("{x:g}")
     ax.tick_params(axis="y", length=0)
     return fig
@@ -418,7 +616,9 @@ def heard_wishes():
 
 
 def _openings() -> tuple[Music, Music, Music]:
-    """Ten seconds each: a real opening through the tokens, the model from nothing, and the real tokens shuffled."""
+    """Ten seconds each: a real opening through the tokens, the model from nothing,
+    and the real tokens shuffled.
+    """
     model, tokenizer = load_model()
     ids = tokenizer.encode(crop(sustain(_piece("test")), 0, 30))
     noise = tokenizer.decode(np.random.default_rng(0).permutation(ids))

@@ -1,9 +1,11 @@
-"""Figures and sounds of the decks: found by name, drawn or rendered, and watched while they are made.
+"""Figures and sounds of the decks: found by name, drawn or rendered,
+and watched while they are made.
 
 A name is a function in slides/figures*.py: a figure's returns a Matplotlib figure, a sound's notes
 (`lib.music.notes.Music`), or notes and the second at which the prompt ends in them.
-`notebook/01_maestro#the-pedal-is-down` is the one image of an executed notebook whose alt text, or the one player
-whose label, holds these words; `#3` is the third. With a sound comes the roll that the notebooks' player draws of it.
+`notebook/01_maestro#the-pedal-is-down` is the one image of an executed notebook whose alt text, or
+the one player whose label, holds these words; `#3` is the third. With a sound comes the roll that
+the notebooks' player draws of it.
 """
 
 import base64
@@ -34,10 +36,13 @@ PLAYER = ("lib/show/listen.py", "player")  # which code makes a sound and its ro
 _FROM_NOTEBOOK = re.compile(r"notebook/(\w+)#([\w-]+)")
 _IN_PAGE = {
     "figure": re.compile(
-        r'<img\b(?P<tag>[^>]*)\bsrc="data:image/(?P<kind>png|svg\+xml);base64,(?P<data>[A-Za-z0-9+/=]+)"'),
+        r'<img\b(?P<tag>[^>]*)\bsrc="data:image/(?P<kind>png|svg\+xml);'
+        r'base64,(?P<data>[A-Za-z0-9+/=]+)"'
+    ),
     "sound": re.compile(
         r'(?P<roll><img alt="Piano roll: [^>]*>)?'
-        r'<audio\b(?P<tag>[^>]*)\bsrc="data:audio/(?P<kind>mpeg);base64,(?P<data>[A-Za-z0-9+/=]+)"'),
+        r'<audio\b(?P<tag>[^>]*)\bsrc="data:audio/(?P<kind>mpeg);base64,(?P<data>[A-Za-z0-9+/=]+)"'
+    ),
 }
 _opened: list[str] | None = None
 
@@ -53,8 +58,11 @@ class Made(NamedTuple):
 
 def home(name: str) -> str:
     """The file of the function `name`, such as slides/figures.py."""
-    where = [path for path in sorted((ROOT / "slides").glob("figures*.py"))
-             if re.search(rf"^def {re.escape(name)}\(", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    where = [
+        path
+        for path in sorted((ROOT / "slides").glob("figures*.py"))
+        if re.search(rf"^def {re.escape(name)}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
     if len(where) != 1:
         there = " and ".join(path.name for path in where) or "none of slides/figures*.py"
         raise UserError(f"figure or sound {name!r}: {there} defines it, and exactly one should")
@@ -62,7 +70,9 @@ def home(name: str) -> str:
 
 
 def made_of(kind: str, name: str) -> str:
-    """A short hash of what the picture or sound is made of: its code, or its bytes in a notebook."""
+    """A short hash of what the picture or sound is made of:
+    its code, or its bytes in a notebook.
+    """
     if _FROM_NOTEBOOK.fullmatch(name):
         shown = _from_notebook(kind, name)
         return hashlib.sha256(shown.data + shown.roll.encode()).hexdigest()[:16]
@@ -95,7 +105,10 @@ def make(kind: str, name: str) -> Made:
         made = _figure(drawn) if kind == "figure" else _sound(drawn, name)
     made = made._replace(reads={what: input_hash(what) for what in sorted(set(opened))})
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(made._asdict() | {"data": base64.b64encode(made.data).decode()}), encoding="utf-8")
+    note.write_text(
+        json.dumps(made._asdict() | {"data": base64.b64encode(made.data).decode()}),
+        encoding="utf-8",
+    )
     return made
 
 
@@ -111,10 +124,16 @@ def _from_notebook(kind: str, name: str) -> Made:
     else:
         fits = [one for one in found if f"-{which}-" in f"-{slug(one['tag'])}-"]
     if len(fits) != 1:
-        raise UserError(f"notebooks/{notebook}.ipynb shows {len(found)} {kind}s, and {len(fits)} of them fit #{which}")
+        raise UserError(
+            f"notebooks/{notebook}.ipynb shows {len(found)} {kind}s, "
+            f"and {len(fits)} of them fit #{which}"
+        )
     made = _shown(fits[0])
     if kind == "sound" and not made.roll:
-        raise UserError(f"notebooks/{notebook}.ipynb: the player #{which} has no roll: execute the notebook again")
+        raise UserError(
+            f"notebooks/{notebook}.ipynb: the player #{which} has no roll: "
+            "execute the notebook again"
+        )
     return made
 
 
@@ -125,7 +144,9 @@ def _shown(found: re.Match) -> Made:
 
 
 def slug(tag: str) -> str:
-    """The alt text or label of an image's or player's tag, in small letters, with hyphens for all else."""
+    """The alt text or label of an image's or player's tag, in small letters,
+    with hyphens for all else.
+    """
     found = re.search(r'\b(?:alt|aria-label)="([^"]*)"', tag)
     return re.sub(r"[^a-z0-9]+", "-", html.unescape(found[1]).lower()).strip("-") if found else ""
 
@@ -140,7 +161,11 @@ def _figure(fig) -> Made:
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "path", "svg.hashsalt": "slides"}):
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
-    return Made("svg", svg, {}) if len(svg) <= LARGEST_SVG else Made("png", png_bytes(fig, dpi=PNG_DPI), {})
+    return (
+        Made("svg", svg, {})
+        if len(svg) <= LARGEST_SVG
+        else Made("png", png_bytes(fig, dpi=PNG_DPI), {})
+    )
 
 
 def _sound(made, name: str) -> Made:
@@ -150,8 +175,11 @@ def _sound(made, name: str) -> Made:
 
     music, prompt_seconds = made if isinstance(made, tuple) else (made, None)
     if not isinstance(music, Music):
-        raise UserError(f"sound {name!r} gave a {type(music).__name__}: return notes, or notes and the seconds of "
-                        "their prompt")
+        raise UserError(
+            f"sound {name!r} gave a {type(music).__name__}: return notes, "
+            "or notes and the seconds of "
+            "their prompt"
+        )
     return _shown(_IN_PAGE["sound"].search(player(music, prompt_seconds=prompt_seconds).data))
 
 
@@ -160,13 +188,17 @@ def input_hash(what: str) -> str:
     if not what.startswith("notebook:"):
         return file_hash(what)
     try:
-        return hashlib.sha256(quotes.printed(what.removeprefix("notebook:")).encode()).hexdigest()[:16]
+        return hashlib.sha256(quotes.printed(what.removeprefix("notebook:")).encode()).hexdigest()[
+            :16
+        ]
     except UserError:  # it says so no longer
         return ""
 
 
 def file_hash(path: str) -> str:
-    """The hash of a file of the repository, "" where it is not there; of a notebook only what it printed and showed."""
+    """The hash of a file of the repository, "" where it is not there;
+    of a notebook only what it printed and showed.
+    """
     full = ROOT / path
     if not full.is_file():
         return ""
@@ -178,7 +210,8 @@ def file_hash(path: str) -> str:
 
 @contextmanager
 def watching():
-    """A list that fills with what is read meanwhile: files of the repository, and what notebooks are asked for.
+    """A list that fills with what is read meanwhile:
+    files of the repository, and what notebooks are asked for.
 
     Weights are opened by compiled code, which Python does not see: who opens one file of
     data/model is taken to have read them all.
@@ -196,7 +229,9 @@ def watching():
         _opened = quotes.asked = None
         if any(path.startswith("data/model/") for path in files):
             model = ROOT / "data" / "model"
-            files += [path.relative_to(ROOT).as_posix() for path in model.iterdir() if path.is_file()]
+            files += [
+                path.relative_to(ROOT).as_posix() for path in model.iterdir() if path.is_file()
+            ]
 
 
 def _hook(event: str, arguments: tuple) -> None:

@@ -1,17 +1,20 @@
-"""What a deck quotes: numbers out of data/results, words out of executed notebooks, code out of lib.
+"""What a deck quotes: numbers out of data/results, words out of executed notebooks,
+code out of lib.
 
     {{ results:FILE.json path.to.0.value .1f }}         a dotted path; whole numbers index lists
     {{ results:FILE.json rows[arch=mamba].bits .2f }}   the one row of a list whose values agree
     {{ results:FILE.json "facts.notes a second" .1f }}  quotes, where a key holds a space
     {{ results:FILE.json hours *60 .0f }}               scaled: * or / and a number
     {{ results:FILE.json slow.ms / fast.ms .1f }}       or a path: a ratio
-    {{ notebook:01_maestro ([\\d,]+) performances }}    group 1 of a pattern, in what the notebook printed
-    {{ notebook:01_maestro#6 ([\\d,]+) performances }}  the same, in what its code cell 6 printed
+    {{ notebook:01_maestro ([\\d,]+) performances }}    group 1 of a pattern, in its output
+    {{ notebook:01_maestro#6 ([\\d,]+) performances }}  the same, in that of code cell 6
     {{ course:address }}                                where the course is fetched from
 
     <!-- code: lib/scan/ssm.py kernel -->                    a function, class or Class.method
-    <!-- code: lib/scan/ssm.py kernel without docstring without comments from "ys = []" to "ys.append" -->
-                                                        the lines between two that hold these texts, both included
+    <!-- code: lib/scan/ssm.py kernel without docstring without comments -->
+    <!-- code: lib/scan/ssm.py kernel from "ys = []" to "ys.append" -->
+                                                        the lines between two that hold these texts,
+                                                        both included
 
 Everything raises `UserError` with one sentence where it finds nothing.
 """
@@ -58,7 +61,9 @@ def result(text: str) -> str:
     """`FILE.json path [* or / number or path …] [format]`, as it stands in a deck, formatted."""
     found = _RESULT.fullmatch(text.strip())
     if not found:
-        raise UserError(f"{{{{ results:{text} }}}} cannot be read: write a file, a path and a format")
+        raise UserError(
+            f"{{{{ results:{text} }}}} cannot be read: write a file, a path and a format"
+        )
     name, path, scales, form = found.groups()
     tree = _results(name)
     path, attached = _attached(path.strip('"'), quoted=path.startswith('"'))
@@ -66,18 +71,31 @@ def result(text: str) -> str:
     for sign, operand in [*attached, *_SCALE.findall(scales)]:
         operand = operand.strip('"')
         plain = re.fullmatch(r"\d+(\.\d+)?", operand)
-        by = float(operand) if plain and "." in operand else int(operand) if plain else follow(tree, operand, name)
+        by = (
+            float(operand)
+            if plain and "." in operand
+            else int(operand)
+            if plain
+            else follow(tree, operand, name)
+        )
         if not all(isinstance(part, int | float) for part in (value, by)):
-            raise UserError(f"data/results/{name}: {path} {sign} {operand} is no arithmetic of numbers")
+            raise UserError(
+                f"data/results/{name}: {path} {sign} {operand} is no arithmetic of numbers"
+            )
         if sign == "/" and not by:
             raise UserError(f"data/results/{name}: {path} / {operand} divides by zero")
         value = value * by if sign == "*" else value / by
     if isinstance(value, dict | list) or value is None:
-        raise UserError(f"data/results/{name}: {path} is {type(value).__name__}, not a value: name one inside it")
+        raise UserError(
+            f"data/results/{name}: {path} is {type(value).__name__}, not a value: "
+            "name one inside it"
+        )
     try:
         return format(value, form or "")
     except (ValueError, TypeError) as error:
-        raise UserError(f"data/results/{name}: {path} is {value!r}, which the format {form!r} does not fit") from error
+        raise UserError(
+            f"data/results/{name}: {path} is {value!r}, which the format {form!r} does not fit"
+        ) from error
 
 
 def _attached(path: str, quoted: bool) -> tuple[str, list[tuple[str, str]]]:
@@ -105,11 +123,20 @@ def follow(tree, path: str, name: str):
             here = _row(here, step[2], f"data/results/{name}, at {where}")
         elif isinstance(here, dict) and step[1] in here:
             here = here[step[1]]
-        elif isinstance(here, list) and re.fullmatch(r"-?\d+", step[1]) and -len(here) <= int(step[1]) < len(here):
+        elif (
+            isinstance(here, list)
+            and re.fullmatch(r"-?\d+", step[1])
+            and -len(here) <= int(step[1]) < len(here)
+        ):
             here = here[int(step[1])]
         else:
-            has = f"its keys are {', '.join(map(str, list(here)[:12]))}" if isinstance(here, dict) else (
-                f"it is a list of {len(here)}" if isinstance(here, list) else f"it is {here!r}")
+            has = (
+                f"its keys are {', '.join(map(str, list(here)[:12]))}"
+                if isinstance(here, dict)
+                else (
+                    f"it is a list of {len(here)}" if isinstance(here, list) else f"it is {here!r}"
+                )
+            )
             raise UserError(f"data/results/{name} has no {step[0]} at {where}: {has}")
     return here
 
@@ -122,7 +149,9 @@ def _row(rows, conditions: str, where: str):
 
     def agrees(row) -> bool:
         return isinstance(row, dict) and all(
-            key.strip() in row and value.strip() in _spellings(row[key.strip()]) for key, value in wanted)
+            key.strip() in row and value.strip() in _spellings(row[key.strip()])
+            for key, value in wanted
+        )
 
     found = [row for row in rows if agrees(row)]
     if len(found) != 1:
@@ -140,17 +169,29 @@ def _spellings(value) -> set[str]:
 
 
 def outputs(notebook: str, cell: int | None = None) -> list[str]:
-    """What each code cell of an executed notebook printed or showed, as text; `cell` (from 1): of one."""
+    """What each code cell of an executed notebook printed or showed, as text;
+    `cell` (from 1): of one.
+    """
     cells = [c for c in book(notebook)["cells"] if c["cell_type"] == "code"]
     if cell is not None:
         if not 1 <= cell <= len(cells):
-            raise UserError(f"notebooks/{notebook}.ipynb has {len(cells)} code cells, and no number {cell}")
+            raise UserError(
+                f"notebooks/{notebook}.ipynb has {len(cells)} code cells, and no number {cell}"
+            )
         cells = [cells[cell - 1]]
     texts = []
     for c in cells:
         found = ((out, out.get("data", {})) for out in c["outputs"])
-        parts = ["".join(out.get("text") or data.get("text/markdown") or data.get("text/html")
-                         or data.get("text/plain") or "") for out, data in found]
+        parts = [
+            "".join(
+                out.get("text")
+                or data.get("text/markdown")
+                or data.get("text/html")
+                or data.get("text/plain")
+                or ""
+            )
+            for out, data in found
+        ]
         texts.append(re.sub(r"data:[\w.+/-]+;base64,[A-Za-z0-9+/=]+", "", "\n".join(parts)))
     return texts
 
@@ -163,11 +204,14 @@ def book(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-asked: dict[str, str] | None = None  # while a figure is watched (slides/pictures.py): what it was told by `printed`
+# while a figure is watched (slides/pictures.py): what it was told by `printed`
+asked: dict[str, str] | None = None
 
 
 def printed(text: str) -> str:
-    """`NOTEBOOK[#CELL] pattern`: group 1 of the pattern, which must find one value in what was printed."""
+    """`NOTEBOOK[#CELL] pattern`: group 1 of the pattern,
+    which must find one value in what was printed.
+    """
     global asked
     note, asked = asked, None
     try:
@@ -185,8 +229,11 @@ def _printed(text: str) -> str:
         raise UserError(f"{{{{ notebook:{text} }}}} cannot be read: write a notebook and a pattern")
     notebook, cell, pattern = found.groups()
     try:
-        hits = [match[1] for printed_text in outputs(notebook, int(cell) if cell else None)
-                for match in re.finditer(pattern, printed_text)]
+        hits = [
+            match[1]
+            for printed_text in outputs(notebook, int(cell) if cell else None)
+            for match in re.finditer(pattern, printed_text)
+        ]
     except (re.error, IndexError) as error:
         raise UserError(f"{pattern!r} is no pattern with a group (…): {error}") from error
     if len(set(hits)) != 1:
@@ -199,16 +246,19 @@ def _printed(text: str) -> str:
 
 
 def excerpt(text: str) -> str:
-    """`FILE SYMBOL [without docstring] [without comments] [from "TEXT" to "TEXT"]`: the source of that symbol.
+    """`FILE SYMBOL [without docstring] [without comments] [from "TEXT" to "TEXT"]`:
+    the source of that symbol.
 
-    The last option takes the lines from the first that holds one text to the next that holds the other, so that
-    lines written above or between them do not move what is quoted.
+    The last option takes the lines from the first that holds one text to the next that holds the
+    other, so that lines written above or between them do not move what is quoted.
     """
     options = r'(?:\s+(?:without docstring|without comments|from "[^"]+" to "[^"]+"))*'
     found = re.fullmatch(rf"(\S+\.py)\s+([\w.]+)({options})", text.strip())
     if not found:
-        raise UserError(f"<!-- code: {text} --> cannot be read: write a file, a symbol, "
-                        'and perhaps `without docstring`, `without comments` or `from "TEXT" to "TEXT"`')
+        raise UserError(
+            f"<!-- code: {text} --> cannot be read: write a file, a symbol, "
+            'and perhaps `without docstring`, `without comments` or `from "TEXT" to "TEXT"`'
+        )
     file, symbol, options = found.groups()
     lines, node = symbol_lines(file, symbol)
     if "without docstring" in options:
@@ -260,25 +310,35 @@ def symbol_lines(file: str, symbol: str) -> tuple[list[str], ast.AST]:
 def member(parent: ast.AST, name: str) -> ast.AST:
     """The definition or assignment of `name` right inside a module or class; KeyError if none."""
     for node in getattr(parent, "body", []):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and node.name == name
+        ):
             return node
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
-            if any(isinstance(part, ast.Name) and part.id == name for part in getattr(target, "elts", [target])):
+            if any(
+                isinstance(part, ast.Name) and part.id == name
+                for part in getattr(target, "elts", [target])
+            ):
                 return node
     raise KeyError(name)
 
 
 def first_line(node: ast.AST) -> int:
     """The line on which a definition begins, its decorators counted."""
-    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    return min(
+        [node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]
+    )
 
 
 def without_docstring(lines: list[str], node: ast.AST) -> list[str]:
     """The lines of a definition without its docstring and those of what is defined in it."""
     begin, drop = first_line(node), set()
     for inner in ast.walk(node):
-        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+        if isinstance(
+            inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ) and ast.get_docstring(inner):
             text = inner.body[0]
             drop |= set(range(text.lineno - begin, text.end_lineno - begin + 1))
     return [line for number, line in enumerate(lines) if number not in drop]

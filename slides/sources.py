@@ -1,8 +1,8 @@
 """Which code a figure is made of: its function, and all in this repository that it calls.
 
-A figure cannot be compared with itself cheaply, so the build notes what it was made of instead:
-the source of the figure's function and, step by step, of every function, class and constant of
-`lib` and `slides` that it names. Docstrings and comments do not count, nor where the code lies: a file
+A figure cannot be compared with itself cheaply, so the build notes what it was made of instead: the
+source of the figure's function and, step by step, of every function, class and constant of `lib`
+and `slides` that it names. Docstrings and comments do not count, nor where the code lies: a file
 may move, and its importers may follow it, without a figure going stale.
 """
 
@@ -46,7 +46,9 @@ def _node(file: str, name: str) -> ast.AST:
 
 
 def _text(file: str, name: str) -> str:
-    """A symbol's source lines without docstrings, comment lines, blank lines and imports from this repository."""
+    """A symbol's source lines without docstrings, comment lines,
+    blank lines and imports from this repository.
+    """
     node = _node(file, name)
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     for part in ast.walk(node):
@@ -91,11 +93,15 @@ def _ours(node: ast.ImportFrom) -> bool:
 def _file(module: str) -> str:
     """The file of a module or package of this repository, "" where there is none."""
     path = module.replace(".", "/")
-    return next((file for file in (f"{path}.py", f"{path}/__init__.py") if (ROOT / file).is_file()), "")
+    return next(
+        (file for file in (f"{path}.py", f"{path}/__init__.py") if (ROOT / file).is_file()), ""
+    )
 
 
 def _imports(nodes) -> dict[str, tuple[str, str]]:
-    """Local name -> (file, symbol) for what is imported from this repository; "" for a whole module."""
+    """Local name -> (file, symbol) for what is imported from this repository;
+    "" for a whole module.
+    """
     found = {}
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and _ours(node):

@@ -1,4 +1,6 @@
-"""Claims about the package that `pip install .` gives: a stranger's program runs with it, far from the repository."""
+"""Claims about the package that `pip install .` gives:
+a stranger's program runs with it, far from the repository.
+"""
 
 import os
 import re
@@ -38,13 +40,18 @@ def site(tmp_path_factory):
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     quickly = ["--no-deps", "--no-build-isolation", "--no-compile", "--quiet"]
-    subprocess.run([sys.executable, "-m", "pip", "install", *quickly, "--target", folder / "site", source], check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *quickly, "--target", folder / "site", source],
+        check=True,
+        capture_output=True,
+    )
     return folder / "site"
 
 
 def run(site, *arguments):
-    """Python far from the repository, with the installed package and the other packages of this Python."""
+    """Python far from the repository, with the installed package and the other packages
+    of this Python.
+    """
     cache = site.parent / "cache"
     environment = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(cache)}
     kernels = cache / "music-with-state-spaces" / "data" / "cache"
@@ -52,8 +59,13 @@ def run(site, *arguments):
         kernels.mkdir(parents=True)
         for library in CACHE.glob("*.so"):
             shutil.copy(library, kernels)
-    return subprocess.run([sys.executable, *arguments], cwd=site.parent, capture_output=True, text=True,
-                          env=environment)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=site.parent,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
 
 
 def test_a_stranger_s_script_runs(site):
@@ -71,22 +83,35 @@ def test_the_kernels_come_along(site):
 def test_nothing_is_called_lib(site):
     assert {p.name for p in site.iterdir() if p.suffix != ".dist-info"} == {"state_space_music"}
     for path in site.rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) lib\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
+        assert not re.search(
+            r"^\s*(from|import) lib\b", path.read_text(encoding="utf-8"), re.MULTILINE
+        ), path
 
 
 def test_every_module_can_be_imported_and_none_of_the_repository_is_needed(site):
     modules = [".".join(p.relative_to(site).with_suffix("").parts) for p in site.rglob("*.py")]
-    names = [name.removesuffix(".__init__") for name in sorted(modules)
-             if not name.endswith(("__main__", "triton_kernel"))]
-    done = run(site, "-c", f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
-                           "assert not any(m == 'lib' or m.startswith('lib.') for m in sys.modules)")
+    names = [
+        name.removesuffix(".__init__")
+        for name in sorted(modules)
+        if not name.endswith(("__main__", "triton_kernel"))
+    ]
+    done = run(
+        site,
+        "-c",
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+        "assert not any(m == 'lib' or m.startswith('lib.') for m in sys.modules)",
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_its_commands_say_what_is_missing_in_a_sentence(site):
     for room in ("env", "generate"):
         done = run(site, "-m", f"state_space_music.{room}")
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1
+        )
 
 
 def test_what_it_requires_is_what_the_course_requires():

@@ -1,9 +1,12 @@
-"""Claims about every file that a stranger may give: it is used, or refused in one sentence, and soon.
+"""Claims about every file that a stranger may give:
+it is used, or refused in one sentence, and soon.
 
-Each kind of file is written, then spoilt in one place at a time: every fact of its JSON is taken away or
-replaced by what it is not, every tensor by one of another kind, its header by one that lies. All of it
-happens in a process of its own, so that a crash fails the test and not the test run. The test opens every
-third file. All of them, by hand, with the counts for CONTRIBUTING.md:    python tests/test_strangers.py
+Each kind of file is written, then spoilt in one place at a time: every fact of its JSON is taken
+away or replaced by what it is not, every tensor by one of another kind, its header by one that
+lies. All of it happens in a process of its own, so that a crash fails the test and not the test
+run. The test opens every third file. All of them, by hand, with the counts for CONTRIBUTING.md:
+
+    python tests/test_strangers.py
 """
 
 import csv
@@ -55,8 +58,16 @@ def checkpoints(home: Path) -> SPOILT:
     config, weights = home / "config.json", home / "model.safetensors"
     whole = weights.read_bytes()
     ours = json.loads(config.read_text())
-    theirs = {"d_model": 8, "n_layer": 1, "vocab_size": 15, "ssm_cfg": {}, "rms_norm": True, "residual_in_fp32": True,
-              "fused_add_norm": True, "pad_vocab_size_multiple": 8}
+    theirs = {
+        "d_model": 8,
+        "n_layer": 1,
+        "vocab_size": 15,
+        "ssm_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 8,
+    }
 
     def use():
         check_checkpoint(home)
@@ -85,7 +96,9 @@ def tokenizers(home: Path) -> SPOILT:
     from lib.music.notes import Music, make_notes
     from lib.music.tokens import TokenConfig, Tokenizer
 
-    music = Music(make_notes(np.arange(0, 9, 0.5), np.arange(1, 10, 0.5), np.arange(60, 78), np.full(18, 60)))
+    music = Music(
+        make_notes(np.arange(0, 9, 0.5), np.arange(1, 10, 0.5), np.arange(60, 78), np.full(18, 60))
+    )
     made = Tokenizer(TokenConfig(grid_ms=125, vocab_size=250, velocities=2))
     made.learn([made.encode_base(music)] * 3)
     made.save(home)
@@ -121,9 +134,15 @@ def tokenizers(home: Path) -> SPOILT:
         "a token too many": {"vocab": known | {"!!": len(known)}},
         "a gap": {"vocab": known | {"!!": 10**9}},
         "two tokens of one number": {"vocab": known | {"!!": 0}},
-        "a merge of nothing": {"merges": [["", ""]]}, "a merge of strangers": {"merges": [["x", "❄"]]},
+        "a merge of nothing": {"merges": [["", ""]]},
+        "a merge of strangers": {"merges": [["x", "❄"]]},
     }.items():
-        write_text(path, json.dumps({**theirs, "_model": json.dumps({**model, "model": {**model["model"], **change}})}))
+        write_text(
+            path,
+            json.dumps(
+                {**theirs, "_model": json.dumps({**model, "model": {**model["model"], **change}})}
+            ),
+        )
         yield what, use
     for size in (0, 5, 999, 9_999):
         path.write_bytes(json.dumps(theirs).encode()[:size])
@@ -134,14 +153,29 @@ def tokenizers(home: Path) -> SPOILT:
 
 def asked_for() -> Iterator[tuple[str, object]]:
     """Settings of MidiTok's that ask for a vocabulary of any size."""
-    yield from (("beat_res", {f"0_{beats}": steps}) for beats, steps in
-                ((1000, 1000), (10_000, 1000), (100_000_000, 1000), (2, 10**9), (2, -1)))
-    yield from (("pitch_range", [0, 10**7]), ("num_velocities", 10**9), ("nb_velocities", 10**9), ("nb_tempos", 10**9),
-                ("special_tokens", ["a"] * 1_000_000), ("max_bar_embedding", 10**9), ("tempo_range", [1, 10**9]),
-                ("num_tempos", 10**9), ("use_tempos", True), ("time_signature_range", {"8": list(range(1_000_000))}),
-                ("chord_maps", {"x": [1] * 1_000_000}), ("max_pitch_interval", 10**8),
-                ("beat_res_rest", {"0_9999": 9999}), ("programs", list(range(1_000_000))),
-                ("control_change_n_bins", 10**9), ("vocab", 5), ("encode", None))
+    yield from (
+        ("beat_res", {f"0_{beats}": steps})
+        for beats, steps in ((1000, 1000), (10_000, 1000), (100_000_000, 1000), (2, 10**9), (2, -1))
+    )
+    yield from (
+        ("pitch_range", [0, 10**7]),
+        ("num_velocities", 10**9),
+        ("nb_velocities", 10**9),
+        ("nb_tempos", 10**9),
+        ("special_tokens", ["a"] * 1_000_000),
+        ("max_bar_embedding", 10**9),
+        ("tempo_range", [1, 10**9]),
+        ("num_tempos", 10**9),
+        ("use_tempos", True),
+        ("time_signature_range", {"8": list(range(1_000_000))}),
+        ("chord_maps", {"x": [1] * 1_000_000}),
+        ("max_pitch_interval", 10**8),
+        ("beat_res_rest", {"0_9999": 9999}),
+        ("programs", list(range(1_000_000))),
+        ("control_change_n_bins", 10**9),
+        ("vocab", 5),
+        ("encode", None),
+    )
 
 
 def rivals(home: Path) -> SPOILT:
@@ -150,7 +184,9 @@ def rivals(home: Path) -> SPOILT:
 
     for arch in ("transformer", "hybrid"):  # which have every size that there is
         folder = home / arch
-        matched.save(matched.build(arch, 16, matched.Size(d_model=32, n_layer=2, d_state=4)), folder)
+        matched.save(
+            matched.build(arch, 16, matched.Size(d_model=32, n_layer=2, d_state=4)), folder
+        )
 
         def use(folder=folder):
             return matched.load(folder)(torch.tensor([[1, 2, 3]]))
@@ -171,7 +207,11 @@ def moments(home: Path) -> SPOILT:
 
     tokenizer, path = Tokenizer(TokenConfig(grid_ms=62.5, vocab_size=None)), home / "x.safetensors"
     model = MambaLM(MambaConfig(tokenizer.vocab_size, d_model=8, n_layer=1, d_state=2)).eval()
-    moment.save(hear(model, tokenizer, [tokenizer.bos, *tokenizer.base["Bar_None"] * np.ones(2, int)]), model, path)
+    moment.save(
+        hear(model, tokenizer, [tokenizer.bos, *tokenizer.base["Bar_None"] * np.ones(2, int)]),
+        model,
+        path,
+    )
 
     def use():
         found = moment.load(path, model, tokenizer)
@@ -204,6 +244,7 @@ def runs(home: Path) -> SPOILT:
     from lib.train.trainer import Trainer
 
     streams, folder = make_streams(), home / "run"
+
     def started(optimizer: str):
         """A run at its first step, and the work that goes on from there."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -212,7 +253,9 @@ def runs(home: Path) -> SPOILT:
 
         def use():
             files.history(folder / "best")
-            trainer = Trainer(streams, replace(config, steps=2), folder, device="cpu", resume=True, say=quiet)
+            trainer = Trainer(
+                streams, replace(config, steps=2), folder, device="cpu", resume=True, say=quiet
+            )
             trainer.validate()
             return trainer.train_step()
 
@@ -223,7 +266,9 @@ def runs(home: Path) -> SPOILT:
         yield "", use
         whole, (tensors, notes) = path.read_bytes(), wrong_facts.opened(path)
         text = {"run": notes["run"]}  # without the checksum, which a stranger can make right
-        for name in sorted(name for name in tensors if name.startswith("muon") == (optimizer == "muon"))[::4]:
+        for name in sorted(
+            name for name in tensors if name.startswith("muon") == (optimizer == "muon")
+        )[::4]:
             for what, changed in wrong_facts.spoilt(tensors, name):
                 save_file(changed, path, text)
                 yield what, use
@@ -250,7 +295,11 @@ def streams(home: Path) -> SPOILT:
         crops = Crops(found, found.select("train"), TINY)
         names = base_names(found)
         rates = [piece.length / piece.notes for piece in validation_pieces(found, 100)]
-        return [names[token] for piece in found.pieces for token in found.stream(piece)], crops.next(), rates
+        return (
+            [names[token] for piece in found.pieces for token in found.stream(piece)],
+            crops.next(),
+            rates,
+        )
 
     yield "", use
     for what, text in wrong_facts.texts(index):
@@ -264,6 +313,7 @@ def streams(home: Path) -> SPOILT:
 
 def npy_files(tokens: np.ndarray, whole: bytes) -> Iterator[tuple[str, bytes]]:
     """Arrays whose header lies, or is no header."""
+
     def saved(array) -> bytes:
         file = io.BytesIO()
         np.save(file, array)
@@ -279,16 +329,41 @@ def npy_files(tokens: np.ndarray, whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield "tokens beyond the vocabulary", saved(np.full_like(tokens, 60_000))
     yield "a table with names", saved(np.zeros(len(tokens), [("a", "<u2")]))
     yield "objects", whole[:10] + whole[10:].replace(b"'<u2'", b"'|O' ", 1)
-    shapes = (b"(10000000000,)", b"(-1,)", b"(1.5,)", b"(None,)", b"'x'", b"(2**99,)", b"(1e9,)", b"()", b"(0,)",
-              b"((1,),)", b"(9223372036854775808,)", b"(True,)", b"[3]")
+    shapes = (
+        b"(10000000000,)",
+        b"(-1,)",
+        b"(1.5,)",
+        b"(None,)",
+        b"'x'",
+        b"(2**99,)",
+        b"(1e9,)",
+        b"()",
+        b"(0,)",
+        b"((1,),)",
+        b"(9223372036854775808,)",
+        b"(True,)",
+        b"[3]",
+    )
     for shape in shapes:
         text = b"{'descr': '<u2', 'fortran_order': False, 'shape': %s}" % shape
         yield f"shape {shape.decode()}", header(text) + whole[128:]
     deep = b"(" * 3000 + b")" * 3000
-    for text in (deep, b"[" * 9000, b"1+1", b"", b"{", b"__import__('os')", b"{'descr': '<u2'}", b"\xff\xfe", b"{1: 2}",
-                 b"{'descr': '<u2', 'fortran_order': 3, 'shape': (3,)}",
-                 b"{'descr': 7, 'fortran_order': False, 'shape': (3,)}",
-                 b"{'descr': [[[]]], 'fortran_order': False, 'shape': (3,)}", b"9" * 9000, b"-" * 9000 + b"1"):
+    for text in (
+        deep,
+        b"[" * 9000,
+        b"1+1",
+        b"",
+        b"{",
+        b"__import__('os')",
+        b"{'descr': '<u2'}",
+        b"\xff\xfe",
+        b"{1: 2}",
+        b"{'descr': '<u2', 'fortran_order': 3, 'shape': (3,)}",
+        b"{'descr': 7, 'fortran_order': False, 'shape': (3,)}",
+        b"{'descr': [[[]]], 'fortran_order': False, 'shape': (3,)}",
+        b"9" * 9000,
+        b"-" * 9000 + b"1",
+    ):
         yield f"header {text[:20]!r}", header(text) + whole[128:]
     for version in (b"\0\0", b"\2\0", b"\3\0", b"\x09\0", b"\xff\xff"):
         yield f"version {version!r}", whole[:6] + version + whole[8:]
@@ -310,9 +385,19 @@ def tables(home: Path) -> SPOILT:
     """MAESTRO's table, a cell at a time, and tables that are too large."""
     from lib.music.maestro import read_folder, summary
 
-    names = ["canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration"]
-    rows = [["Béla Bartók", f"Piece {i}", split, "2018", f"{i}.midi", f"{i}.wav", "60.5"]
-            for i, split in enumerate(("train", "validation", "test"))]
+    names = [
+        "canonical_composer",
+        "canonical_title",
+        "split",
+        "year",
+        "midi_filename",
+        "audio_filename",
+        "duration",
+    ]
+    rows = [
+        ["Béla Bartók", f"Piece {i}", split, "2018", f"{i}.midi", f"{i}.wav", "60.5"]
+        for i, split in enumerate(("train", "validation", "test"))
+    ]
     for row in rows:
         (home / row[4]).write_bytes(b"MThd")
     path = home / "maestro.csv"
@@ -326,8 +411,26 @@ def tables(home: Path) -> SPOILT:
 
     written([names, *rows])
     yield "", use
-    cells = ["", "x", "-1", "0", "1.5", "1e10", "10000000000", "nan", "inf", "9" * 5000, "../x.midi", "/x.midi",
-             "C:x.midi", "a\0.midi", "\n", '"', "x" * 200_000, "❄" * 300 + ".midi"]
+    cells = [
+        "",
+        "x",
+        "-1",
+        "0",
+        "1.5",
+        "1e10",
+        "10000000000",
+        "nan",
+        "inf",
+        "9" * 5000,
+        "../x.midi",
+        "/x.midi",
+        "C:x.midi",
+        "a\0.midi",
+        "\n",
+        '"',
+        "x" * 200_000,
+        "❄" * 300 + ".midi",
+    ]
     for line in range(len(rows) + 1):
         for column in range(len(names)):
             for cell in cells:
@@ -336,8 +439,15 @@ def tables(home: Path) -> SPOILT:
                 written(changed)
                 yield f"line {line}, column {column}: {cell[:20]!r}", use
     large = 2_000_000  # just below what is read at all
-    for what, text in (("commas", b"," * large), ("lines of nothing", b"\n" * large), ("quotes", b'"' * large),
-                       ("one word", b"x" * large), ("no UTF-8", b"\xff" * 9), ("empty", b""), ("zeros", bytes(999))):
+    for what, text in (
+        ("commas", b"," * large),
+        ("lines of nothing", b"\n" * large),
+        ("quotes", b'"' * large),
+        ("one word", b"x" * large),
+        ("no UTF-8", b"\xff" * 9),
+        ("empty", b""),
+        ("zeros", bytes(999)),
+    ):
         path.write_bytes(text)
         yield what, use
         path.write_bytes((",".join(names) + "\n").encode() + text)
@@ -356,13 +466,22 @@ def zips(home: Path) -> SPOILT:
     from lib.music.maestro import MIDI, TABLE, WANTED, read_folder
 
     path = home / "x.zip"
-    good = {"maestro/maestro.csv": b"canonical_composer,canonical_title,split,year,midi_filename,duration\n"
-                                   b"Bach,Air,train,2018,2018/a.midi,60\n", "maestro/2018/a.midi": b"MThd" * 9}
+    good = {
+        "maestro/maestro.csv": b"canonical_composer,canonical_title,split,year,midi_filename,duration\n"
+        b"Bach,Air,train,2018,2018/a.midi,60\n",
+        "maestro/2018/a.midi": b"MThd" * 9,
+    }
 
     def use():
         target = home / "out"
         try:
-            unpack(path, target, suffixes=WANTED, marker=TABLE, check=lambda folder: read_folder(folder))
+            unpack(
+                path,
+                target,
+                suffixes=WANTED,
+                marker=TABLE,
+                check=lambda folder: read_folder(folder),
+            )
             return [p for p in target.rglob("*") if p.suffix in MIDI]
         finally:
             shutil.rmtree(target, ignore_errors=True)
@@ -376,9 +495,20 @@ def zips(home: Path) -> SPOILT:
 
     whole = written(good)
     yield "", use
-    for name in ("../up.midi", "/root.midi", "C:\\x.midi", "a\\..\\..\\x.midi", "maestro/\0.midi",
-                 "maestro/" + "x" * 300 + ".midi", "maestro/2018", "maestro/2018/a.midi/b.midi", "more/maestro.csv",
-                 "❄.midi", "maestro/con.midi", "." * 300):
+    for name in (
+        "../up.midi",
+        "/root.midi",
+        "C:\\x.midi",
+        "a\\..\\..\\x.midi",
+        "maestro/\0.midi",
+        "maestro/" + "x" * 300 + ".midi",
+        "maestro/2018",
+        "maestro/2018/a.midi/b.midi",
+        "more/maestro.csv",
+        "❄.midi",
+        "maestro/con.midi",
+        "." * 300,
+    ):
         written(good | {name: b"MThd"})
         yield f"an entry {name[:30]!r}", use
     for megabytes in (2, 3, 50):
@@ -393,15 +523,34 @@ def zips(home: Path) -> SPOILT:
     for number in range(300):
         data = bytearray(whole)
         for _ in range(random.choice([1, 2, 9])):
-            data[random.integers(len(data))] = random.choice([0, 1, 127, 128, 255, random.integers(256)])
+            data[random.integers(len(data))] = random.choice(
+                [0, 1, 127, 128, 255, random.integers(256)]
+            )
         path.write_bytes(data)
         yield f"noise {number}", use
     for count in (100_000, 1_000_000):
-        entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
-        end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, min(count, 65535), min(count, 65535), len(entry) * count, 0, 0)
+        entry = (
+            struct.pack(
+                "<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0
+            )
+            + b"a"
+        )
+        end = struct.pack(
+            "<4s4H2LH",
+            b"PK\5\6",
+            0,
+            0,
+            min(count, 65535),
+            min(count, 65535),
+            len(entry) * count,
+            0,
+            0,
+        )
         path.write_bytes(entry * count + end)
         yield f"{count:,} entries", use
-        far = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(entry) * count, 0)
+        far = struct.pack(
+            "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(entry) * count, 0
+        )
         locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(entry) * count, 1)
         path.write_bytes(entry * count + far + locator + end[:12] + b"\0\0\0\0" + end[16:])
         yield f"{count:,} entries in a zip64 that says there are none", use
@@ -425,7 +574,8 @@ def outcomes(home: Path) -> SPOILT:
 
     yield "", use
     for what, text in wrong_facts.texts(kept):
-        if not what.startswith(("spec.config.", "spec.size.")):  # the protocol is compared as a whole
+        # the protocol is compared as a whole
+        if not what.startswith(("spec.config.", "spec.size.")):
             write_text(folder / OUTCOME, text)
             yield what, use
 
@@ -467,7 +617,10 @@ def notes(home: Path) -> SPOILT:
     from lib.music.notes import NOTE, Music, make_notes, write_midi
 
     write_midi(Music(make_notes([0.0, 1.0], [1.0, 2.0], [60, 62], [64, 64])), home / "a.mid")
-    found = [maestro.Performance(home / "a.mid", "Bach", "Air", 2018, split, 2.0) for split in ("train", "test")]
+    found = [
+        maestro.Performance(home / "a.mid", "Bach", "Air", 2018, split, 2.0)
+        for split in ("train", "test")
+    ]
     good = note_arrays(found, folder=home, progress=False)
     path = next(home.glob("notes-*.npz"))
 
@@ -477,20 +630,36 @@ def notes(home: Path) -> SPOILT:
     yield "", use
     whole, rows = path.read_bytes(), np.concatenate(good)
     lengths = np.array([2, 2])
-    for what, other in {"negative": [5, -1], "too long": [2, 3], "floats": [2.0, 2.0], "one": [4], "a square": [[2, 2]],
-                        "three": [2, 1, 1], "a number": 4, "huge": [2**62, 2**62], "texts": ["2", "2"]}.items():
+    for what, other in {
+        "negative": [5, -1],
+        "too long": [2, 3],
+        "floats": [2.0, 2.0],
+        "one": [4],
+        "a square": [[2, 2]],
+        "three": [2, 1, 1],
+        "a number": 4,
+        "huge": [2**62, 2**62],
+        "texts": ["2", "2"],
+    }.items():
         np.savez(path, notes=rows, lengths=np.array(other))
         yield f"lengths {what}", use
-    for what, other in {"plain": np.zeros(4), "a square": np.zeros((2, 2), NOTE), "none": np.zeros(0, NOTE),
-                        "one": np.zeros((), NOTE)}.items():
+    for what, other in {
+        "plain": np.zeros(4),
+        "a square": np.zeros((2, 2), NOTE),
+        "none": np.zeros(0, NOTE),
+        "one": np.zeros((), NOTE),
+    }.items():
         np.savez(path, notes=other, lengths=lengths)
         yield f"notes {what}", use
     for name in ("notes", "lengths"):
         np.savez(path, **{name: rows})
         yield f"only {name}", use
-    for text in (b"{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000,)}", b"(" * 3000,
-                 b"{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
-                 b"{'descr': '<i8', 'fortran_order': False, 'shape': (-2,)}"):
+    for text in (
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000,)}",
+        b"(" * 3000,
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (-2,)}",
+    ):
         with zipfile.ZipFile(path, "w") as zipped:
             zipped.writestr("notes.npy", header(text) + bytes(64))
             zipped.writestr("lengths.npy", header(text) + bytes(64))
@@ -506,17 +675,28 @@ def notes(home: Path) -> SPOILT:
         yield f"{size} bytes of it", use
 
 
-KINDS = {"checkpoint folders": checkpoints, "tokenizers": tokenizers, "checkpoints of rivals": rivals,
-         "saved moments": moments,
-         "run folders": runs, "folders of token streams": streams, "tables": tables, "zips": zips,
-         "outcomes and results of experiments": outcomes, "listeners' ratings": ratings, "kept notes": notes}
+KINDS = {
+    "checkpoint folders": checkpoints,
+    "tokenizers": tokenizers,
+    "checkpoints of rivals": rivals,
+    "saved moments": moments,
+    "run folders": runs,
+    "folders of token streams": streams,
+    "tables": tables,
+    "zips": zips,
+    "outcomes and results of experiments": outcomes,
+    "listeners' ratings": ratings,
+    "kept notes": notes,
+}
 
 
 # --- the process that walks them ----------------------------------------------------------------
 
 
 def walk(name: str, home: Path, every: int = 1) -> dict:
-    """Every file of a kind, or every so many: how many were made, tried and used, and what failed."""
+    """Every file of a kind, or every so many: how many were made, tried and used,
+    and what failed.
+    """
     made, tried, used, failures, slowest = 0, 0, 0, [], 0.0
     for what, work in KINDS[name](home):
         made += bool(what)
@@ -536,8 +716,14 @@ def walk(name: str, home: Path, every: int = 1) -> dict:
             failures.append(f"{what}: {took:.1f} s")
         slowest = max(slowest, took)
         tried += bool(what)
-    return {"made": made, "tried": tried, "used": used, "failures": failures, "slowest": round(slowest, 2),
-            "megabytes": peak()}
+    return {
+        "made": made,
+        "tried": tried,
+        "used": used,
+        "failures": failures,
+        "slowest": round(slowest, 2),
+        "megabytes": peak(),
+    }
 
 
 def peak() -> int:
@@ -546,7 +732,9 @@ def peak() -> int:
         import resource
     except ImportError:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1_000_000 if sys.platform == "darwin" else 1000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
+        1_000_000 if sys.platform == "darwin" else 1000
+    )
 
 
 def main() -> None:
@@ -562,8 +750,14 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def found():
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=560,
-                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "EVERY": "3"})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__],
+        capture_output=True,
+        text=True,
+        timeout=560,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "EVERY": "3"},
+    )
     assert done.returncode == 0, f"the process ended: {done.stderr[-1500:]}"
     return json.loads(done.stdout)
 

@@ -10,7 +10,14 @@ import sys
 
 from lib.env.errors import cli
 from lib.env.install import check, optional_kernels, requirements
-from lib.env.machine import check_python, choose_device, device_name, minutes_text, notebook_names, read_results
+from lib.env.machine import (
+    check_python,
+    choose_device,
+    device_name,
+    minutes_text,
+    notebook_names,
+    read_results,
+)
 
 
 def report(say=print) -> bool:
@@ -23,7 +30,8 @@ def report(say=print) -> bool:
     try:
         device, precision, why = choose_device()
         say(f"\ndevice      {device} ({device_name()})\nprecision   {precision}: {why}")
-    except Exception as error:  # noqa: BLE001  torch is missing or broken: any error may come out of its import
+    # torch is missing or broken: any error may come out of its import
+    except Exception as error:  # noqa: BLE001
         say(f"\ndevice      unknown: torch does not start ({str(error).splitlines()[0]})")
     measured = read_results("notebooks")
     say("\nminutes     full run, quick run")

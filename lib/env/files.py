@@ -30,7 +30,10 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
 
 
 def check_regular(path: str | Path) -> os.stat_result:
-    """What the system says of a file. Raises `UserError` where it has no end: who reads a pipe waits for ever."""
+    """What the system says of a file.
+
+    Raises `UserError` where it has no end: who reads a pipe waits for ever.
+    """
     with os_errors(f"read {path}"):
         found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):

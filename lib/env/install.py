@@ -20,11 +20,26 @@ INSTALL = "pip install -r requirements.txt"
 # widgets fit the page that shows the notebook.
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "ipywidgets")
 # Never installed: a lone notebook is open already, and runs no tests.
-NOT_NEEDED = ("jupyterlab", "nbformat", "nbclient", "nbconvert", "latex2mathml", "pytest", "nbmake",
-              "pytest-xdist", "setuptools", "beartype", "ruff", "codespell")
+NOT_NEEDED = (
+    "jupyterlab",
+    "nbformat",
+    "nbclient",
+    "nbconvert",
+    "latex2mathml",
+    "pytest",
+    "nbmake",
+    "pytest-xdist",
+    "setuptools",
+    "beartype",
+    "ruff",
+    "codespell",
+)
 
-NO_CUDA_SCAN = ("mamba-ssm is installed without its CUDA scan, the kernel to compare with: install it again with "
-                "MAMBA_KEEP_CUDA_BUILD=TRUE (see requirements-gpu.txt)")
+NO_CUDA_SCAN = (
+    "mamba-ssm is installed without its CUDA scan, the kernel to compare with: "
+    "install it again with "
+    "MAMBA_KEEP_CUDA_BUILD=TRUE (see requirements-gpu.txt)"
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +54,10 @@ def requirements(path: Path | None = None) -> list[tuple[str, str]]:
     """(requirement, reason) of each line of requirements.txt."""
     path = path or ROOT / "requirements.txt"
     if not path.exists() and path == ROOT / "requirements.txt":
-        raise UserError("the requirements of the course lie in its repository, and this is the package alone: "
-                        "run python -m lib.env in the repository")
+        raise UserError(
+            "the requirements of the course lie in its repository, and this is the package alone: "
+            "run python -m lib.env in the repository"
+        )
     with os_errors("read the list of requirements"):
         lines = path.read_text(encoding="utf-8").splitlines()
     pairs = [line.partition(" #") for line in lines if line.strip() and line[0] != "#"]
@@ -65,8 +82,7 @@ def check(wanted: str, reason: str = "") -> Check:
         return Check(True, f"{need.name} {found}: {reason}")
     return Check(
         False,
-        f"{need.name} {found} was not tested, {need.specifier} was: "
-        f'run pip install "{exact}"',
+        f'{need.name} {found} was not tested, {need.specifier} was: run pip install "{exact}"',
     )
 
 
@@ -96,7 +112,8 @@ def _installed(name: str) -> str | None:
 
 
 def missing(say=print) -> list[str]:
-    """The requirements of the notebooks that this Python lacks, or has in a version that was not tested.
+    """The requirements of the notebooks that this Python lacks,
+    or has in a version that was not tested.
 
     What is in `KEPT` counts as missing only where there is none at all; another version than the
     tested ones is told and left alone.
@@ -143,8 +160,21 @@ def install_missing(say=print) -> None:
         pins = [f"{name}=={_installed(name)}\n" for name in KEPT if _installed(name)]
         keep.write_text("".join(pins), encoding="utf-8")
         # without compiling every module to bytecode: the few that are imported are compiled then
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile",
-                   "--retries", "2", "--disable-pip-version-check", "--constraint", str(keep), *lacking]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--no-compile",
+            "--retries",
+            "2",
+            "--disable-pip-version-check",
+            "--constraint",
+            str(keep),
+            *lacking,
+        ]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, errors="replace"
         )
@@ -163,17 +193,41 @@ def install_missing(say=print) -> None:
         )
 
 
-def pip_download(requirement: str, folder: Path, what: str, *, options: Sequence[str] = (),
-                 environment: Mapping[str, str] | None = None) -> None:
-    """Put the source distribution of `requirement`, "name==version", into `folder`, as pip finds it.
+def pip_download(
+    requirement: str,
+    folder: Path,
+    what: str,
+    *,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Put the source distribution of `requirement`, "name==version", into `folder`,
+    as pip finds it.
 
     `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError`
     for a full disk.
     """
     name = requirement.partition("==")[0]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
-               "--disable-pip-version-check", "--retries", "1", "--timeout", "10", *options,
-               "--no-binary", name, "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--timeout",
+        "10",
+        *options,
+        "--no-binary",
+        name,
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     here = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # so that pip leaves nothing
     try:
         done = subprocess.run(

@@ -1,7 +1,9 @@
-"""A stranger's file is held against a schema before it is used: the first fact that is wrong is one sentence.
+"""A stranger's file is held against a schema before it is used:
+the first fact that is wrong is one sentence.
 
-A schema is a type: a dataclass, or a `TypedDict`, whose annotations say what each fact may be. pydantic
-checks it, strictly: no text is taken for a number, no 1.5 for a count, no NaN where a limit is set.
+A schema is a type: a dataclass, or a `TypedDict`, whose annotations say what each fact may be.
+pydantic checks it, strictly: no text is taken for a number, no 1.5 for a count, no NaN where a
+limit is set.
 """
 
 import functools
@@ -20,19 +22,22 @@ Amount = Annotated[float, Field(ge=0, le=1e15)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Few = [FailFast(), Field(max_length=1_000_000)]  # for lists: Annotated[list[Count], *Few]
 
-MOST_JSON = 32 << 20  # bytes; the index of MAESTRO's streams with ten copies of each piece takes 4 MB
+# bytes; the index of MAESTRO's streams with ten copies of each piece takes 4 MB
+MOST_JSON = 32 << 20
 
 
 def read_json(path: str | Path, schema: type[T], *, do: str) -> T:
     """What a JSON file holds, as `schema` wants it.
 
-    Raises `UserError`, and `Damaged` where it is not so, which names the file, the fact and what is wrong
-    with it, and says what to `do`.
+    Raises `UserError`, and `Damaged` where it is not so, which names the file,
+    the fact and what is wrong with it, and says what to `do`.
     """
     path = Path(path)
     size = check_regular(path).st_size
     if size > MOST_JSON:
-        raise Damaged(f"{path} is damaged (it has {size / 1e6:,.0f} MB, and no such file is so large): {do}")
+        raise Damaged(
+            f"{path} is damaged (it has {size / 1e6:,.0f} MB, and no such file is so large): {do}"
+        )
     with os_errors(f"read {path}"):
         text = path.read_bytes()
     return parse(text, schema, where=str(path), do=do)
@@ -69,4 +74,6 @@ def _first(error: ValidationError) -> str:
         return fault["msg"].replace("Invalid JSON", "its JSON is invalid")
     if fault["type"] == "missing":
         return f"{place} is missing"
-    return f"{place} is {reprlib.repr(fault['input'])[:80]}, but {fault['msg'].removeprefix('Input ')}"
+    return (
+        f"{place} is {reprlib.repr(fault['input'])[:80]}, but {fault['msg'].removeprefix('Input ')}"
+    )

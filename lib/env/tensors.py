@@ -1,6 +1,8 @@
-"""Safetensors files, whatever they are called: opened after a look at what they are, written whole or not at all.
+"""Safetensors files, whatever they are called: opened after a look at what they are,
+written whole or not at all.
 
-A file is called damaged only where its content is: what the system refuses keeps the system's reason.
+A file is called damaged only where its content is:
+what the system refuses keeps the system's reason.
 """
 
 import os
@@ -18,9 +20,11 @@ MOST_TENSORS = 20_000
 
 @contextmanager
 def open_tensors(path: str | Path, *, do: str, device: str = "cpu") -> Iterator:
-    """A safetensors file as `safetensors.safe_open` gives it, with `keys`, `metadata`, `get_slice`, `get_tensor`.
+    """A safetensors file as `safetensors.safe_open` gives it, with `keys`, `metadata`,
+    `get_slice`, `get_tensor`.
 
-    Raises `UserError`, and `Damaged` where it is no whole safetensors file, which says what to `do`.
+    Raises `UserError`, and `Damaged` where it is no whole safetensors file,
+    which says what to `do`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -29,11 +33,18 @@ def open_tensors(path: str | Path, *, do: str, device: str = "cpu") -> Iterator:
     with os_errors(f"read {path}"), _in_utf8(path) as name:
         try:
             with safe_open(name, "pt", device=device) as file:
-                if any(max(file.get_slice(name).get_shape(), default=0) >= 2**63 for name in file.keys()):
-                    raise Damaged(f"{path} is damaged (it has a tensor larger than any memory): {do}")
+                if any(
+                    max(file.get_slice(name).get_shape(), default=0) >= 2**63
+                    for name in file.keys()
+                ):
+                    raise Damaged(
+                        f"{path} is damaged (it has a tensor larger than any memory): {do}"
+                    )
                 yield file
         except SafetensorError as error:
-            raise Damaged(f"{path} is damaged (it is no safetensors file, or an incomplete one): {do}") from error
+            raise Damaged(
+                f"{path} is damaged (it is no safetensors file, or an incomplete one): {do}"
+            ) from error
 
 
 def load_tensors(path: str | Path, *, do: str) -> dict:
@@ -42,7 +53,9 @@ def load_tensors(path: str | Path, *, do: str) -> dict:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
-def save_tensors(tensors: Mapping, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: Mapping, path: str | Path, notes: Mapping[str, str] | None = None
+) -> None:
     """Write tensors and `notes`, whole or not at all. Raises `UserError` (a full disk)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -52,8 +65,11 @@ def save_tensors(tensors: Mapping, path: str | Path, notes: Mapping[str, str] | 
         try:
             save_file(kept, part, metadata={"format": "pt", **(notes or {})})
         except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))  # Rust's words for what the system said
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from error
+            # Rust's words for what the system said
+            number = re.search(r"os error (\d+)", str(error))
+            raise (
+                OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+            ) from error
 
 
 def check_header(path: str | Path, *, do: str) -> None:
@@ -67,20 +83,28 @@ def check_header(path: str | Path, *, do: str) -> None:
     if not size:
         raise Damaged(f"{path} is damaged (it has no header): {do}")
     if count is None:
-        raise Damaged(f"{path} is damaged (its header takes {size / 1e6:,.0f} MB, and no such file's is so "
-                      f"large): {do}")
+        raise Damaged(
+            f"{path} is damaged (its header takes {size / 1e6:,.0f} MB, and no such file's is so "
+            f"large): {do}"
+        )
     if count > MOST_TENSORS:
-        raise Damaged(f"{path} is damaged (it lists {count:,} tensors, and no model has so many): {do}")
+        raise Damaged(
+            f"{path} is damaged (it lists {count:,} tensors, and no model has so many): {do}"
+        )
 
 
 @contextmanager
 def _in_utf8(path: str | Path) -> Iterator[str]:
-    """A name for the file that safetensors takes: one in UTF-8, which a path need not be on Linux."""
+    """A name for the file that safetensors takes:
+    one in UTF-8, which a path need not be on Linux.
+    """
     name = os.fspath(path)
     if name == name.encode(errors="replace").decode():
         yield name
         return
     if not os.path.isdir("/dev/fd"):
-        raise UserError(f"{path} has a name that is no UTF-8, and this system has no other for it: rename it")
+        raise UserError(
+            f"{path} has a name that is no UTF-8, and this system has no other for it: rename it"
+        )
     with open(path, "rb") as file:
         yield f"/dev/fd/{file.fileno()}"

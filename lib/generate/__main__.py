@@ -1,8 +1,8 @@
 """Play from the shell: `python -m lib.generate`.
 
-    python -m lib.generate --prompt FILE.mid                  go on from a file, or from nothing
-    python -m lib.generate --from A.mid --to B.mid            lead from one file to another
-    python -m lib.generate jam --in PORT --out PORT           in turns with you, at a keyboard
+python -m lib.generate --prompt FILE.mid                  go on from a file, or from nothing
+python -m lib.generate --from A.mid --to B.mid            lead from one file to another
+python -m lib.generate jam --in PORT --out PORT           in turns with you, at a keyboard
 """
 
 import argparse
@@ -38,46 +38,87 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.generate", description=main.__doc__)
     add = parser.add_argument
     add("--prompt", help="MIDI file to continue (default: start from nothing)")
-    add("--prompt-seconds", type=float, default=10,
+    add(
+        "--prompt-seconds",
+        type=float,
+        default=10,
         help="how much of it to read, from its first note on (%(default)s); a shorter one is heard "
-             "out, and keys held at the end sound on")
+        "out, and keys held at the end sound on",
+    )
     add("--from", dest="before", help="MIDI file to lead on from, heard to its end, with --to")
     add("--to", dest="after", help="MIDI file to lead to, after --seconds of new music (8)")
-    add("--rows", type=int, default=ROWS,
-        help="ways across that are played side by side with --to (%(default)s)")
+    add(
+        "--rows",
+        type=int,
+        default=ROWS,
+        help="ways across that are played side by side with --to (%(default)s)",
+    )
     add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
     add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
     add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
-    add("--temperature", type=float, default=1.0,
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
         help="below 1 safer, above 1 wilder (%(default)s); well below 1 pieces fall silent or "
-             "stay on a few keys, see --clock-temperature")
-    add("--clock-temperature", type=float, default=0.0,
+        "stay on a few keys, see --clock-temperature",
+    )
+    add(
+        "--clock-temperature",
+        type=float,
+        default=0.0,
         help="a floor under the temperature of when something comes, not of what: 1 keeps the "
-             "music moving however low --temperature is (%(default)s)")
-    add("--top-p", type=float, default=Sampling.top_p,
-        help="keep this much probability (%(default)s)")
+        "music moving however low --temperature is (%(default)s)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=Sampling.top_p,
+        help="keep this much probability (%(default)s)",
+    )
     add("--top-k", type=int, default=0, help="keep so many tokens, 0 for all (%(default)s)")
-    add("--min-p", type=float, default=0.0,
-        help="drop what is less likely than this share of the likeliest (%(default)s)")
-    add("--repetition", type=float, default=1.0,
-        help="divide the odds of keys just struck by this, from 1 (%(default)s)")
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="drop what is less likely than this share of the likeliest (%(default)s)",
+    )
+    add(
+        "--repetition",
+        type=float,
+        default=1.0,
+        help="divide the odds of keys just struck by this, from 1 (%(default)s)",
+    )
     add("--density", type=float, default=0.0, help="-3 to 3: fewer or more notes (%(default)s)")
     add("--register", type=float, default=0.0, help="-3 to 3: lower or higher (%(default)s)")
     add("--loudness", type=float, default=0.0, help="-3 to 3: softer or louder (%(default)s)")
     add("--tempo", type=float, default=1.0, help="2: the new music twice as fast (%(default)s)")
     add("--variations", type=int, default=1, help="pieces, with seeds one apart (%(default)s)")
-    add("--keep-state", action="store_true",
-        help="also write NAME.safetensors, to go on from the end with --state")
+    add(
+        "--keep-state",
+        action="store_true",
+        help="also write NAME.safetensors, to go on from the end with --state",
+    )
     add("--stream", action="store_true", help="play on and on into one growing .mid; Ctrl-C stops")
-    add("--model", default=MODEL, type=Path,
-        help="folder of a checkpoint (default: the shipped one)")
+    add(
+        "--model",
+        default=MODEL,
+        type=Path,
+        help="folder of a checkpoint (default: the shipped one)",
+    )
     add("--out", default="out", type=Path, help="folder for what is played (%(default)s)")
     args = parser.parse_args(argv)
     if args.seconds is None and not args.stream:
         args.seconds = 8.0 if args.after else 60.0
     check(args)
-    args.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition,
-                             clock_temperature=args.clock_temperature)
+    args.sampling = Sampling(
+        args.temperature,
+        args.top_k,
+        args.top_p,
+        args.min_p,
+        args.repetition,
+        clock_temperature=args.clock_temperature,
+    )
     args.controls = Controls(args.density, args.register, args.loudness, args.tempo)
     return args
 
@@ -85,8 +126,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Raise `UserError` for what cannot be played, or cannot be asked for together."""
     if not 1 <= args.variations <= 1000:
-        raise UserError(f"variations {args.variations} is outside 1 to 1000: choose how many "
-                        "pieces to play")
+        raise UserError(
+            f"variations {args.variations} is outside 1 to 1000: choose how many pieces to play"
+        )
     if not 0 <= args.seed < 2**63 - 1000:
         raise UserError(f"seed {args.seed} is outside 0 to 2^63: give a small whole number")
     if args.out.exists() and not args.out.is_dir():
@@ -96,13 +138,16 @@ def check(args: argparse.Namespace) -> None:
     if bool(args.before) != bool(args.after):
         raise UserError("--from and --to belong together: name both files")
     if args.after and (args.prompt or args.state or args.stream or args.keep_state):
-        raise UserError("--from and --to say all about beginning and end: leave out --prompt, "
-                        "--state, --keep-state and --stream")
+        raise UserError(
+            "--from and --to say all about beginning and end: leave out --prompt, "
+            "--state, --keep-state and --stream"
+        )
     if args.after and args.tempo != 1:
         raise UserError("a bridge has to arrive in time: leave out --tempo")
     if args.stream and (args.variations > 1 or args.tempo != 1):
-        raise UserError("--stream plays one piece at the model's own tempo: leave out "
-                        "--variations and --tempo")
+        raise UserError(
+            "--stream plays one piece at the model's own tempo: leave out --variations and --tempo"
+        )
     if not args.stream:
         check_seconds(args.seconds, "seconds")
     elif args.seconds is not None and not args.seconds > 0:
@@ -154,9 +199,12 @@ def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int
     """The new notes and tokens of each seed, as `continuations`, behind a bar of seconds."""
     from tqdm import tqdm
 
-    bar = tqdm(total=round(args.seconds, 2), desc=f"playing {len(seeds)}", unit="s",
-               bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
-                          "[{elapsed}<{remaining}]")
+    bar = tqdm(
+        total=round(args.seconds, 2),
+        desc=f"playing {len(seeds)}",
+        unit="s",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]",
+    )
 
     def progress(now: float) -> None:
         played = max(0.0, now - begin) / args.tempo
@@ -164,8 +212,16 @@ def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int
 
     with bar:
         until = begin + args.seconds * args.tempo
-        found = continuations(model, tokenizer, [start] * len(seeds), seeds, until=until,
-                              sampling=args.sampling, controls=args.controls, progress=progress)
+        found = continuations(
+            model,
+            tokenizer,
+            [start] * len(seeds),
+            seeds,
+            until=until,
+            sampling=args.sampling,
+            controls=args.controls,
+            progress=progress,
+        )
         bar.update(bar.total - bar.n)
     return found
 
@@ -177,9 +233,17 @@ def play_bridges(args) -> None:
     model, tokenizer = load_model(args.model)
     name = f"{Path(args.before).stem}-to-{Path(args.after).stem}"
     for seed in range(args.seed, args.seed + args.variations):
-        music, begin, end = bridge(model, tokenizer, before, after, seconds=args.seconds,
-                                   rows=args.rows, seed=seed, sampling=args.sampling,
-                                   controls=args.controls)
+        music, begin, end = bridge(
+            model,
+            tokenizer,
+            before,
+            after,
+            seconds=args.seconds,
+            rows=args.rows,
+            seed=seed,
+            sampling=args.sampling,
+            controls=args.controls,
+        )
         way = f"from second {begin:.1f} to second {end:.1f}"
         write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}: new {way}", begin)
         print(f"the bridge goes {way}")
@@ -189,8 +253,10 @@ def play_bridges(args) -> None:
 def warn(music: Music, begin: float, end: float) -> None:
     """Say where the new music fell silent or got stuck, and what helps."""
     if fault := short_of_breath(music.notes, begin, end):
-        print(f"this piece is short of breath, {fault}: try --clock-temperature 1, a --temperature "
-              "nearer to 1, or another --seed")
+        print(
+            f"this piece is short of breath, {fault}: try --clock-temperature 1, a --temperature "
+            "nearer to 1, or another --seed"
+        )
 
 
 def write(music: Music, target: Path, title: str, prompt_seconds: float | None) -> None:
@@ -199,7 +265,8 @@ def write(music: Music, target: Path, title: str, prompt_seconds: float | None) 
     from lib.show.plots import save_roll
 
     write_midi(music, f"{target}.mid")
-    with ThreadPoolExecutor(1) as beside:  # the sound takes longer, and lets the picture be drawn meanwhile
+    # the sound takes longer, and lets the picture be drawn meanwhile
+    with ThreadPoolExecutor(1) as beside:
         sound = beside.submit(save_mp3, music, f"{target}.mp3")
         save_roll(music, f"{target}.png", prompt_seconds=prompt_seconds, title=title)
         sound.result()

@@ -54,7 +54,8 @@ class Goal:
         base = tokenizer.encode_base(Music(notes))
         inside, whole = (
             [int(token) for token in tokenizer.merge(ids) if tokenizer.pieces[int(token)]]
-            for ids in (base[1:], base))
+            for ids in (base[1:], base)
+        )
         return cls(second, inside, whole, int(tokenizer.base[BAR_LINE]))
 
     def first(self, count: int) -> "Goal":
@@ -102,9 +103,18 @@ def shifted(notes: np.ndarray, second: float) -> np.ndarray:
     return notes
 
 
-def cross(model: MambaLM, tokenizer: Tokenizer, start: Moment, goal: Goal, *, rows: int = ROWS,
-          seed: int = 0, sampling: Sampling = Sampling(), controls: Controls = Controls(),
-          every: int = EVERY) -> Crossing:
+def cross(
+    model: MambaLM,
+    tokenizer: Tokenizer,
+    start: Moment,
+    goal: Goal,
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
+    sampling: Sampling = Sampling(),
+    controls: Controls = Controls(),
+    every: int = EVERY,
+) -> Crossing:
     """Play from a moment to a goal in many rows, the unlikely ones replaced on the way."""
     rng = np.random.default_rng(seed)
     crowd = [Row(start) for _ in range(rows)]
@@ -155,8 +165,9 @@ def walk(player: Player, rows: list[Row], goal: Goal, every: int) -> list[Row]:
 
 
 @torch.inference_mode()
-def log_likelihood(model: MambaLM, rows: list[Row], goal: Goal, skip: int = 0,
-                   count: int = AHEAD) -> np.ndarray:
+def log_likelihood(
+    model: MambaLM, rows: list[Row], goal: Goal, skip: int = 0, count: int = AHEAD
+) -> np.ndarray:
     """Log-likelihood of what follows from where each row stands, in nats: float64 (rows,).
 
     Of `count` tokens of it, those behind the first `skip`, which are only read.
@@ -193,14 +204,25 @@ def effective_size(weights: np.ndarray) -> float:
 
 
 def resample(weights: np.ndarray, dice: float) -> np.ndarray:
-    """Rows to go on with, (rows,): each about as often as its weight says (systematic resampling)."""
+    """Rows to go on with, (rows,): each about as often as its weight says
+    (systematic resampling).
+    """
     ladder = (dice + np.arange(len(weights))) / len(weights)
     return np.minimum(np.searchsorted(np.cumsum(weights), ladder, side="right"), len(weights) - 1)
 
 
-def bridge(model: MambaLM, tokenizer: Tokenizer, before: Music, after: Music, *,
-           seconds: float = 8, rows: int = ROWS, seed: int = 0, sampling: Sampling = Sampling(),
-           controls: Controls = Controls()) -> tuple[Music, float, float]:
+def bridge(
+    model: MambaLM,
+    tokenizer: Tokenizer,
+    before: Music,
+    after: Music,
+    *,
+    seconds: float = 8,
+    rows: int = ROWS,
+    seed: int = 0,
+    sampling: Sampling = Sampling(),
+    controls: Controls = Controls(),
+) -> tuple[Music, float, float]:
     """One piece, then so many seconds of new music that lead to the other, then that.
 
     The first is heard out, and silence before the second is left out. Returns the whole, and the
@@ -216,8 +238,9 @@ def bridge(model: MambaLM, tokenizer: Tokenizer, before: Music, after: Music, *,
     start, old, begin = hear_prompt(model, tokenizer, before, sustain(before).seconds + 1)
     end = round((begin + seconds) / grid) * grid
     goal = Goal.of(tokenizer, after, end)
-    crossing = cross(model, tokenizer, start, goal, rows=rows, seed=seed, sampling=sampling,
-                     controls=controls)
+    crossing = cross(
+        model, tokenizer, start, goal, rows=rows, seed=seed, sampling=sampling, controls=controls
+    )
     new = NoteReader(tokenizer, start.grammar).notes(crossing.draw(seed).tokens)
     notes = np.concatenate([old, new, shifted(sustain(after).notes, end)])
     order = np.lexsort((notes["pitch"], notes["start"]))

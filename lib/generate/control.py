@@ -40,8 +40,9 @@ class Controls:
         for name in ("density", "register", "loudness"):
             value = getattr(self, name)
             if not -MOST <= value <= MOST:
-                raise UserError(f"{name} {value} is outside {-MOST:g} to {MOST:g}: "
-                                "0 is the model's own")
+                raise UserError(
+                    f"{name} {value} is outside {-MOST:g} to {MOST:g}: 0 is the model's own"
+                )
         if not 0.25 <= self.tempo <= 4:
             raise UserError(f"tempo {self.tempo} is outside 0.25 to 4: 1 is the model's own")
 

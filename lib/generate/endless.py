@@ -27,8 +27,8 @@ class GrowingMidi:
     """A format 0 file that takes notes in the order of their starts; `flush` makes it whole.
 
     It remembers only the keys that are down. A key struck while it sounds ends its earlier note.
-    Where the file cannot be written any more, as on a full disk, nothing is left under its name that
-    would be in the way of another try: what was whole before goes on under another name.
+    Where the file cannot be written any more, as on a full disk, nothing is left under its name
+    that would be in the way of another try: what was whole before goes on under another name.
     """
 
     def __init__(self, path: str | Path):
@@ -126,8 +126,9 @@ class GrowingMidi:
                 self.path.unlink(missing_ok=True)
 
 
-def stream(player, before: np.ndarray, origin: float, path: Path, until: float | None = None,
-           say=print) -> None:
+def stream(
+    player, before: np.ndarray, origin: float, path: Path, until: float | None = None, say=print
+) -> None:
     """Play row 0 of a `Player` into a growing file, to `until` seconds or until Ctrl-C.
 
     `before` are a prompt's notes; the file begins at second `origin` of the piece.

@@ -74,16 +74,21 @@ class Rules:
 
     def __init__(self, tokenizer: Tokenizer):
         if tokenizer.config.kind != "REMI":
-            raise UserError(f"playing needs REMI tokens, and these are {tokenizer.config.kind}: train on streams "
-                            "of python -m lib.music encode")
+            raise UserError(
+                f"playing needs REMI tokens, and these are {tokenizer.config.kind}: "
+                "train on streams "
+                "of python -m lib.music encode"
+            )
         if tokenizer.config.pedal == "tokens":
-            raise UserError("playing needs a tokenizer without pedal tokens: build one with "
-                            "pedal='extend'")
+            raise UserError(
+                "playing needs a tokenizer without pedal tokens: build one with pedal='extend'"
+            )
         self.grid = BEAT / tokenizer.config.steps
         # BOS, EOS and PAD follow nothing, so they are never drawn
         begins = [kind_of(names[0]) if names else "mark" for names in tokenizer.pieces]
-        self.allowed = {end: np.array([begin in kinds for begin in begins])
-                        for end, kinds in FOLLOWS.items()}
+        self.allowed = {
+            end: np.array([begin in kinds for begin in begins]) for end, kinds in FOLLOWS.items()
+        }
         ends = [kind_of(names[-1]) if names else "mark" for names in tokenizer.pieces]
         self.ends = [end if end in FOLLOWS else "start" for end in ends]
 
@@ -183,8 +188,9 @@ class NoteReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar | None = None):
-        self._words = [[self._word(name) for name in names if is_music(name)]
-                       for names in tokenizer.pieces]
+        self._words = [
+            [self._word(name) for name in names if is_music(name)] for names in tokenizer.pieces
+        ]
         self._grid = BEAT / tokenizer.config.steps
         self._bar = grammar.bar if grammar else -1
         self._position = max(grammar.position, 0) if grammar else 0

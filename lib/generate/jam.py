@@ -99,8 +99,9 @@ class Ear:
         taken = [note for note in self.notes if note.start < until]
         self.notes = [note for note in self.notes if note.start >= until]
         ends = [now if note.end is None else note.end for note in taken]
-        return make_notes([n.start for n in taken], ends, [n.pitch for n in taken],
-                          [n.velocity for n in taken])
+        return make_notes(
+            [n.start for n in taken], ends, [n.pitch for n in taken], [n.velocity for n in taken]
+        )
 
 
 # ---- the partner ----------------------------------------------------------------------------
@@ -113,10 +114,19 @@ class Partner:
     `clock` counts seconds. `tokens` are all that the model has in its memory.
     """
 
-    def __init__(self, model, tokenizer: Tokenizer, send: Callable[[int, int], None],
-                 clock: Callable[[], float], *, sampling: Sampling = Sampling(),
-                 controls: Controls = Controls(), seed: int = 1,
-                 silence: float = 2.0, pedal: int = SOFT):
+    def __init__(
+        self,
+        model,
+        tokenizer: Tokenizer,
+        send: Callable[[int, int], None],
+        clock: Callable[[], float],
+        *,
+        sampling: Sampling = Sampling(),
+        controls: Controls = Controls(),
+        seed: int = 1,
+        silence: float = 2.0,
+        pedal: int = SOFT,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.send = send
@@ -197,8 +207,9 @@ class Partner:
             inside = steps // bar_steps == bar
             start = (steps[inside] - bar * bar_steps) * self.grid
             lasts = np.maximum(notes["end"] - notes["start"], self.grid)[inside]
-            music = Music(make_notes(start, start + lasts, notes["pitch"][inside],
-                                     notes["velocity"][inside]))
+            music = Music(
+                make_notes(start, start + lasts, notes["pitch"][inside], notes["velocity"][inside])
+            )
             base = self.tokenizer.encode_base(music)[1:]  # behind the bar line
             lines = [self.bar_line] * (bar - before)
             before = bar
@@ -285,8 +296,14 @@ class Partner:
 # ---- a session ------------------------------------------------------------------------------
 
 
-def session(partner: Partner, messages: Callable[[], Iterable], *,
-            pause: Callable[[float], None], until: float = np.inf, say=print) -> None:
+def session(
+    partner: Partner,
+    messages: Callable[[], Iterable],
+    *,
+    pause: Callable[[float], None],
+    until: float = np.inf,
+    say=print,
+) -> None:
     """Let the partner listen and play, to a second of the clock or until Ctrl-C.
 
     `messages()` gives what has come from the keyboard since it was last asked.
@@ -359,21 +376,27 @@ def ports():
     try:
         return mido, mido.get_input_names(), mido.get_output_names()
     except ImportError as error:
-        raise UserError(f"a keyboard needs the package python-rtmidi: run {INSTALL}, or let a file "
-                        "play in its place with --mock FILE.mid") from error
+        raise UserError(
+            f"a keyboard needs the package python-rtmidi: run {INSTALL}, or let a file "
+            "play in its place with --mock FILE.mid"
+        ) from error
     except Exception as error:  # each system's MIDI has faults of its own
-        raise UserError(f"this system's MIDI cannot be opened ({error}): is a driver missing? "
-                        "--mock FILE.mid needs none") from error
+        raise UserError(
+            f"this system's MIDI cannot be opened ({error}): is a driver missing? "
+            "--mock FILE.mid needs none"
+        ) from error
 
 
 def one_of(names: list[str], wanted: str) -> str:
     """The port that is meant. Raises `UserError` where there is none, or more than one."""
     found = [name for name in names if name == wanted] or [
-        name for name in names if name.startswith(wanted)]
+        name for name in names if name.startswith(wanted)
+    ]
     if len(found) != 1:
         there = ", ".join(names) or "none at all"
-        raise UserError(f"{'more than one' if found else 'no'} MIDI port is called {wanted!r}: "
-                        f"there is {there}")
+        raise UserError(
+            f"{'more than one' if found else 'no'} MIDI port is called {wanted!r}: there is {there}"
+        )
     return found[0]
 
 
@@ -382,32 +405,55 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.generate jam", description=main.__doc__)
     add = parser.add_argument
     add("--in", dest="source", metavar="PORT", help="MIDI port of your keyboard")
-    add("--out", dest="sink", metavar="PORT", help="MIDI port that sounds; without both, the ports "
-                                                   "of this machine are listed")
+    add(
+        "--out",
+        dest="sink",
+        metavar="PORT",
+        help="MIDI port that sounds; without both, the ports of this machine are listed",
+    )
     add("--mock", type=Path, metavar="FILE.mid", help="play this file at it instead: no hardware")
     add("--mock-seconds", type=float, default=10.0, help="so much of the file (%(default)s)")
     add("--seconds", type=float, help="end after so long (default: Ctrl-C; with --mock 20)")
-    add("--silence", type=float, default=2.0,
-        help="take over when no key was down for so many seconds (%(default)s)")
-    add("--pedal", type=int, default=SOFT,
-        help="controller that asks for the takeover (%(default)s, the left pedal)")
+    add(
+        "--silence",
+        type=float,
+        default=2.0,
+        help="take over when no key was down for so many seconds (%(default)s)",
+    )
+    add(
+        "--pedal",
+        type=int,
+        default=SOFT,
+        help="controller that asks for the takeover (%(default)s, the left pedal)",
+    )
     add("--keep", type=Path, metavar="FILE.mid", help="write what both of you played")
     add("--seed", type=int, default=1, help="another seed, another partner (%(default)s)")
-    add("--temperature", type=float, default=1.0,
-        help="below 1 safer, above 1 wilder (%(default)s)")
-    add("--top-p", type=float, default=Sampling.top_p,
-        help="keep this much probability (%(default)s)")
+    add(
+        "--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)"
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=Sampling.top_p,
+        help="keep this much probability (%(default)s)",
+    )
     add("--density", type=float, default=0.0, help="-3 to 3: fewer or more notes (%(default)s)")
-    add("--model", default=MODEL, type=Path,
-        help="folder of a checkpoint (default: the shipped one)")
+    add(
+        "--model",
+        default=MODEL,
+        type=Path,
+        help="folder of a checkpoint (default: the shipped one)",
+    )
     args = parser.parse_args(argv)
     if args.mock and (args.source or args.sink):
         raise UserError("--mock plays without hardware: leave out --in and --out")
     if not 0.2 <= args.silence <= 60:
         raise UserError(f"silence {args.silence} is outside 0.2 to 60 seconds: choose another")
     if not 0 <= args.pedal <= 127 or args.pedal == SUSTAIN:
-        raise UserError(f"pedal {args.pedal} is no controller for this: 67 is the left pedal, 66 "
-                        "the middle one, and 64 has music to do")
+        raise UserError(
+            f"pedal {args.pedal} is no controller for this: 67 is the left pedal, 66 "
+            "the middle one, and 64 has music to do"
+        )
     return args
 
 
@@ -436,9 +482,17 @@ def main(argv: list[str] | None = None) -> None:
             sink.send(Message("note_on", note=pitch, velocity=velocity))
 
     clock = Clock()
-    partner = Partner(model, tokenizer, send, clock, seed=args.seed, silence=args.silence,
-                      pedal=args.pedal, sampling=Sampling(args.temperature, top_p=args.top_p),
-                      controls=Controls(density=args.density))
+    partner = Partner(
+        model,
+        tokenizer,
+        send,
+        clock,
+        seed=args.seed,
+        silence=args.silence,
+        pedal=args.pedal,
+        sampling=Sampling(args.temperature, top_p=args.top_p),
+        controls=Controls(density=args.density),
+    )
     seconds = args.seconds or (20.0 if args.mock else np.inf)
     clock.start()
     messages = File(music, clock).messages if args.mock else source.iter_pending

@@ -51,7 +51,8 @@ class Moment:
     grammar: Grammar
     recent: tuple[int, ...] = ()  # the last tokens
     seed: int | None = None  # whose dice were thrown so far
-    drawn: int = 0  # how many of them: with the same seed, playing goes on as if it had never stopped
+    # how many of them: with the same seed, playing goes on as if it had never stopped
+    drawn: int = 0
 
     def nbytes(self) -> int:
         """Bytes of the model's state."""
@@ -59,11 +60,13 @@ class Moment:
 
 
 @torch.inference_mode()
-def hear(model: MambaLM, tokenizer: Tokenizer, ids, moment: Moment | None = None, *, begin: float = 0.0) -> Moment:
+def hear(
+    model: MambaLM, tokenizer: Tokenizer, ids, moment: Moment | None = None, *, begin: float = 0.0
+) -> Moment:
     """Read tokens (L,), BOS first unless they go on from `moment`, however many there are.
 
-    They are read in segments of 512 with the parallel form of the model. With `begin` the clock then
-    runs on in silence to that second.
+    They are read in segments of 512 with the parallel form of the model.
+    With `begin` the clock then runs on in silence to that second.
     """
     grammar = moment.grammar.copy() if moment else Grammar(tokenizer)
     ids = [int(t) for t in ids]
@@ -96,29 +99,52 @@ def save(moment: Moment, model: MambaLM, path: str | Path) -> None:
     for i, (window, h) in enumerate(moment.state):
         tensors |= {f"{i}.window": window, f"{i}.h": h}
     grammar = moment.grammar
-    facts = Facts(grammar.bar, grammar.position, grammar.end, sorted(grammar.struck), moment.seed, moment.drawn)
-    save_tensors(tensors, path,
-                 {"format": FORMAT, "model": fingerprint(model), "facts": json.dumps(asdict(facts))})
+    facts = Facts(
+        grammar.bar,
+        grammar.position,
+        grammar.end,
+        sorted(grammar.struck),
+        moment.seed,
+        moment.drawn,
+    )
+    save_tensors(
+        tensors,
+        path,
+        {"format": FORMAT, "model": fingerprint(model), "facts": json.dumps(asdict(facts))},
+    )
 
 
 def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
-    """Open what `save` wrote. Raises `UserError` when it is missing, damaged, or another model's."""
+    """Open what `save` wrote.
+
+    Raises `UserError` when it is missing, damaged, or another model's.
+    """
     path = Path(path)
     if not os.path.lexists(path):
         raise UserError(f"there is no file {path}: check the name")
     with open_tensors(path, do=AGAIN, device=str(model.device)) as file:
         notes = file.metadata() or {}
         if notes.get("format") != FORMAT:
-            raise UserError(f"{path} holds no state of playing: give a file that --keep-state wrote")
+            raise UserError(
+                f"{path} holds no state of playing: give a file that --keep-state wrote"
+            )
         if notes.get("model") != fingerprint(model):
-            raise UserError(f"the state in {path} belongs to another model: play it on with the one that made it")
+            raise UserError(
+                f"the state in {path} belongs to another model: "
+                "play it on with the one that made it"
+            )
         _check_shapes({name: file.get_slice(name) for name in file.keys()}, model, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     facts = parse(notes.get("facts", ""), Facts, where=str(path), do=AGAIN)
     grammar, recent = Grammar(tokenizer), tensors["recent"].tolist()
-    for sound, what in ((all(t.isfinite().all() for t in tensors.values()), "a number in it is none"),
-                        (all(0 <= token < tokenizer.vocab_size for token in recent), "its last tokens are none"),
-                        (facts.end in grammar.rules.allowed, f"end is {facts.end[:40]!r}, which no token ends with")):
+    for sound, what in (
+        (all(t.isfinite().all() for t in tensors.values()), "a number in it is none"),
+        (all(0 <= token < tokenizer.vocab_size for token in recent), "its last tokens are none"),
+        (
+            facts.end in grammar.rules.allowed,
+            f"end is {facts.end[:40]!r}, which no token ends with",
+        ),
+    ):
         if not sound:
             raise UserError(f"{path} is damaged ({what}): {AGAIN}")
     grammar.bar, grammar.position, grammar.end = facts.bar, facts.position, facts.end
@@ -128,7 +154,9 @@ def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
 
 
 def _check_shapes(found: dict, model: MambaLM, path: Path) -> None:
-    """Raise `UserError` unless the tensors of a file are those of a moment; `found` are slices, yet to be read."""
+    """Raise `UserError` unless the tensors of a file are those of a moment;
+    `found` are slices, yet to be read.
+    """
     wanted = {"logits": ((1, model.config.vocab_size), "F32"), "recent": (None, "I64")}
     for i, (window, h) in enumerate(model.new_state()):
         wanted |= {f"{i}.window": (tuple(window.shape), "F32"), f"{i}.h": (tuple(h.shape), "F32")}
@@ -138,9 +166,13 @@ def _check_shapes(found: dict, model: MambaLM, path: Path) -> None:
         if name not in wanted:
             raise UserError(f"{path} is damaged ({name[:80]} is no part of a state): {AGAIN}")
         shape, dtype = tuple(found[name].get_shape()), found[name].get_dtype()
-        fits = len(shape) == 1 and shape[0] <= KEPT if name == "recent" else shape == wanted[name][0]
+        fits = (
+            len(shape) == 1 and shape[0] <= KEPT if name == "recent" else shape == wanted[name][0]
+        )
         if not fits or dtype != wanted[name][1]:
-            raise UserError(f"{path} is damaged ({name} has shape {shape} and type {dtype}): {AGAIN}")
+            raise UserError(
+                f"{path} is damaged ({name} has shape {shape} and type {dtype}): {AGAIN}"
+            )
 
 
 def dice(seed: int, drawn: int = 0) -> np.random.Generator:

@@ -15,12 +15,7 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
-from lib.generate.grammar import (  # noqa: F401 - two of them for whoever reads on
-    FINGERS,
-    FOLLOWS,
-    Grammar,
-    NoteReader,
-)
+from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401 - two of them for whoever reads on
 from lib.generate.moment import KEPT, Moment, hear
 from lib.generate.sampling import Sampling, draw
 from lib.mamba import step_cpu as mamba_cpu
@@ -39,8 +34,10 @@ def load_model(folder: str | Path = MODEL, device: str = "cpu") -> tuple[mamba.M
     model = mamba.load(folder, device)
     tokenizer = Tokenizer.load(folder)
     if model.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, its "
-                        f"tokenizer {tokenizer.vocab_size}: they do not belong together")
+        raise UserError(
+            f"the model in {folder} has {model.config.vocab_size} tokens, its "
+            f"tokenizer {tokenizer.vocab_size}: they do not belong together"
+        )
     return model, tokenizer
 
 
@@ -50,9 +47,15 @@ class Player:
     A row plays what it would play alone: it has its own dice, and rows do not meet in the model.
     """
 
-    def __init__(self, model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment],
-                 seeds: Sequence[int], sampling: Sampling = Sampling(),
-                 controls: Controls = Controls()):
+    def __init__(
+        self,
+        model: mamba.MambaLM,
+        tokenizer: Tokenizer,
+        starts: Sequence[Moment],
+        seeds: Sequence[int],
+        sampling: Sampling = Sampling(),
+        controls: Controls = Controls(),
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = sampling
@@ -64,8 +67,9 @@ class Player:
         self.grammars = [start.grammar.copy() for start in starts]
         self.recent = [deque(start.recent, KEPT) for start in starts]
         self.seeds = list(seeds)
-        self.drawn = [start.drawn if start.seed == seed else 0
-                      for start, seed in zip(starts, seeds)]
+        self.drawn = [
+            start.drawn if start.seed == seed else 0 for start, seed in zip(starts, seeds)
+        ]
         self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
         self.logits = torch.cat([start.logits for start in starts])
         layers = zip(*(start.state for start in starts))  # a layer's memory of every row
@@ -148,8 +152,14 @@ class Player:
         row = slice(place, place + 1)
         logits = self.logits[row].clone()
         state = [tuple(part[row].clone() for part in layer) for layer in self.state]
-        return Moment(logits, state, self.grammars[place].copy(), tuple(self.recent[place]),
-                      self.seeds[place], self.drawn[place])
+        return Moment(
+            logits,
+            state,
+            self.grammars[place].copy(),
+            tuple(self.recent[place]),
+            self.seeds[place],
+            self.drawn[place],
+        )
 
 
 def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
@@ -176,9 +186,17 @@ def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
             player.keep(left)
 
 
-def sample(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: np.ndarray, *, until: float,
-           begin: float = 0.0, seed: int = 0, sampling: Sampling = Sampling(),
-           controls: Controls = Controls()) -> Iterator[tuple[int, float]]:
+def sample(
+    model: mamba.MambaLM,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    *,
+    until: float,
+    begin: float = 0.0,
+    seed: int = 0,
+    sampling: Sampling = Sampling(),
+    controls: Controls = Controls(),
+) -> Iterator[tuple[int, float]]:
     """Tokens that continue `prompt` (uint16 (L,), BOS first) from `begin` to `until` seconds.
 
     Yields each token and the second that it has reached; the first ones are bar lines where the
@@ -211,8 +229,9 @@ def prompt_end(prompt: Music, prompt_seconds: float) -> float:
     return float(min(prompt_seconds, end - first))
 
 
-def hear_prompt(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None,
-                prompt_seconds: float) -> tuple[Moment, np.ndarray, float]:
+def hear_prompt(
+    model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None, prompt_seconds: float
+) -> tuple[Moment, np.ndarray, float]:
     """The moment after a prompt's first seconds, the notes that begin in them, and where they end.
 
     Silence before the first note is left out. A note that is held beyond the end keeps its length.
@@ -227,11 +246,17 @@ def hear_prompt(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None
     return start, prompt_music(prompt, begin).notes, begin
 
 
-def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[Moment],
-                  seeds: Sequence[int], *, until: float, sampling: Sampling = Sampling(),
-                  controls: Controls = Controls(),
-                  progress: Callable[[float], None] | None = None,
-                  ) -> tuple[list[np.ndarray], list[list[int]]]:
+def continuations(
+    model: mamba.MambaLM,
+    tokenizer: Tokenizer,
+    starts: Sequence[Moment],
+    seeds: Sequence[int],
+    *,
+    until: float,
+    sampling: Sampling = Sampling(),
+    controls: Controls = Controls(),
+    progress: Callable[[float], None] | None = None,
+) -> tuple[list[np.ndarray], list[list[int]]]:
     """The new notes, and the new tokens, of each start with its seed, up to `until` seconds.
 
     `progress` is called with the second that all have reached on average.
@@ -250,8 +275,7 @@ def continuations(model: mamba.MambaLM, tokenizer: Tokenizer, starts: Sequence[M
     return notes, tokens
 
 
-def join(before: np.ndarray, new: np.ndarray, begin: float, seconds: float,
-         tempo: float) -> Music:
+def join(before: np.ndarray, new: np.ndarray, begin: float, seconds: float, tempo: float) -> Music:
     """Old and new notes as one piece; the new ones stretched, and stopped where the piece stops."""
     new = new.copy()
     for edge in ("start", "end"):
@@ -264,10 +288,18 @@ def join(before: np.ndarray, new: np.ndarray, begin: float, seconds: float,
     return Music(notes)
 
 
-def variations(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *,
-               seeds: Sequence[int], seconds: float = 30, prompt_seconds: float = 10,
-               sampling: Sampling = Sampling(), controls: Controls = Controls(),
-               progress: Callable[[float], None] | None = None) -> list[Music]:
+def variations(
+    model: mamba.MambaLM,
+    tokenizer: Tokenizer,
+    prompt: Music | None = None,
+    *,
+    seeds: Sequence[int],
+    seconds: float = 30,
+    prompt_seconds: float = 10,
+    sampling: Sampling = Sampling(),
+    controls: Controls = Controls(),
+    progress: Callable[[float], None] | None = None,
+) -> list[Music]:
     """`seconds` of new music for each seed, from one prompt that is read once, played side by side.
 
     Arguments and errors as for `generate`.
@@ -283,17 +315,36 @@ def variations(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None 
 
     starts = [start] * len(seeds)
     until = begin + seconds * tempo
-    new, _ = continuations(model, tokenizer, starts, seeds, until=until, sampling=sampling,
-                           controls=controls, progress=played)
+    new, _ = continuations(
+        model,
+        tokenizer,
+        starts,
+        seeds,
+        until=until,
+        sampling=sampling,
+        controls=controls,
+        progress=played,
+    )
     return [join(before, notes, begin, seconds, tempo) for notes in new]
 
 
-def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = None, *,
-             seconds: float = 30, prompt_seconds: float = 10, seed: int = 0,
-             temperature: float = 1.0, top_k: int = 0, top_p: float = Sampling.top_p,
-             min_p: float = 0.0, repetition: float = 1.0, clock_temperature: float = 0.0,
-             controls: Controls = Controls(),
-             progress: Callable[[float], None] | None = None) -> Music:
+def generate(
+    model: mamba.MambaLM,
+    tokenizer: Tokenizer,
+    prompt: Music | None = None,
+    *,
+    seconds: float = 30,
+    prompt_seconds: float = 10,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = Sampling.top_p,
+    min_p: float = 0.0,
+    repetition: float = 1.0,
+    clock_temperature: float = 0.0,
+    controls: Controls = Controls(),
+    progress: Callable[[float], None] | None = None,
+) -> Music:
     """`seconds` of new music, after the first `prompt_seconds` of `prompt` where one is given.
 
     The seconds are counted from the prompt's first note, with which the music returned begins. A
@@ -303,9 +354,18 @@ def generate(model: mamba.MambaLM, tokenizer: Tokenizer, prompt: Music | None = 
     is called with the seconds played so far. Raises `UserError` when the prompt has no note or an
     argument is out of range.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition,
-                        clock_temperature=clock_temperature)
-    pieces = variations(model, tokenizer, prompt, seeds=[seed], seconds=seconds,
-                        prompt_seconds=prompt_seconds, sampling=sampling, controls=controls,
-                        progress=progress)
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, repetition, clock_temperature=clock_temperature
+    )
+    pieces = variations(
+        model,
+        tokenizer,
+        prompt,
+        seeds=[seed],
+        seconds=seconds,
+        prompt_seconds=prompt_seconds,
+        sampling=sampling,
+        controls=controls,
+        progress=progress,
+    )
     return pieces[0]

@@ -23,8 +23,9 @@ class Sampling:
 
     def __post_init__(self):
         if not (0 <= self.temperature <= 10 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature {self.temperature} is outside 0 to 10: "
-                            "1 is the model's own")
+            raise UserError(
+                f"temperature {self.temperature} is outside 0 to 10: 1 is the model's own"
+            )
         if self.top_k < 0:
             raise UserError(f"top-k {self.top_k} is negative: give 0 for all tokens, or a count")
         if not 0 < self.top_p <= 1:
@@ -32,14 +33,19 @@ class Sampling:
         if not 0 <= self.min_p < 1:
             raise UserError(f"min-p {self.min_p} is outside 0 to 1: give 0 for all tokens")
         if not 1 <= self.repetition <= 100:
-            raise UserError(f"repetition {self.repetition} is outside 1 to 100: 1 changes nothing, "
-                            "more discourages repeats, and less would reward them")
+            raise UserError(
+                f"repetition {self.repetition} is outside 1 to 100: 1 changes nothing, "
+                "more discourages repeats, and less would reward them"
+            )
         if not (0 <= self.clock_temperature <= 10 and math.isfinite(self.clock_temperature)):
-            raise UserError(f"clock-temperature {self.clock_temperature} is outside 0 to 10: 0 "
-                            "leaves the clock to --temperature, 1 is the model's own")
+            raise UserError(
+                f"clock-temperature {self.clock_temperature} is outside 0 to 10: 0 "
+                "leaves the clock to --temperature, 1 is the model's own"
+            )
         if not 1 <= self.window <= 256:
-            raise UserError(f"window {self.window} is outside 1 to 256 tokens: choose how far back "
-                            "to look")
+            raise UserError(
+                f"window {self.window} is outside 1 to 256 tokens: choose how far back to look"
+            )
 
     def discourage(self, logits: Tensor, recent: Tensor) -> Tensor:
         """Logits (..., V) with log(`repetition`) taken off where `recent`, bool (..., V), is true.

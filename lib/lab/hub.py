@@ -19,19 +19,28 @@ FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tok
 
 
 def checked(folder: Path) -> ModelCard:
-    """The card of a complete model folder. Raises `UserError` for what is missing or cannot be opened."""
+    """The card of a complete model folder.
+
+    Raises `UserError` for what is missing or cannot be opened.
+    """
     load_model(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} has no {' and no '.join(missing)}: make it with python -m lib.lab.release")
+        raise UserError(
+            f"{folder} has no {' and no '.join(missing)}: make it with python -m lib.lab.release"
+        )
     try:
         card = ModelCard.load(folder / "README.md")
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the header of {folder / 'README.md'} cannot be read: make it with "
-                        "python -m lib.lab.release") from error
+        raise UserError(
+            f"the header of {folder / 'README.md'} cannot be read: make it with "
+            "python -m lib.lab.release"
+        ) from error
     if not card.data.license or not card.data.eval_results:
-        raise UserError(f"the header of {folder / 'README.md'} lacks the licence or the results: make it with "
-                        "python -m lib.lab.release")
+        raise UserError(
+            f"the header of {folder / 'README.md'} lacks the licence or the results: make it with "
+            "python -m lib.lab.release"
+        )
     return card
 
 
@@ -42,16 +51,23 @@ def send(folder: Path, repository: str) -> str:
         api.create_repo(repository, exist_ok=True)
         return api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FILES))
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise UserError(f"the Hub refused ({str(error).splitlines()[0]}): run hf auth login first, and check that "
-                        f"{repository} is yours") from error
+        raise UserError(
+            f"the Hub refused ({str(error).splitlines()[0]}): run hf auth login first, "
+            "and check that "
+            f"{repository} is yours"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:
     """Check the model's folder, list what the Hub would get, and with --send upload it."""
     parser = argparse.ArgumentParser(prog="python -m lib.lab.hub", description=main.__doc__)
     parser.add_argument("repository", metavar="OWNER/NAME", help="where on the Hub")
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder of the model (default: data/model)")
-    parser.add_argument("--send", action="store_true", help="upload it; without this, nothing leaves the machine")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, help="folder of the model (default: data/model)"
+    )
+    parser.add_argument(
+        "--send", action="store_true", help="upload it; without this, nothing leaves the machine"
+    )
     args = parser.parse_args(argv)
     try:
         validate_repo_id(args.repository)
@@ -61,11 +77,17 @@ def main(argv: list[str] | None = None) -> None:
     for name in FILES:
         print(f"{name:20} {(args.model / name).stat().st_size:>12,} bytes")
     result = card.data.eval_results[0]
-    print(f"licence {card.data.license}, {result.metric_value} {result.metric_type} on {result.dataset_name}")
+    print(
+        f"licence {card.data.license}, {result.metric_value} {result.metric_type} on "
+        f"{result.dataset_name}"
+    )
     if args.send:
         print(send(args.model, args.repository))
     else:
-        print(f"a rehearsal: with --send these files would go to https://huggingface.co/{args.repository}")
+        print(
+            "a rehearsal: with --send these files would go to "
+            f"https://huggingface.co/{args.repository}"
+        )
 
 
 if __name__ == "__main__":

@@ -98,20 +98,27 @@ NAME = "music-with-state-spaces"  # of the model, in its card
 
 
 def earlier(init: dict | None, n_layer: int = 0) -> str:
-    """What the card says of the weights that a run started from, and how much training was behind them."""
+    """What the card says of the weights that a run started from,
+    and how much training was behind them.
+    """
     if not init:
         return ""
-    known = (f"{init['hours']:.2f} hours, {init['steps']:,} steps, {init['tokens']:,} tokens" if "steps" in init
-             else "training that is not known")
+    known = (
+        f"{init['hours']:.2f} hours, {init['steps']:,} steps, {init['tokens']:,} tokens"
+        if "steps" in init
+        else "training that is not known"
+    )
     layers = init.get("n_layer", n_layer)
     fewer = f" ({layers} layers then)" if layers < n_layer else ""
     return f"; part of it by the weights in {init['folder']} from which it started{fewer}: {known}"
 
 
 def whole_log(run: list[dict], log: Path, init: dict | None) -> list[dict]:
-    """The rows of a run's log, after those in `log` of the weights it started from, if that is their log.
+    """The rows of a run's log, after those in `log` of the weights it started from,
+    if that is their log.
 
-    Steps, tokens and minutes count on. The earlier training must be known, and its last row agree with it.
+    Steps, tokens and minutes count on. The earlier training must be known,
+    and its last row agree with it.
     """
     if not init or "steps" not in init or not log.is_file():
         return run
@@ -122,25 +129,37 @@ def whole_log(run: list[dict], log: Path, init: dict | None) -> list[dict]:
     later = []
     for row in run:
         minutes = row["minutes"] + 60 * init["hours"]
-        later.append(row | {"step": row["step"] + init["steps"], "tokens": row["tokens"] + init["tokens"],
-                            "minutes": round(minutes, 3)})
+        later.append(
+            row
+            | {
+                "step": row["step"] + init["steps"],
+                "tokens": row["tokens"] + init["tokens"],
+                "minutes": round(minutes, 3),
+            }
+        )
     return before + later
 
 
 def open_run(folder: Path) -> tuple[dict, dict | None]:
-    """A run, and what is known of the weights that it started from. `UserError` where there is none."""
+    """A run, and what is known of the weights that it started from.
+
+    `UserError` where there is none.
+    """
     if not (folder / LAST).is_file():
         raise UserError(f"{folder} is no folder of a run: it needs {LAST}")
     run = checkpoints.read(folder)[1]
     init = run.get("init")
-    if init is None and run["config"].get("init"):  # some earlier runs name a folder in their configuration
+    # some earlier runs name a folder in their configuration
+    if init is None and run["config"].get("init"):
         # asked now: it may be the folder that is replaced
         init = checkpoints.history(Path(run["config"]["init"]))
     return run, init
 
 
 def measure(model: mamba.MambaLM, streams: Streams) -> dict:
-    """Bits per note of the validation and of the test split, whole pieces, and of models that count."""
+    """Bits per note of the validation and of the test split, whole pieces,
+    and of models that count.
+    """
     leaks = leaking_titles(streams.pieces)
     test = streams.select("test")
     validation = streams.select("validation")
@@ -163,7 +182,9 @@ def measure(model: mamba.MambaLM, streams: Streams) -> dict:
 
 
 def training(run: dict, init: dict | None, streams: Streams) -> dict:
-    """What stands behind the weights: steps, hours, tokens and notes, those before the run counted too."""
+    """What stands behind the weights: steps, hours, tokens and notes,
+    those before the run counted too.
+    """
     best = min(run["log"], key=lambda row: row["validation_bits_per_note"])
     # the card says what is not known, so it is not counted
     before = {"steps": 0, "hours": 0, "tokens": 0} | (init or {})
@@ -200,7 +221,15 @@ def card(result: dict) -> str:
     low, high = result["test_interval_95"]
     before = earlier(result["init"], result["n_layer"])
     leaks = len(result["leaking_titles"])
-    return CARD.format(name=NAME, low=low, high=high, leaks=leaks, before=before, **result["test_baselines"], **result)
+    return CARD.format(
+        name=NAME,
+        low=low,
+        high=high,
+        leaks=leaks,
+        before=before,
+        **result["test_baselines"],
+        **result,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -209,7 +238,9 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished run of lib.train")
     add("--streams", type=Path, required=True, help="folder of the token streams it was trained on")
-    add("--out", type=Path, default=DATA / "model", help="folder of the model (default: data/model)")
+    add(
+        "--out", type=Path, default=DATA / "model", help="folder of the model (default: data/model)"
+    )
     add("--data", required=True, help="one honest sentence on where the MIDI files come from")
     args = parser.parse_args(argv)
     streams = Streams.load(args.streams)
@@ -239,12 +270,17 @@ def main(argv: list[str] | None = None) -> None:
         writer.writerows(rows)
     with whole(args.out / "README.md") as part:
         part.write_text(card(result))
-    music = generate(model, tokenizer, seconds=30, seed=1)  # as `python -m lib.generate --seconds 30` plays
-    save_roll(music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1")
+    # as `python -m lib.generate --seconds 30` plays
+    music = generate(model, tokenizer, seconds=30, seed=1)
+    save_roll(
+        music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1"
+    )
     save_mp3(music, DATA / "results" / "tour.mp3")
     low, high = result["test_interval_95"]
-    print(f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "
-          f"{result['test_bits_per_note']:.2f} bits a note ({low:.2f} to {high:.2f})")
+    print(
+        f"{args.out.name}: validation {result['validation_bits_per_note']:.2f}, test "
+        f"{result['test_bits_per_note']:.2f} bits a note ({low:.2f} to {high:.2f})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""A Mamba block and the loss on a CPU, fused: torch's matrix products, and one pass of ours between two of them.
+"""A Mamba block and the loss on a CPU, fused: torch's matrix products,
+and one pass of ours between two of them.
 
-What a plain block writes to memory and reads again operation by operation (casts, norm, convolution,
-SiLU, gates, residual), `block_cpu.cpp` and `lib.scan.cpu` do in one pass each; activations travel in
-bfloat16 where that is asked for, and one function a block keeps what its backward pass needs, nothing
-twice. The numbers are those of `MambaBlock` in plain PyTorch, up to rounding.
+What a plain block writes to memory and reads again operation by operation (casts, norm,
+convolution, SiLU, gates, residual), `block_cpu.cpp` and `lib.scan.cpu` do in one pass each;
+activations travel in bfloat16 where that is asked for, and one function a block keeps what
+its backward pass needs, nothing twice. The numbers are those of `MambaBlock` in plain
+PyTorch, up to rounding.
 """
 
 import ctypes
@@ -37,22 +39,39 @@ def available() -> bool:
 
 constant(available)
 
+
 # -- the passes between the products ---------------------------------------------------------------
 # Each hands addresses to the kernel as they come: whoever calls one has checked them.
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / rms(x) * weight over the last axis, from float32 to `dtype`."""
     u = torch.empty_like(x, dtype=dtype)
-    KERNEL.library.norm(_half(u), c_long(x.shape[:-1].numel()), c_long(x.shape[-1]), c_float(eps), _threads(x),
-                        *map(address, (x, weight, u)))
+    KERNEL.library.norm(
+        _half(u),
+        c_long(x.shape[:-1].numel()),
+        c_long(x.shape[-1]),
+        c_float(eps),
+        _threads(x),
+        *map(address, (x, weight, u)),
+    )
     return u
 
 
-def _rms_norm_backward(x: Tensor, weight: Tensor, eps: float, du: Tensor, dy: Tensor | None) -> tuple[Tensor, Tensor]:
-    """From du, the gradient of the norm, and dy, that of the residual beside it: those of x and weight."""
+def _rms_norm_backward(
+    x: Tensor, weight: Tensor, eps: float, du: Tensor, dy: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """From du, the gradient of the norm, and dy, that of the residual beside it:
+    those of x and weight.
+    """
     rows, width = x.shape[:-1].numel(), x.shape[-1]
     dx, parts = torch.empty_like(x), x.new_empty(-(-rows // SHARE), width)
-    KERNEL.library.norm_backward(_half(du), c_long(rows), c_long(width), c_float(eps), _threads(x),
-                                 *map(address, (x, weight, du, dy, dx, parts)))
+    KERNEL.library.norm_backward(
+        _half(du),
+        c_long(rows),
+        c_long(width),
+        c_float(eps),
+        _threads(x),
+        *map(address, (x, weight, du, dy, dx, parts)),
+    )
     return dx, parts.sum(0)
 
 
@@ -66,28 +85,46 @@ def _add(x: Tensor, out: Tensor) -> Tensor:
 class _Call(ctypes.Structure):
     """`Convolution` in block_cpu.cpp."""
 
-    _fields_ = [*((name, c_long) for name in ("batch", "length", "channels", "taps")),
-                ("threads", c_int), *((name, c_long) for name in ("x_row", "dx_row")),
-                *((name, c_void_p) for name in ("x", "weight", "bias", "before", "y", "dy", "dx", "dbefore", "parts"))]
+    _fields_ = [
+        *((name, c_long) for name in ("batch", "length", "channels", "taps")),
+        ("threads", c_int),
+        *((name, c_long) for name in ("x_row", "dx_row")),
+        *(
+            (name, c_void_p)
+            for name in ("x", "weight", "bias", "before", "y", "dy", "dx", "dbefore", "parts")
+        ),
+    ]
 
 
 def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
-    """SiLU of the causal depthwise convolution: x (B, L, D) in regular rows, taps (K, D), before (B, K-1, D)."""
+    """SiLU of the causal depthwise convolution: x (B, L, D) in regular rows, taps (K, D),
+    before (B, K-1, D).
+    """
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    call = _Call(*x.shape, len(taps), _threads(x), x.stride(1), 0,
-                 *map(address, (x, taps, bias, before, y)))
+    call = _Call(
+        *x.shape, len(taps), _threads(x), x.stride(1), 0, *map(address, (x, taps, bias, before, y))
+    )
     KERNEL.library.conv_forward(_half(x), ctypes.byref(call))
     return y
 
 
-def _convolve_backward(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor, dy: Tensor,
-                       dx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _convolve_backward(
+    x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor, dy: Tensor, dx: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Writes dx, in regular rows; returns the gradients of taps, bias and before."""
     batch, length, channels = x.shape
     dbefore = torch.zeros_like(before)  # at length 0 the kernel writes nothing
     parts = before.new_empty(batch * -(-length // SHARE), len(taps) + 1, channels)
-    call = _Call(batch, length, channels, len(taps), _threads(x), x.stride(1), dx.stride(1),
-                 *map(address, (x, taps, bias, before, None, dy, dx, dbefore, parts)))
+    call = _Call(
+        batch,
+        length,
+        channels,
+        len(taps),
+        _threads(x),
+        x.stride(1),
+        dx.stride(1),
+        *map(address, (x, taps, bias, before, None, dy, dx, dbefore, parts)),
+    )
     KERNEL.library.conv_backward(_half(x), ctypes.byref(call))
     sums = parts.sum(0)
     return sums[:-1].clone(), sums[-1].clone(), dbefore  # results of an operator share no memory
@@ -113,11 +150,19 @@ def _convolution_backward_fake(x, taps, bias, before, dy):
     return new(x), new(taps), taps.new_empty(x.shape[2]), new(before)
 
 
-CONVOLUTION = operator("convolve_silu_cpu", "(Tensor x, Tensor taps, Tensor? bias, Tensor before) -> Tensor",
-                       _convolution_kernel, lambda x, taps, bias, before: x.new_empty(x.shape))
+CONVOLUTION = operator(
+    "convolve_silu_cpu",
+    "(Tensor x, Tensor taps, Tensor? bias, Tensor before) -> Tensor",
+    _convolution_kernel,
+    lambda x, taps, bias, before: x.new_empty(x.shape),
+)
 CONVOLUTION_BACKWARD = operator(
-    "convolve_silu_cpu_backward", "(Tensor x, Tensor taps, Tensor? bias, Tensor before, Tensor dy) -> "
-    "(Tensor dx, Tensor dtaps, Tensor dbias, Tensor dbefore)", _convolution_backward_kernel, _convolution_backward_fake)
+    "convolve_silu_cpu_backward",
+    "(Tensor x, Tensor taps, Tensor? bias, Tensor before, Tensor dy) -> "
+    "(Tensor dx, Tensor dtaps, Tensor dbias, Tensor dbefore)",
+    _convolution_backward_kernel,
+    _convolution_backward_fake,
+)
 
 
 def _keep_convolution(ctx, inputs, output):
@@ -131,15 +176,22 @@ def _convolution_gradients(ctx, dy):
 
 
 _convolution, _convolution_backward = differentiable(
-    CONVOLUTION, CONVOLUTION_BACKWARD, _keep_convolution, _convolution_gradients, "the fused convolution",
-    "take torch's conv1d and silu")
+    CONVOLUTION,
+    CONVOLUTION_BACKWARD,
+    _keep_convolution,
+    _convolution_gradients,
+    "the fused convolution",
+    "take torch's conv1d and silu",
+)
 
 
 def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
-    """SiLU of the causal depthwise convolution of x (B, L, D), of which `before` (B, K-1, D) came earlier.
+    """SiLU of the causal depthwise convolution of x (B, L, D),
+    of which `before` (B, K-1, D) came earlier.
 
-    taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU, and so is the
-    result; the rest is used in float32. Ask `available` first. Raises `UserError` for what does not fit.
+    taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU,
+    and so is the result; the rest is used in float32. Ask `available` first. Raises `UserError` for
+    what does not fit.
     """
     _check_convolution(x, taps, bias, before)
     taps, bias, before = (t if t is None else t.float() for t in (taps.t(), bias, before))
@@ -149,26 +201,61 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
 def _check_convolution(x, taps, bias, before, dtypes=FLOATS) -> None:
     """Raise `UserError` naming the first argument of `convolve_silu` that does not fit."""
     if axes(x) != 3 or axes(taps) != 2 or not 1 <= taps.shape[1] <= MOST_TAPS:
-        raise UserError("the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
-                        f"K from 1 to {MOST_TAPS}, not {described(x)} and {described(taps)}")
+        raise UserError(
+            "the convolution needs x of shape (B, L, D) and taps of shape (D, K), "
+            f"K from 1 to {MOST_TAPS}, not {described(x)} and {described(taps)}"
+        )
     batch, _, channels = x.shape
     window = taps.shape[1] - 1
     check_tensors("the convolution", CPU, {"x": (x, x.shape)}, PRECISIONS)
-    check_tensors("the convolution", CPU, {
-        "taps": (taps, (channels, window + 1)), "bias": (bias, (channels,)),
-        "before": (before, (batch, window, channels))}, dtypes, optional=("bias",))
+    check_tensors(
+        "the convolution",
+        CPU,
+        {
+            "taps": (taps, (channels, window + 1)),
+            "bias": (bias, (channels,)),
+            "before": (before, (batch, window, channels)),
+        },
+        dtypes,
+        optional=("bias",),
+    )
 
 
 # -- the block -------------------------------------------------------------------------------------
 # arguments of both operators of the block; weights in the order of `weights_of`
-READ = ("Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, Tensor conv_w, "
-        "Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, Tensor out_w, Tensor? out_b")
+READ = (
+    "Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, "
+    "Tensor conv_w, "
+    "Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, "
+    "Tensor out_w, Tensor? out_b"
+)
 KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the backward pass
 
 
-def _block_kernel(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w,
-                  out_b, keep):
-    """x + mixer(norm(x)), the memory after it (two tensors), and with `keep` what the backward pass needs."""
+def _block_kernel(
+    x,
+    before,
+    h0,
+    mask,
+    dtype,
+    eps,
+    norm,
+    in_w,
+    in_b,
+    conv_w,
+    conv_b,
+    x_w,
+    dt_w,
+    dt_b,
+    A_log,
+    D,
+    out_w,
+    out_b,
+    keep,
+):
+    """x + mixer(norm(x)), the memory after it (two tensors),
+    and with `keep` what the backward pass needs.
+    """
     weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
     _check_block(x, before, mask, dtype, weights)
     check_tensors("the block", CPU, {"h0": (h0, (len(x), *A_log.shape))})
@@ -191,14 +278,33 @@ def _block_kernel(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, con
         y, last, states = scan_cpu._forward(given, h0, keep)
         out = F.linear(y, out_w, out_b)
     result = _add(x, out if mask is None else (out * mask).contiguous())
-    newest = x_in[:, max(0, x.shape[1] - window):].float()
-    after = torch.cat([before, newest], 1)[:, newest.shape[1]:].clone()  # the last K-1 inputs
+    newest = x_in[:, max(0, x.shape[1] - window) :].float()
+    after = torch.cat([before, newest], 1)[:, newest.shape[1] :].clone()  # the last K-1 inputs
     kept = (u, xz, x_conv, selected, delta, y, states) if keep else (x.new_empty(0) for _ in KEPT)
     return result, after, last, *kept
 
 
-def _block_fake(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w,
-                out_b, keep):
+def _block_fake(
+    x,
+    before,
+    h0,
+    mask,
+    dtype,
+    eps,
+    norm,
+    in_w,
+    in_b,
+    conv_w,
+    conv_b,
+    x_w,
+    dt_w,
+    dt_b,
+    A_log,
+    D,
+    out_w,
+    out_b,
+    keep,
+):
     new = lambda *shape: x.new_empty(shape)
     results = new(*x.shape), new(*before.shape), new(*h0.shape)
     if not keep:
@@ -208,20 +314,64 @@ def _block_fake(x, before, h0, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_
 
 
 def _kept_shapes(x, x_w, A_log) -> list[tuple[int, ...]]:
-    """The shapes of `KEPT`. All are in the dtype of the block's products but the states, which are float32."""
+    """The shapes of `KEPT`.
+
+    All are in the dtype of the block's products but the states, which are float32.
+    """
     batch, length, width = x.shape
     d_inner, d_state = A_log.shape
     widths = width, 2 * d_inner, d_inner, len(x_w), d_inner, d_inner
-    return [*((batch, length, w) for w in widths), scan_cpu.kept_shape(batch, length, d_inner, d_state)]
+    return [
+        *((batch, length, w) for w in widths),
+        scan_cpu.kept_shape(batch, length, d_inner, d_state),
+    ]
 
 
-def _block_backward_kernel(x, before, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D,
-                           out_w, out_b, u, xz, x_conv, selected, delta, y, states, dresult, dafter, dlast):
-    """The gradients of x, before, h0 and the weights; an empty tensor for a bias that is not there."""
+def _block_backward_kernel(
+    x,
+    before,
+    mask,
+    dtype,
+    eps,
+    norm,
+    in_w,
+    in_b,
+    conv_w,
+    conv_b,
+    x_w,
+    dt_w,
+    dt_b,
+    A_log,
+    D,
+    out_w,
+    out_b,
+    u,
+    xz,
+    x_conv,
+    selected,
+    delta,
+    y,
+    states,
+    dresult,
+    dafter,
+    dlast,
+):
+    """The gradients of x, before, h0 and the weights;
+    an empty tensor for a bias that is not there.
+    """
     weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
     _check_block(x, before, mask, dtype, weights)
-    _check_block_backward(x, before, dtype, x_w, A_log, (u, xz, x_conv, selected, delta, y, states),
-                          dresult, dafter, dlast)
+    _check_block_backward(
+        x,
+        before,
+        dtype,
+        x_w,
+        A_log,
+        (u, xz, x_conv, selected, delta, y, states),
+        dresult,
+        dafter,
+        dlast,
+    )
     d_inner, d_state = A_log.shape
     rank, window = dt_w.shape[1], conv_w.shape[2] - 1
     xz, x_conv, selected, delta = map(scan_cpu.in_rows, (xz, x_conv, selected, delta))
@@ -243,30 +393,83 @@ def _block_backward_kernel(x, before, mask, dtype, eps, norm, in_w, in_b, conv_w
         dlow.copy_(scan.delta @ dt_w)
         dx_conv = torch.addmm(_flat(scan.x), _flat(dselected), x_w).view_as(x_conv)
         dtaps, dconv_b, dbefore = _convolve_backward(x_in, taps, conv_b, before, dx_conv, dx_in)
-        if dafter is not None:  # the memory is made of inputs: what is asked of it goes back to them
+        # the memory is made of inputs: what is asked of it goes back to them
+        if dafter is not None:
             _add_to_inputs(dafter, dx_in, dbefore, window)
         dx, dnorm = _rms_norm_backward(x, norm, eps, dxz @ in_w, dresult)
         nothing = x.new_empty
-        return (dx, dbefore, scan.h0, dnorm, _outer(dxz, u), nothing(0) if in_b is None else _sum(dxz),
-                dtaps.t()[:, None].contiguous(), nothing(0) if conv_b is None else dconv_b, _outer(dselected, x_conv),
-                _outer(scan.delta, low), scan.delta_bias, scan.A * A, scan.D, _outer(d_out, y),
-                nothing(0) if out_b is None else _sum(d_out))
+        return (
+            dx,
+            dbefore,
+            scan.h0,
+            dnorm,
+            _outer(dxz, u),
+            nothing(0) if in_b is None else _sum(dxz),
+            dtaps.t()[:, None].contiguous(),
+            nothing(0) if conv_b is None else dconv_b,
+            _outer(dselected, x_conv),
+            _outer(scan.delta, low),
+            scan.delta_bias,
+            scan.A * A,
+            scan.D,
+            _outer(d_out, y),
+            nothing(0) if out_b is None else _sum(d_out),
+        )
 
 
-def _block_backward_fake(x, before, mask, dtype, eps, norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D,
-                         out_w, out_b, u, xz, x_conv, selected, delta, y, states, dresult, dafter, dlast):
+def _block_backward_fake(
+    x,
+    before,
+    mask,
+    dtype,
+    eps,
+    norm,
+    in_w,
+    in_b,
+    conv_w,
+    conv_b,
+    x_w,
+    dt_w,
+    dt_b,
+    A_log,
+    D,
+    out_w,
+    out_b,
+    u,
+    xz,
+    x_conv,
+    selected,
+    delta,
+    y,
+    states,
+    dresult,
+    dafter,
+    dlast,
+):
     weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
     memory = x.new_empty(before.shape), x.new_empty(len(x), *A_log.shape)
-    return x.new_empty(x.shape), *memory, *(x.new_empty(0 if w is None else w.shape) for w in weights)
+    return (
+        x.new_empty(x.shape),
+        *memory,
+        *(x.new_empty(0 if w is None else w.shape) for w in weights),
+    )
 
 
-BLOCK = operator("mamba_block_cpu", f"(Tensor x, Tensor before, Tensor h0, {READ}, bool keep) -> "
-                 f"(Tensor result, Tensor after, Tensor last, {', '.join(f'Tensor {name}' for name in KEPT)})",
-                 _block_kernel, _block_fake)
-BLOCK_BACKWARD = operator("mamba_block_cpu_backward", f"(Tensor x, Tensor before, {READ}, "
-                          f"{', '.join(f'Tensor {name}' for name in KEPT)}, Tensor dresult, Tensor? dafter, "
-                          f"Tensor? dlast) -> ({', '.join(15 * ['Tensor'])})",
-                          _block_backward_kernel, _block_backward_fake)
+BLOCK = operator(
+    "mamba_block_cpu",
+    f"(Tensor x, Tensor before, Tensor h0, {READ}, bool keep) -> "
+    f"(Tensor result, Tensor after, Tensor last, {', '.join(f'Tensor {name}' for name in KEPT)})",
+    _block_kernel,
+    _block_fake,
+)
+BLOCK_BACKWARD = operator(
+    "mamba_block_cpu_backward",
+    f"(Tensor x, Tensor before, {READ}, "
+    f"{', '.join(f'Tensor {name}' for name in KEPT)}, Tensor dresult, Tensor? dafter, "
+    f"Tensor? dlast) -> ({', '.join(15 * ['Tensor'])})",
+    _block_backward_kernel,
+    _block_backward_fake,
+)
 
 
 def _keep_block(ctx, inputs, output):
@@ -282,14 +485,22 @@ def _keep_block(ctx, inputs, output):
 def _block_gradients(ctx, dresult, dafter, dlast, *_):
     x, before, mask, *weights_and_kept = saved(ctx, "the block")
     dresult = torch.zeros_like(x) if dresult is None else dresult
-    found = _block_backward(x, before, mask, ctx.dtype, ctx.eps, *weights_and_kept, dresult, dafter, dlast)
+    found = _block_backward(
+        x, before, mask, ctx.dtype, ctx.eps, *weights_and_kept, dresult, dafter, dlast
+    )
     dx, dbefore, dh0, *dweights = found
     dweights = (None if w is None else dw for w, dw in zip(weights_and_kept, dweights))
     return dx, dbefore, dh0, None, None, None, *dweights, None
 
 
-_block, _block_backward = differentiable(BLOCK, BLOCK_BACKWARD, _keep_block, _block_gradients, "the fused block",
-                                         "give it backend='loop'")
+_block, _block_backward = differentiable(
+    BLOCK,
+    BLOCK_BACKWARD,
+    _keep_block,
+    _block_gradients,
+    "the fused block",
+    "give it backend='loop'",
+)
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -308,7 +519,7 @@ def _sum(dy: Tensor) -> Tensor:
 def _add_to_inputs(dafter: Tensor, dx_in: Tensor, dbefore: Tensor, window: int) -> None:
     new = min(window, dx_in.shape[1])  # how many of the memory's inputs are of this sequence
     if new:
-        dx_in[:, dx_in.shape[1] - new:] += dafter[:, window - new:].to(dx_in.dtype)
+        dx_in[:, dx_in.shape[1] - new :] += dafter[:, window - new :].to(dx_in.dtype)
     if new < window:
         dbefore[:, new:] += dafter[:, : window - new]
 
@@ -316,13 +527,26 @@ def _add_to_inputs(dafter: Tensor, dx_in: Tensor, dbefore: Tensor, window: int) 
 def weights_of(block: nn.Module) -> tuple[Tensor | None, ...]:
     """A block's weights as its operators take them; None for a bias that it has not."""
     mixer = block.mixer
-    return (block.norm.weight, mixer.in_proj.weight, mixer.in_proj.bias, mixer.conv1d.weight, mixer.conv1d.bias,
-            mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias, mixer.A_log, mixer.D,
-            mixer.out_proj.weight, mixer.out_proj.bias)
+    return (
+        block.norm.weight,
+        mixer.in_proj.weight,
+        mixer.in_proj.bias,
+        mixer.conv1d.weight,
+        mixer.conv1d.bias,
+        mixer.x_proj.weight,
+        mixer.dt_proj.weight,
+        mixer.dt_proj.bias,
+        mixer.A_log,
+        mixer.D,
+        mixer.out_proj.weight,
+        mixer.out_proj.bias,
+    )
 
 
 def precision(x: Tensor) -> torch.dtype | None:
-    """What the fused block computes in here: float32, bfloat16 under autocast; None where it cannot run."""
+    """What the fused block computes in here: float32, bfloat16 under autocast;
+    None where it cannot run.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() or not available():
         return None
     if not torch.is_autocast_enabled("cpu"):
@@ -331,19 +555,30 @@ def precision(x: Tensor) -> torch.dtype | None:
 
 
 def suits(block: nn.Module, x: Tensor) -> bool:
-    """Whether `block` can run fused: its weights are float32 beside x, and nobody listens at its inner modules."""
+    """Whether `block` can run fused: its weights are float32 beside x,
+    and nobody listens at its inner modules.
+    """
     plain = all(p.dtype == torch.float32 and p.device == x.device for p in block.parameters())
-    watched = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules() if m is not block)
+    watched = any(
+        m._forward_hooks or m._forward_pre_hooks for m in block.modules() if m is not block
+    )
     few_taps = block.mixer.conv1d.weight.shape[-1] <= MOST_TAPS
     return plain and few_taps and not watched and precision(x) is not None and scan_cpu.available()
 
 
-def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What `MambaBlock.forward` returns, fused; ask `suits` first. Raises `UserError` for what does not fit."""
+def block(
+    module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What `MambaBlock.forward` returns, fused; ask `suits` first.
+
+    Raises `UserError` for what does not fit.
+    """
     config = module.mixer.config
     if axes(x) != 3 or x.shape[2] != config.d_model or not suits(module, x):
-        raise UserError(f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
-                        f"float32 on a CPU, and not such an x of {described(x)}: use the block itself")
+        raise UserError(
+            f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
+            f"float32 on a CPU, and not such an x of {described(x)}: use the block itself"
+        )
     before, h0 = memory
     check_memory(x, before, h0, config.d_conv - 1, config.d_inner, config.d_state)
     dtype = precision(x)
@@ -358,30 +593,65 @@ def block(module: nn.Module, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[
 
 def check_memory(x, before, h0, window: int, d_inner: int, d_state: int) -> None:
     """Raise `UserError` where a layer's input or memory does not fit."""
-    check_tensors("this layer", x.device, {
-        "x": (x, x.shape), "the inputs that it remembers": (before, (len(x), window, d_inner)),
-        "its state": (h0, (len(x), d_inner, d_state))})
+    check_tensors(
+        "this layer",
+        x.device,
+        {
+            "x": (x, x.shape),
+            "the inputs that it remembers": (before, (len(x), window, d_inner)),
+            "its state": (h0, (len(x), d_inner, d_state)),
+        },
+    )
 
 
-def check_weights(what: str, weights, width: int, d_inner: int, d_state: int, window: int, rank: int,
-                  dtypes=FLOATS) -> None:
-    """Raise `UserError` naming the first of a block's weights, in the order of `weights_of`, that does not fit."""
+def check_weights(
+    what: str,
+    weights,
+    width: int,
+    d_inner: int,
+    d_state: int,
+    window: int,
+    rank: int,
+    dtypes=FLOATS,
+) -> None:
+    """Raise `UserError` naming the first of a block's weights, in the order of `weights_of`,
+    that does not fit.
+    """
     norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b = weights
-    check_tensors(what, CPU, {
-        "norm": (norm, (width,)), "in_w": (in_w, (2 * d_inner, width)), "in_b": (in_b, (2 * d_inner,)),
-        "conv_w": (conv_w, (d_inner, 1, window + 1)), "conv_b": (conv_b, (d_inner,)),
-        "x_w": (x_w, (rank + 2 * d_state, d_inner)), "dt_w": (dt_w, (d_inner, rank)), "dt_b": (dt_b, (d_inner,)),
-        "A_log": (A_log, (d_inner, d_state)), "D": (D, (d_inner,)), "out_w": (out_w, (width, d_inner)),
-        "out_b": (out_b, (width,))}, dtypes, optional=("in_b", "conv_b", "out_b"))
+    check_tensors(
+        what,
+        CPU,
+        {
+            "norm": (norm, (width,)),
+            "in_w": (in_w, (2 * d_inner, width)),
+            "in_b": (in_b, (2 * d_inner,)),
+            "conv_w": (conv_w, (d_inner, 1, window + 1)),
+            "conv_b": (conv_b, (d_inner,)),
+            "x_w": (x_w, (rank + 2 * d_state, d_inner)),
+            "dt_w": (dt_w, (d_inner, rank)),
+            "dt_b": (dt_b, (d_inner,)),
+            "A_log": (A_log, (d_inner, d_state)),
+            "D": (D, (d_inner,)),
+            "out_w": (out_w, (width, d_inner)),
+            "out_b": (out_b, (width,)),
+        },
+        dtypes,
+        optional=("in_b", "conv_b", "out_b"),
+    )
 
 
 def _check_block(x, before, mask, dtype, weights) -> None:
-    """Raise `UserError` naming the first argument that both operators of the block have and that does not fit."""
+    """Raise `UserError` naming the first argument that both operators of the block have and
+    that does not fit.
+    """
     _, _, _, conv_w, _, _, dt_w, _, A_log, *_ = weights
     known_axes = [axes(t) for t in (x, A_log, dt_w, conv_w)] == [3, 2, 2, 3]
     if not known_axes or not 1 <= conv_w.shape[2] <= MOST_TAPS:
-        raise UserError("the block needs x of shape (B, L, M), A_log of shape (D, N), dt_w of shape (D, R) and conv_w "
-                        f"of shape (D, 1, K), not {', '.join(map(described, (x, A_log, dt_w, conv_w)))}")
+        raise UserError(
+            "the block needs x of shape (B, L, M), A_log of shape (D, N), "
+            "dt_w of shape (D, R) and conv_w "
+            f"of shape (D, 1, K), not {', '.join(map(described, (x, A_log, dt_w, conv_w)))}"
+        )
     _check_precision("the block", dtype)
     width = x.shape[2]
     d_inner, d_state = A_log.shape
@@ -389,22 +659,35 @@ def _check_block(x, before, mask, dtype, weights) -> None:
     check_tensors("the block", CPU, {"x": (x, x.shape)}, (torch.float32,))
     check_tensors("the block", CPU, {"before": (before, (len(x), window, d_inner))})
     check_tensors("the block", CPU, {"mask": (mask, x.shape)}, (dtype,), optional=("mask",))
-    check_weights("the block", weights, width, d_inner, d_state, window, dt_w.shape[1], (torch.float32,))
+    check_weights(
+        "the block", weights, width, d_inner, d_state, window, dt_w.shape[1], (torch.float32,)
+    )
 
 
 def _check_block_backward(x, before, dtype, x_w, A_log, kept, dresult, dafter, dlast) -> None:
-    """Raise `UserError` naming the first thing kept, or gradient asked for, that does not fit the rest."""
+    """Raise `UserError` naming the first thing kept, or gradient asked for,
+    that does not fit the rest.
+    """
     *moving, states = zip(KEPT, zip(kept, _kept_shapes(x, x_w, A_log)))
     check_tensors("the block's gradient", CPU, dict(moving), (dtype,))
     check_tensors("the block's gradient", CPU, dict([states]), (torch.float32,))
-    check_tensors("the block's gradient", CPU, {
-        "dresult": (dresult, x.shape), "dafter": (dafter, before.shape), "dlast": (dlast, (len(x), *A_log.shape))},
-        optional=("dafter", "dlast"))
+    check_tensors(
+        "the block's gradient",
+        CPU,
+        {
+            "dresult": (dresult, x.shape),
+            "dafter": (dafter, before.shape),
+            "dlast": (dlast, (len(x), *A_log.shape)),
+        },
+        optional=("dafter", "dlast"),
+    )
 
 
 def _check_precision(what: str, dtype) -> None:
     if dtype not in PRECISIONS:
-        raise UserError(f"{what} is computed in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}")
+        raise UserError(
+            f"{what} is computed in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
+        )
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -412,16 +695,26 @@ def _entropies(u: Tensor, head: Tensor, targets: Tensor, gradient: bool) -> tupl
     """Nats a row (R,), and the logits, or over them with `gradient` the gradients of the nats."""
     logits = F.linear(u, head)
     nats = u.new_empty(len(u), dtype=torch.float32)
-    KERNEL.library.cross_entropy(_half(u), c_long(len(u)), c_long(len(head)), _threads(logits), c_int(gradient),
-                                 *map(address, (logits, targets, nats)))
+    KERNEL.library.cross_entropy(
+        _half(u),
+        c_long(len(u)),
+        c_long(len(head)),
+        _threads(logits),
+        c_int(gradient),
+        *map(address, (logits, targets, nats)),
+    )
     return nats, logits
 
 
 def _loss_kernel(x, norm, head, targets, eps, dtype, keep):
-    """The sum of the nats, each of them, and with `keep` the sum's gradients of the normed x and of the head."""
+    """The sum of the nats, each of them, and with `keep` the sum's gradients of the normed x
+    and of the head.
+    """
     _check_loss(x, norm, head, targets, dtype)
     if targets.numel() and targets.max() >= len(head):
-        raise UserError(f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens")
+        raise UserError(
+            f"a target is {targets.max().item()}, and the vocabulary has {len(head)} tokens"
+        )
     x, norm, targets = scan_cpu.in_floats(x), scan_cpu.in_floats(norm), targets.contiguous()
     with torch.autocast("cpu", enabled=False):
         u, cast = _flat(_rms_norm(x, norm, eps, dtype)), head.to(dtype)
@@ -448,11 +741,20 @@ def _loss_backward_fake(x, norm, eps, du, dhead, dloss):
     return x.new_empty(x.shape), norm.new_empty(norm.shape), x.new_empty(dhead.shape)
 
 
-LOSS = operator("cross_entropy_cpu", "(Tensor x, Tensor norm, Tensor head, Tensor targets, float eps, "
-                "ScalarType dtype, bool keep) -> (Tensor total, Tensor each, Tensor du, Tensor dhead)",
-                _loss_kernel, _loss_fake)
-LOSS_BACKWARD = operator("cross_entropy_cpu_backward", "(Tensor x, Tensor norm, float eps, Tensor du, Tensor dhead, "
-                         "Tensor dloss) -> (Tensor, Tensor, Tensor)", _loss_backward_kernel, _loss_backward_fake)
+LOSS = operator(
+    "cross_entropy_cpu",
+    "(Tensor x, Tensor norm, Tensor head, Tensor targets, float eps, "
+    "ScalarType dtype, bool keep) -> (Tensor total, Tensor each, Tensor du, Tensor dhead)",
+    _loss_kernel,
+    _loss_fake,
+)
+LOSS_BACKWARD = operator(
+    "cross_entropy_cpu_backward",
+    "(Tensor x, Tensor norm, float eps, Tensor du, Tensor dhead, "
+    "Tensor dloss) -> (Tensor, Tensor, Tensor)",
+    _loss_backward_kernel,
+    _loss_backward_fake,
+)
 
 
 def _keep_loss(ctx, inputs, output):
@@ -469,16 +771,25 @@ def _loss_gradients(ctx, dloss, *_):
     return *_loss_backward(x, norm, ctx.eps, du, dhead, dloss), None, None, None, None
 
 
-_loss, _loss_backward = differentiable(LOSS, LOSS_BACKWARD, _keep_loss, _loss_gradients, "the fused loss",
-                                       "take torch's cross_entropy")
+_loss, _loss_backward = differentiable(
+    LOSS, LOSS_BACKWARD, _keep_loss, _loss_gradients, "the fused loss", "take torch's cross_entropy"
+)
 
 
-def cross_entropy(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float, dtype: torch.dtype,
-                  reduce: bool) -> Tensor:
-    """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M): their sum, with gradients, or each.
+def cross_entropy(
+    x: Tensor,
+    norm: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    reduce: bool,
+) -> Tensor:
+    """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M):
+    their sum, with gradients, or each.
 
-    `dtype` is what the products are computed in, float32 or bfloat16. A target below 0 counts nothing;
-    raises `UserError` for one beyond the vocabulary, or for what does not fit.
+    `dtype` is what the products are computed in, float32 or bfloat16. A target below 0 counts
+    nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
     """
     _check_loss(x, norm, head, targets, dtype)
     if reduce:
@@ -491,11 +802,17 @@ def _check_loss(x, norm, head, targets, dtype) -> None:
     _check_loss_axes(x, head)
     _check_precision("the loss", dtype)
     width = x.shape[2]
-    check_tensors("the loss", CPU, {
-        "x": (x, x.shape), "norm": (norm, (width,)), "head": (head, (len(head), width))}, (torch.float32,))
+    check_tensors(
+        "the loss",
+        CPU,
+        {"x": (x, x.shape), "norm": (norm, (width,)), "head": (head, (len(head), width))},
+        (torch.float32,),
+    )
     if getattr(targets, "dtype", None) != torch.long or targets.shape != x.shape[:2]:
-        raise UserError(f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
-                        f"not {described(targets)} of {getattr(targets, 'dtype', 'another kind')}")
+        raise UserError(
+            f"the loss needs whole numbers of shape {tuple(x.shape[:2])} as targets, "
+            f"not {described(targets)} of {getattr(targets, 'dtype', 'another kind')}"
+        )
     check_tensors("the loss", CPU, {"targets": (targets, targets.shape)}, (torch.long,))
 
 
@@ -503,16 +820,24 @@ def _check_loss_backward(x, norm, du, dhead, dloss) -> None:
     """The same for the operator of its gradient."""
     _check_loss_axes(x, dhead)
     batch, length, width = x.shape
-    check_tensors("the loss's gradient", CPU, {"x": (x, x.shape), "norm": (norm, (width,))}, (torch.float32,))
-    check_tensors("the loss's gradient", CPU, {
-        "du": (du, (batch * length, width)), "dhead": (dhead, (len(dhead), width))}, PRECISIONS)
+    check_tensors(
+        "the loss's gradient", CPU, {"x": (x, x.shape), "norm": (norm, (width,))}, (torch.float32,)
+    )
+    check_tensors(
+        "the loss's gradient",
+        CPU,
+        {"du": (du, (batch * length, width)), "dhead": (dhead, (len(dhead), width))},
+        PRECISIONS,
+    )
     check_tensors("the loss's gradient", CPU, {"dloss": (dloss, ())})
 
 
 def _check_loss_axes(x, head) -> None:
     if axes(x) != 3 or axes(head) != 2 or not x.shape[2]:
-        raise UserError("the loss needs x of shape (B, L, M) and a head of shape (V, M), "
-                        f"not {described(x)} and {described(head)}")
+        raise UserError(
+            "the loss needs x of shape (B, L, M) and a head of shape (V, M), "
+            f"not {described(x)} and {described(head)}"
+        )
 
 
 def _half(t: Tensor) -> c_int:

@@ -1,4 +1,6 @@
-"""What a checkpoint folder may say of itself: its facts and sizes are checked before a weight is read."""
+"""What a checkpoint folder may say of itself: its facts and sizes are checked before a
+weight is read.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Required
@@ -17,7 +19,9 @@ Small = Annotated[float, Field(gt=0, le=1)]
 
 
 class Description(TypedDict, total=False):
-    """config.json in transformers' names and in mamba-ssm's; `lib.mamba.checkpoint` looks at what else it says."""
+    """config.json in transformers' names and in mamba-ssm's;
+    `lib.mamba.checkpoint` looks at what else it says.
+    """
 
     __pydantic_config__ = ConfigDict(extra="allow")
     vocab_size: Required[Size]
@@ -44,8 +48,8 @@ class Description(TypedDict, total=False):
 def check_checkpoint(folder: str | Path) -> Description:
     """The content of config.json, where it and the list of tensors in model.safetensors make sense.
 
-    Nothing is said of whether the weights are those of a Mamba. Raises `UserError`, which names the file
-    and the fact that is wrong.
+    Nothing is said of whether the weights are those of a Mamba.
+    Raises `UserError`, which names the file and the fact that is wrong.
     """
     config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     description = read_json(config, Description, do=AGAIN)

@@ -1,8 +1,9 @@
-"""Mamba-2: the block with heads and its language model (Dao and Gu 2024, arXiv:2405.21060, section 7).
+"""Mamba-2: the block with heads and its language model
+(Dao and Gu 2024, arXiv:2405.21060, section 7).
 
 What changed since `lib.mamba.model`: one projection gives the gate, the input, B, C and the step of
-each head; the convolution runs over x, B and C; A is one number a head, so that the scan becomes matrix
-products (`lib.scan.ssd`); a norm stands behind the gate. All the rest is `LanguageModel`'s.
+each head; the convolution runs over x, B and C; A is one number a head, so that the scan becomes
+matrix products (`lib.scan.ssd`); a norm stands behind the gate. All the rest is `LanguageModel`'s.
 
 Parameter names are the official ones, those of mamba-ssm's `Mamba2` and of transformers'
 `Mamba2ForCausalLM`, with one group of B and C for all heads.
@@ -27,8 +28,10 @@ class Heads:
 
     def __post_init__(self):
         if self.head_dim < 1 or self.d_inner % self.head_dim:
-            raise UserError(f"{self.d_inner} channels do not split into heads of {self.head_dim}: "
-                            "choose a head_dim that divides expand * d_model")
+            raise UserError(
+                f"{self.d_inner} channels do not split into heads of {self.head_dim}: "
+                "choose a head_dim that divides expand * d_model"
+            )
 
     @property
     def d_inner(self) -> int:
@@ -64,10 +67,13 @@ class Mamba2Config(Heads):
 
 
 class GatedRMSNorm(RMSNorm):
-    """The norm of y silu(z): the gate first, so that the output has one size however far it is open."""
+    """The norm of y silu(z): the gate first, so that the output has one size however
+    far it is open.
+    """
 
-    def forward(self, y: Float[Tensor, "*any D"], z: Float[Tensor, "*any D"],
-                ) -> Float[Tensor, "*any D"]:
+    def forward(
+        self, y: Float[Tensor, "*any D"], z: Float[Tensor, "*any D"]
+    ) -> Float[Tensor, "*any D"]:
         return super().forward(y.float() * F.silu(z.float()))
 
 
@@ -81,10 +87,16 @@ class Mamba2Mixer(nn.Module):
         super().__init__()
         self.config = config
         d_inner = config.d_inner
-        self.in_proj = nn.Linear(config.d_model, d_inner + config.d_mixed + config.n_head,
-                                 bias=config.bias)
-        self.conv1d = nn.Conv1d(config.d_mixed, config.d_mixed, config.d_conv,
-                                groups=config.d_mixed, bias=config.conv_bias)
+        self.in_proj = nn.Linear(
+            config.d_model, d_inner + config.d_mixed + config.n_head, bias=config.bias
+        )
+        self.conv1d = nn.Conv1d(
+            config.d_mixed,
+            config.d_mixed,
+            config.d_conv,
+            groups=config.d_mixed,
+            bias=config.conv_bias,
+        )
         self.dt_bias = nn.Parameter(torch.empty(config.n_head))
         self.A_log = nn.Parameter(torch.empty(config.n_head))
         self.D = nn.Parameter(torch.ones(config.n_head))
@@ -94,7 +106,9 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def reset(self):
-        """Initialise as published: A uniform in [-16, -1], delta log-uniform, outputs scaled down."""
+        """Initialise as published: A uniform in [-16, -1], delta log-uniform,
+        outputs scaled down.
+        """
         config = self.config
         self.A_log.uniform_(1, 16).log_()
         low = math.log(config.dt_min)
@@ -127,8 +141,9 @@ class Mamba2Mixer(nn.Module):
         x, B, C = mixed.split([config.d_inner, config.d_state, config.d_state], -1)
         return x.unflatten(-1, (config.n_head, config.head_dim)), B, C
 
-    def forward(self, u: Float[Tensor, "B L M"], memory: Memory, backend: str = "chunked",
-                ) -> tuple[Float[Tensor, "B L M"], Memory]:
+    def forward(
+        self, u: Float[Tensor, "B L M"], memory: Memory, backend: str = "chunked"
+    ) -> tuple[Float[Tensor, "B L M"], Memory]:
         """The layer's output, and its memory after the last position."""
         before, h = memory
         z, mixed, delta = self.split(u)
@@ -157,7 +172,9 @@ class Mamba2LM(LanguageModel):
     """Mamba-2 blocks between an embedding and the same embedding as the output layer."""
 
     def __init__(self, config: Mamba2Config):
-        super().__init__(config, (Block(config, Mamba2Mixer(config)) for _ in range(config.n_layer)))
+        super().__init__(
+            config, (Block(config, Mamba2Mixer(config)) for _ in range(config.n_layer))
+        )
 
 
 def from_weights(weights: Mapping[str, Tensor], config: Mamba2Config) -> Mamba2LM:
@@ -165,16 +182,22 @@ def from_weights(weights: Mapping[str, Tensor], config: Mamba2Config) -> Mamba2L
 
     Raises `UserError` where they do not fit it, or have an output layer that is not the embedding.
     """
-    weights = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
-               for name, tensor in weights.items()}
+    weights = {
+        name.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
+        for name, tensor in weights.items()
+    }
     head = weights.pop("lm_head.weight", None)
     if head is not None and not torch.equal(head, weights.get("backbone.embeddings.weight", head)):
-        raise UserError("these weights have an output layer of their own: the Mamba-2 of this course "
-                        "has its embedding there")
+        raise UserError(
+            "these weights have an output layer of their own: the Mamba-2 of this course "
+            "has its embedding there"
+        )
     model = Mamba2LM(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError("these weights are not those of a Mamba-2 of this configuration, with one "
-                        "group of B and C: compare its sizes with theirs") from error
+        raise UserError(
+            "these weights are not those of a Mamba-2 of this configuration, with one "
+            "group of B and C: compare its sizes with theirs"
+        ) from error
     return model.eval()

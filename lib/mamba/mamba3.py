@@ -1,9 +1,10 @@
-"""Mamba-3 without its MIMO form: the block and its language model (Lahoti et al. 2026, arXiv:2603.15569).
+"""Mamba-3 without its MIMO form: the block and its language model
+(Lahoti et al. 2026, arXiv:2603.15569).
 
-What changed since `lib.mamba.mamba2`: a step takes in both of its ends (`lib.scan.trapezoid`), pairs of
-the state turn, the decay itself is read off the input, B and C are normed and have a bias a head, and
-there is no convolution and no norm behind the gate. Parameter names and shapes are those of mamba-ssm's
-`Mamba3`, with one group of B and C and a MIMO rank of 1.
+What changed since `lib.mamba.mamba2`: a step takes in both of its ends (`lib.scan.trapezoid`),
+pairs of the state turn, the decay itself is read off the input, B and C are normed and have a bias
+a head, and there is no convolution and no norm behind the gate. Parameter names and shapes are
+those of mamba-ssm's `Mamba3`, with one group of B and C and a MIMO rank of 1.
 """
 
 import math
@@ -42,7 +43,10 @@ class Mamba3Config(Heads):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.rope_fraction <= 1:
-            raise UserError(f"rope_fraction is the part of the state that turns, 0 to 1, not {self.rope_fraction}")
+            raise UserError(
+                "rope_fraction is the part of the state that turns, 0 to 1, "
+                f"not {self.rope_fraction}"
+            )
 
     @property
     def n_angle(self) -> int:
@@ -53,16 +57,24 @@ class Mamba3Config(Heads):
 class Mamba3Mixer(nn.Module):
     """The Mamba-3 block's inside: (B, L, d_model) to (B, L, d_model).
 
-    Its memory: of the step before, how far each head has turned, B and x, side by side (B, H, R + N + P);
-    and the state (B, D, N).
+    Its memory: of the step before, how far each head has turned, B and x,
+    side by side (B, H, R + N + P); and the state (B, D, N).
     """
 
     def __init__(self, config: Mamba3Config):
         super().__init__()
         self.config = config
         heads, d_state = config.n_head, config.d_state
-        self.sizes = [config.d_inner, config.d_inner, d_state, d_state, heads, heads,
-                      heads if config.trapezoid else 0, config.n_angle]
+        self.sizes = [
+            config.d_inner,
+            config.d_inner,
+            d_state,
+            d_state,
+            heads,
+            heads,
+            heads if config.trapezoid else 0,
+            config.n_angle,
+        ]
         self.in_proj = nn.Linear(config.d_model, sum(self.sizes), bias=False)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.B_bias = nn.Parameter(torch.ones(heads, 1, d_state))
@@ -85,14 +97,17 @@ class Mamba3Mixer(nn.Module):
         before = zeros(batch, config.n_head, config.n_angle + config.d_state + config.head_dim)
         return before, zeros(batch, config.d_inner, config.d_state)
 
-    def forward(self, u: Float[Tensor, "B L M"], memory: Memory, backend: str = "chunked",
-                ) -> tuple[Float[Tensor, "B L M"], Memory]:
+    def forward(
+        self, u: Float[Tensor, "B L M"], memory: Memory, backend: str = "chunked"
+    ) -> tuple[Float[Tensor, "B L M"], Memory]:
         """The layer's output, and its memory after the last position."""
         config = self.config
         before, h = memory
         if not u.shape[1]:
             return u, memory
-        theta, B_before, x_before = before.split([config.n_angle, config.d_state, config.head_dim], -1)
+        theta, B_before, x_before = before.split(
+            [config.n_angle, config.d_state, config.head_dim], -1
+        )
         z, x, B, C, delta, rate, lam, speed = self.in_proj(u).split(self.sizes, -1)
         delta = F.softplus(delta.float() + self.dt_bias.float())  # (B, L, H)
         log_decay = -F.softplus(rate.float()).clamp(min=SLOWEST) * delta
@@ -102,7 +117,9 @@ class Mamba3Mixer(nn.Module):
         C = turn(self.C_norm(C)[:, :, None] + self.C_bias[:, 0].float(), theta)
         x = x.unflatten(-1, (config.n_head, config.head_dim))
         state = h.unflatten(1, x.shape[2:]), B_before, x_before
-        y, (h, B, x) = trapezoid_scan(x, delta, log_decay, B, C, lam, self.D, state, backend=backend)
+        y, (h, B, x) = trapezoid_scan(
+            x, delta, log_decay, B, C, lam, self.D, state, backend=backend
+        )
         y = y.flatten(2) * F.silu(z.float())
         after = torch.cat([theta[:, -1].to(B.dtype), B, x], -1)
         return self.out_proj(y), (after, h.flatten(1, 2))
@@ -117,4 +134,6 @@ class Mamba3LM(LanguageModel):
     """Mamba-3 blocks between an embedding and the same embedding as the output layer."""
 
     def __init__(self, config: Mamba3Config):
-        super().__init__(config, (Block(config, Mamba3Mixer(config)) for _ in range(config.n_layer)))
+        super().__init__(
+            config, (Block(config, Mamba3Mixer(config)) for _ in range(config.n_layer))
+        )

@@ -64,7 +64,10 @@ class MambaConfig:
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """The tensor in float32; in float64 where it is float64. Sums, rates and the residual are kept so."""
+    """The tensor in float32; in float64 where it is float64.
+
+    Sums, rates and the residual are kept so.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -94,8 +97,9 @@ class MambaMixer(nn.Module):
         d_state = config.d_state
         rank = config.rank
         self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=config.bias)
-        self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner,
-                                bias=config.conv_bias)
+        self.conv1d = nn.Conv1d(
+            d_inner, d_inner, config.d_conv, groups=d_inner, bias=config.conv_bias
+        )
         self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
@@ -107,7 +111,7 @@ class MambaMixer(nn.Module):
     def reset(self):
         """Initialise as published: delta log-uniform in [dt_min, dt_max], outputs scaled down."""
         config = self.config
-        nn.init.uniform_(self.dt_proj.weight, -config.rank**-0.5, config.rank**-0.5)
+        nn.init.uniform_(self.dt_proj.weight, -(config.rank**-0.5), config.rank**-0.5)
         low = math.log(config.dt_min)
         high = math.log(config.dt_max)
         delta = torch.exp(torch.rand(config.d_inner) * (high - low) + low).clamp(min=1e-4)
@@ -130,8 +134,9 @@ class MambaMixer(nn.Module):
         h = like.new_zeros(batch, config.d_inner, config.d_state)
         return window, h
 
-    def convolve(self, x: Float[Tensor, "B L D"], before: Float[Tensor, "B W D"],
-                 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B W D"]]:
+    def convolve(
+        self, x: Float[Tensor, "B L D"], before: Float[Tensor, "B W D"]
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B W D"]]:
         """SiLU of the causal depthwise convolution of x, of which `before` came earlier.
 
         Returns the result and the last K-1 inputs, for whoever goes on from here.
@@ -144,8 +149,13 @@ class MambaMixer(nn.Module):
         taps = self.conv1d.weight[:, 0].to(x.dtype)  # (D, K)
         bias = self.conv1d.bias.to(x.dtype) if self.config.conv_bias else None
         if length and _suits_cuda(x, window) and (fast := fast_convolution()) is not None:
-            y = fast(x.transpose(1, 2), taps, bias, initial_states=before.transpose(1, 2),
-                     activation="silu")
+            y = fast(
+                x.transpose(1, 2),
+                taps,
+                bias,
+                initial_states=before.transpose(1, 2),
+                activation="silu",
+            )
             return y.transpose(1, 2), after
         if length and _suits_cpu(x, window) and block_cpu.available():
             return block_cpu.convolve_silu(x, taps, bias, before), after
@@ -155,26 +165,30 @@ class MambaMixer(nn.Module):
             y = torch.addcmul(y, padded[:, k : k + length], taps[:, k])
         return F.silu(y), after
 
-    def split(self, x: Float[Tensor, "*any D"],
-              ) -> tuple[Float[Tensor, "*any D"], Float[Tensor, "*any N"], Float[Tensor, "*any N"]]:
+    def split(
+        self, x: Float[Tensor, "*any D"]
+    ) -> tuple[Float[Tensor, "*any D"], Float[Tensor, "*any N"], Float[Tensor, "*any N"]]:
         """delta before its bias, B and C: the selection, from the input itself."""
         config = self.config
         low, B, C = self.x_proj(x).split([config.rank, config.d_state, config.d_state], -1)
         return F.linear(low, self.dt_proj.weight), B, C
 
-    def forward(self, u: Float[Tensor, "B L M"], state: MambaMemory, backend: str = "auto",
-                ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
+    def forward(
+        self, u: Float[Tensor, "B L M"], state: MambaMemory, backend: str = "auto"
+    ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
         """The layer's output, and its memory after the last position."""
         before, h0 = state
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, D) each
         x, after = self.convolve(x, before)
         delta, B, C = self.split(x)
-        y, h = selective_scan(x, delta, self.A, B, C, self.D, z, self.dt_proj.bias, True, h0, True,
-                              backend)
+        y, h = selective_scan(
+            x, delta, self.A, B, C, self.D, z, self.dt_proj.bias, True, h0, True, backend
+        )
         return self.out_proj(y), (after, h)
 
-    def step(self, u: Float[Tensor, "B M"], state: MambaMemory,
-             ) -> tuple[Float[Tensor, "B M"], MambaMemory]:
+    def step(
+        self, u: Float[Tensor, "B M"], state: MambaMemory
+    ) -> tuple[Float[Tensor, "B M"], MambaMemory]:
         """One position. The same numbers as `forward`, from the memory alone."""
         before, h = state
         x, z = self.in_proj(u).chunk(2, -1)
@@ -221,8 +235,9 @@ class Block(nn.Module):
         self.mixer = mixer
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B L M"], memory: Memory, **options,
-                ) -> tuple[Float[Tensor, "B L M"], Memory]:
+    def forward(
+        self, x: Float[Tensor, "B L M"], memory: Memory, **options
+    ) -> tuple[Float[Tensor, "B L M"], Memory]:
         """The residual after this layer, and the memory after it. The mixer gets the options."""
         y, memory = self.mixer(self.norm(x), memory, **options)
         return x + self.dropout(y).to(x.dtype), memory
@@ -239,8 +254,9 @@ class MambaBlock(Block):
     def __init__(self, config: MambaConfig):
         super().__init__(config, MambaMixer(config))
 
-    def forward(self, x: Float[Tensor, "B L M"], memory: MambaMemory, backend: str = "auto",
-                ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
+    def forward(
+        self, x: Float[Tensor, "B L M"], memory: MambaMemory, backend: str = "auto"
+    ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
         """The residual after this layer, and the memory after it; fused where `backend` is auto."""
         if backend == "auto" and block_cpu.suits(self, x):
             return block_cpu.block(self, x, memory)
@@ -291,8 +307,9 @@ class LanguageModel(nn.Module):
         """The residual to logits, by the last norm and the output layer."""
         return F.linear(self.backbone.norm_f(x), self.head)
 
-    def nats(self, x: Float[Tensor, "B L M"], targets: Int[Tensor, "B L"], *, total: bool = False,
-             ) -> Tensor:
+    def nats(
+        self, x: Float[Tensor, "B L M"], targets: Int[Tensor, "B L"], *, total: bool = False
+    ) -> Tensor:
         """The cross entropy of the residual's predictions in nats, (B, L), or its sum with `total`.
 
         A target of -1 counts nothing.
@@ -300,15 +317,17 @@ class LanguageModel(nn.Module):
         dtype = block_cpu.precision(x)
         if dtype is not None and self.head.dtype == torch.float32:
             norm = self.backbone.norm_f
-            return block_cpu.cross_entropy(x, norm.weight, self.head, targets, norm.eps, dtype,
-                                           total)
+            return block_cpu.cross_entropy(
+                x, norm.weight, self.head, targets, norm.eps, dtype, total
+            )
         logits = precise(self.logits(x)).flatten(0, 1)
         reduction = "sum" if total else "none"
         nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
         return nats if total else nats.view(targets.shape)
 
-    def residual(self, tokens: Int[Tensor, "..."], state: State | None = None, **options,
-                 ) -> tuple[Float[Tensor, "B L M"], State]:
+    def residual(
+        self, tokens: Int[Tensor, "..."], state: State | None = None, **options
+    ) -> tuple[Float[Tensor, "B L M"], State]:
         """tokens (B, L) to what the last block leaves, and the state after the last token.
 
         The blocks get the options. Raises `UserError` for tokens or a state of another shape.
@@ -317,8 +336,9 @@ class LanguageModel(nn.Module):
         if tokens.dim() != 2:
             raise UserError(f"the model needs tokens of shape (B, L), not {tuple(tokens.shape)}")
         if state is not None and len(state) != len(layers):
-            raise UserError(f"the state has {len(state)} layers, the model {len(layers)}: "
-                            "take `new_state`")
+            raise UserError(
+                f"the state has {len(state)} layers, the model {len(layers)}: take `new_state`"
+            )
         state = state or self.new_state(len(tokens))
         x = precise(self.backbone.embeddings(tokens))
         after = []
@@ -327,11 +347,18 @@ class LanguageModel(nn.Module):
             after.append(memory)
         return x, after
 
-    def forward(self, tokens: Int[Tensor, "..."], state: State | None = None, *,
-                return_state: bool = False, last_only: bool = False,
-                targets: Int[Tensor, "..."] | None = None, **options,
-                ) -> Tensor | tuple[Tensor, State]:
-        """tokens (B, L) to logits at every position (B, L, V), with `last_only` at the last (B, 1, V).
+    def forward(
+        self,
+        tokens: Int[Tensor, "..."],
+        state: State | None = None,
+        *,
+        return_state: bool = False,
+        last_only: bool = False,
+        targets: Int[Tensor, "..."] | None = None,
+        **options,
+    ) -> Tensor | tuple[Tensor, State]:
+        """tokens (B, L) to logits at every position (B, L, V),
+        with `last_only` at the last (B, 1, V).
 
         With `state` the sequence goes on from there; `return_state` also gives the state after the
         last token, so that a long piece can be read in segments. The state that is given is not
@@ -347,8 +374,9 @@ class LanguageModel(nn.Module):
         return (result, after) if return_state else result
 
     @torch.inference_mode()
-    def prefill(self, tokens: Int[Tensor, "B L"], state: State | None = None,
-                ) -> tuple[Float[Tensor, "B V"], State]:
+    def prefill(
+        self, tokens: Int[Tensor, "B L"], state: State | None = None
+    ) -> tuple[Float[Tensor, "B V"], State]:
         """Read a prompt at once: logits of the next token and the state."""
         logits, state = self(tokens, state, return_state=True, last_only=True)
         return logits[:, -1], state

@@ -21,30 +21,41 @@ from lib.mamba.model import MambaLM, State
 from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
 
-SLABS = 8  # the channels are cut into so many parts, which the threads share out: also the most threads of use
-HALF_SCALE = 2**10  # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
+# the channels are cut into so many parts, which the threads share out: also the most threads of use
+SLABS = 8
+# a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
+HALF_SCALE = 2**10
 HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
-MOST_ROWS = 2**16  # sequences side by side: far more than memory is quick for, and no count overflows
+# sequences side by side: far more than memory is quick for, and no count overflows
+MOST_ROWS = 2**16
 ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second thread wakes up
 
 SOURCE = Path(__file__).with_name("step_cpu.cpp")
-KERNEL = Kernel(SOURCE, "the whole-model step", "generation runs in plain PyTorch, several times slower")
+KERNEL = Kernel(
+    SOURCE, "the whole-model step", "generation runs in plain PyTorch, several times slower"
+)
 
 
 def lanes() -> int:
-    """Floats in a vector of this machine: weights and states are laid out in tiles of so many outputs, or two."""
+    """Floats in a vector of this machine: weights and states are laid out in tiles of so many
+    outputs, or two.
+    """
     return KERNEL.library.mamba_lanes()
 
 
 def _tiles(matrix: Tensor, outputs: int) -> Tensor:
-    """(outputs, inputs) to (tiles of that many outputs, inputs, outputs), with zeros for what is missing."""
+    """(outputs, inputs) to (tiles of that many outputs, inputs, outputs),
+    with zeros for what is missing.
+    """
     matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % outputs))
     return matrix.unflatten(0, (-1, outputs)).transpose(1, 2)
 
 
 def _halves(tiles: Tensor) -> Tensor:
-    """(tiles, inputs, 2 W) to (tiles, inputs, W): in place of a float32 two float16, the second W outputs above."""
+    """(tiles, inputs, 2 W) to (tiles, inputs, W):
+    in place of a float32 two float16, the second W outputs above.
+    """
     halves = (tiles * HALF_SCALE).half().unflatten(2, (2, -1)).transpose(2, 3)
     return halves.contiguous().view(torch.float32).squeeze(3)
 
@@ -62,11 +73,15 @@ def _head(model: MambaLM) -> Tensor:
 
 def exact_in_float16(model: MambaLM) -> bool:
     """Whether float16 holds every weight of the projections and of the output layer to the bit."""
-    return all(torch.equal(m.float(), m.half().float()) and m.abs().max() < HALF_LIMIT for m in _matrices(model))
+    return all(
+        torch.equal(m.float(), m.half().float()) and m.abs().max() < HALF_LIMIT
+        for m in _matrices(model)
+    )
 
 
 def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
-    """All weights but the embedding's as one float32 vector, in the order of `Plan` in step_cpu.cpp.
+    """All weights but the embedding's as one float32 vector,
+    in the order of `Plan` in step_cpu.cpp.
 
     With `halves` the weights of matrices are float16, two in the place of a float32. `width` is the
     floats in a vector of the machine that will read them; this one's by default.
@@ -84,7 +99,8 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     def matrix(tiles: Tensor) -> Tensor:
         return _halves(tiles) if halves else tiles
 
-    def by_slab(m: Tensor) -> Tensor:  # slab after slab, of each all tiles of outputs over its channels
+    # slab after slab, of each all tiles of outputs over its channels
+    def by_slab(m: Tensor) -> Tensor:
         tiles = matrix(_tiles(F.pad(m, (0, groups * one - D)), pair))
         return torch.cat([tiles[:, a:b].flatten() for a, b in pairwise(cuts)])
 
@@ -102,23 +118,39 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
             _tiles(-torch.exp(m["A_log"]) * math.log2(math.e), one),
             vector(m["D"], D),
             by_slab(m["out_proj.weight"]),
-            vector(m.get("out_proj.bias"), M, pair)]
-    pieces += [vector(model.backbone.norm_f.weight, M, pair), matrix(_tiles(_head(model).detach().float(), pair))]
+            vector(m.get("out_proj.bias"), M, pair),
+        ]
+    pieces += [
+        vector(model.backbone.norm_f.weight, M, pair),
+        matrix(_tiles(_head(model).detach().float(), pair)),
+    ]
     return torch.cat([piece.flatten() for piece in pieces])
 
 
 def _check_model(model: MambaLM) -> None:
-    """Raise `UserError` naming the first weight that is not of the shape that the configuration says."""
+    """Raise `UserError` naming the first weight that is not of the shape that the
+    configuration says.
+    """
     c, what = model.config, "the whole-model step"
     if len(model.backbone.layers) != c.n_layer:
-        raise UserError(f"{what} needs a model of {c.n_layer} layers, as its configuration says, "
-                        f"not of {len(model.backbone.layers)}")
+        raise UserError(
+            f"{what} needs a model of {c.n_layer} layers, as its configuration says, "
+            f"not of {len(model.backbone.layers)}"
+        )
     for layer in model.backbone.layers:
-        check_weights(what, weights_of(layer), c.d_model, c.d_inner, c.d_state, c.d_conv - 1, c.rank)
+        check_weights(
+            what, weights_of(layer), c.d_model, c.d_inner, c.d_state, c.d_conv - 1, c.rank
+        )
     outer = (c.vocab_size, c.d_model)
-    check_tensors(what, torch.device("cpu"), {
-        "embeddings": (model.backbone.embeddings.weight, outer), "the output layer": (_head(model), outer),
-        "norm_f": (model.backbone.norm_f.weight, (c.d_model,))})
+    check_tensors(
+        what,
+        torch.device("cpu"),
+        {
+            "embeddings": (model.backbone.embeddings.weight, outer),
+            "the output layer": (_head(model), outer),
+            "norm_f": (model.backbone.norm_f.weight, (c.d_model,)),
+        },
+    )
 
 
 class Stepper:
@@ -130,50 +162,91 @@ class Stepper:
 
     def __init__(self, model: MambaLM, batch: int = 1, weights: str = "auto"):
         if any(p.device.type != "cpu" for p in model.parameters()):
-            raise UserError("the whole-model step takes a model on a CPU: move it there, or use its own `step`")
+            raise UserError(
+                "the whole-model step takes a model on a CPU: move it there, or use its own `step`"
+            )
         _check_model(model)
-        if not isinstance(batch, Integral) or isinstance(batch, bool) or not 1 <= batch <= MOST_ROWS:
+        if (
+            not isinstance(batch, Integral)
+            or isinstance(batch, bool)
+            or not 1 <= batch <= MOST_ROWS
+        ):
             raise UserError(f"batch {batch} is no number of sequences: give 1 to {MOST_ROWS:,}")
         if not KERNEL.available():
-            raise UserError("the whole-model step needs a C++ compiler (g++ or clang++): install one, or use the "
-                            "model's own `step`")
+            raise UserError(
+                "the whole-model step needs a C++ compiler (g++ or clang++): "
+                "install one, or use the "
+                "model's own `step`"
+            )
         if weights not in ("auto", "float32", "float16"):
             raise UserError(f"weights {weights!r} are unknown: choose auto, float32 or float16")
         if weights == "float16" and max(m.abs().max() for m in _matrices(model)) >= HALF_LIMIT:
-            raise UserError(f"a weight of this model is {HALF_LIMIT:g} or more, too large to be kept in float16: "
-                            "choose auto or float32")
+            raise UserError(
+                f"a weight of this model is {HALF_LIMIT:g} or more, "
+                "too large to be kept in float16: "
+                "choose auto or float32"
+            )
         c = self.config = model.config
         self.batch = int(batch)
         halves = exact_in_float16(model) if weights == "auto" else weights == "float16"
-        self._sizes = (ctypes.c_long * 10)(batch, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv,
-                                          c.rank, SLABS, halves)
+        self._sizes = (ctypes.c_long * 10)(
+            batch,
+            c.vocab_size,
+            c.d_model,
+            c.n_layer,
+            c.d_inner,
+            c.d_state,
+            c.d_conv,
+            c.rank,
+            SLABS,
+            halves,
+        )
         counts = (ctypes.c_long * 4)()
         KERNEL.library.mamba_sizes(self._sizes, ctypes.c_long(SLABS), counts)
         with torch.inference_mode(False), torch.no_grad():
             self._weights = pack(model, halves)
             self._embeddings = model.backbone.embeddings.weight.detach().float().clone()
-            assert len(self._weights) == counts[0], "lib/mamba/step_cpu.py and step_cpu.cpp disagree on the layout"
+            assert len(self._weights) == counts[0], (
+                "lib/mamba/step_cpu.py and step_cpu.cpp disagree on the layout"
+            )
             self._windows, self._states, self._scratch = (torch.zeros(n) for n in counts[1:])
-        self._fixed = (self._sizes, ctypes.c_float(c.norm_eps), *map(address, (
-            self._weights, self._embeddings, self._windows, self._states, self._scratch)))
+        self._fixed = (
+            self._sizes,
+            ctypes.c_float(c.norm_eps),
+            *map(
+                address,
+                (self._weights, self._embeddings, self._windows, self._states, self._scratch),
+            ),
+        )
         self._small = counts[0] < ONE_THREAD
 
     def step(self, tokens: Tensor | Sequence[int]) -> Tensor:
-        """Read one token a row (B,): the logits of the next (B, V), float32, in a tensor of their own.
+        """Read one token a row (B,): the logits of the next (B, V), float32,
+        in a tensor of their own.
 
-        Raises `UserError`, and reads nothing, where a token is not in the vocabulary or no whole number.
+        Raises `UserError`, and reads nothing, where a token is not in the vocabulary or
+        no whole number.
         """
         try:
             tokens = torch.as_tensor(tokens)
-        except (TypeError, ValueError, RuntimeError) as error:  # no numbers, rows of unequal length, too large a number
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # no numbers, rows of unequal length, too large a number
             raise UserError(f"the step reads a token a row, not {tokens!r}") from error
         check_tensors("the step", torch.device("cpu"), {"tokens": (tokens, (self.batch,))}, WHOLE)
         tokens = tokens.long().contiguous()
         logits = torch.empty(self.batch, self.config.vocab_size)
         threads = 1 if self._small else min(SLABS, torch.get_num_threads())
-        if KERNEL.library.mamba_step(*self._fixed, address(tokens), address(logits), ctypes.c_int(threads)):
-            raise UserError(f"a token of {tokens.tolist()} is outside the vocabulary of {self.config.vocab_size}: "
-                            "was it made by another tokenizer?")
+        if KERNEL.library.mamba_step(
+            *self._fixed, address(tokens), address(logits), ctypes.c_int(threads)
+        ):
+            raise UserError(
+                f"a token of {tokens.tolist()} is outside the vocabulary of "
+                f"{self.config.vocab_size}: "
+                "was it made by another tokenizer?"
+            )
         return logits
 
     def _views(self) -> list[tuple[Tensor, Tensor]]:
@@ -195,24 +268,40 @@ class Stepper:
             shapes = [(tuple(window.shape), tuple(h.shape)) for window, h in state]
         except (AttributeError, TypeError, ValueError):  # no pairs of tensors
             shapes = None
-        wanted = [((self.batch, c.d_conv - 1, c.d_inner), (self.batch, c.d_inner, c.d_state))] * c.n_layer
+        wanted = [
+            ((self.batch, c.d_conv - 1, c.d_inner), (self.batch, c.d_inner, c.d_state))
+        ] * c.n_layer
         if shapes != wanted:
-            raise UserError(f"the state is not one of this model with {self.batch} rows: "
-                            "make it by prefill or new_state")
+            raise UserError(
+                f"the state is not one of this model with {self.batch} rows: "
+                "make it by prefill or new_state"
+            )
         for window, h in state:
-            check_tensors("the step", torch.device("cpu"), {"its window": (window, window.shape), "h": (h, h.shape)})
+            check_tensors(
+                "the step",
+                torch.device("cpu"),
+                {"its window": (window, window.shape), "h": (h, h.shape)},
+            )
         width = lanes()
         missing = -c.d_inner % width
         for (window, h), (own_window, own_h) in zip(state, self._views()):
-            own_window.copy_(F.pad(window, (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3))
-            own_h.copy_(F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3))
+            own_window.copy_(
+                F.pad(window, (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3)
+            )
+            own_h.copy_(
+                F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3)
+            )
 
     def state(self) -> State:
         """A copy of the state, as `MambaLM.step` and `forward` take it."""
         D = self.config.d_inner
-        return [(window.permute(1, 2, 0, 3).flatten(2)[..., :D].clone(),
-                 h.permute(1, 2, 0, 3).flatten(2)[..., :D].transpose(1, 2).contiguous())
-                for window, h in self._views()]
+        return [
+            (
+                window.permute(1, 2, 0, 3).flatten(2)[..., :D].clone(),
+                h.permute(1, 2, 0, 3).flatten(2)[..., :D].transpose(1, 2).contiguous(),
+            )
+            for window, h in self._views()
+        ]
 
     def state_bytes(self) -> int:
         """What it remembers of a piece, however long that is."""
@@ -220,6 +309,8 @@ class Stepper:
 
 
 def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
-    """A `Stepper`; None where the model is no Mamba, is not on a CPU, or there is no compiler (said once a process)."""
+    """A `Stepper`; None where the model is no Mamba, is not on a CPU,
+    or there is no compiler (said once a process).
+    """
     mine = isinstance(model, MambaLM) and model.device.type == "cpu"
     return Stepper(model, batch) if mine and KERNEL.available() else None

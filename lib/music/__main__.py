@@ -1,7 +1,7 @@
 """MAESTRO from the shell.
 
-    python -m lib.music [FOLDER] [--quick] [--no-download]    find or fetch it, and print what is in it
-    python -m lib.music encode [FOLDER] [OPTIONS]             build its token streams
+python -m lib.music [FOLDER] [--quick] [--no-download]    find or fetch it, and print what is in it
+python -m lib.music encode [FOLDER] [OPTIONS]             build its token streams
 """
 
 import argparse
@@ -18,8 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     if words[:1] == ["encode"]:
         encode.main(words[1:])
         return
-    parser = argparse.ArgumentParser("python -m lib.music", description="Find or fetch MAESTRO.",
-                                     epilog="python -m lib.music encode --help: token streams")
+    parser = argparse.ArgumentParser(
+        "python -m lib.music",
+        description="Find or fetch MAESTRO.",
+        epilog="python -m lib.music encode --help: token streams",
+    )
     parser.add_argument("folder", nargs="?", help="MAESTRO's folder or MIDI zip (else MAESTRO_DIR)")
     parser.add_argument("--quick", action="store_true", help="ten real performances only")
     parser.add_argument("--no-download", action="store_true", help="use only what is on the disk")

@@ -63,12 +63,24 @@ def need_space(folder: Path, size: int) -> None:
     with os_errors(f"look at {folder}"):
         free = shutil.disk_usage(folder).free
     if free < size:
-        raise UserError(f"the disk is too full: this needs {size / 1e6:.0f} MB and {folder} "
-                        f"has {free / 1e6:.0f} MB free: free some space and run it again")
+        raise UserError(
+            f"the disk is too full: this needs {size / 1e6:.0f} MB and {folder} "
+            f"has {free / 1e6:.0f} MB free: free some space and run it again"
+        )
 
 
-def fetch(url: str, path: Path, *, size: int, sha256: str, tries: int = 5, pause: float = 1.0,
-          answer: float = ANSWER, timeout: tuple[float, float] = TIMEOUT, say=print) -> None:
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    size: int,
+    sha256: str,
+    tries: int = 5,
+    pause: float = 1.0,
+    answer: float = ANSWER,
+    timeout: tuple[float, float] = TIMEOUT,
+    say=print,
+) -> None:
     """Download `url` to `path`, which appears only when its size and checksum are right.
 
     A cut is resumed from `path` + ".part" with an HTTP Range, after 1, 2, 4 … `pause` seconds,
@@ -83,8 +95,17 @@ def fetch(url: str, path: Path, *, size: int, sha256: str, tries: int = 5, pause
         raise
 
 
-def _fetch(url: str, path: Path, part: Path, size: int, sha256: str, tries: int, pause: float,
-           timeout: tuple[float, float], say) -> None:
+def _fetch(
+    url: str,
+    path: Path,
+    part: Path,
+    size: int,
+    sha256: str,
+    tries: int,
+    pause: float,
+    timeout: tuple[float, float],
+    say,
+) -> None:
     """Transfer, prove, and try again where that may help."""
     from tqdm import tqdm
 
@@ -98,8 +119,9 @@ def _fetch(url: str, path: Path, part: Path, size: int, sha256: str, tries: int,
                 failures = 1 if here > best else failures + 1
                 best = max(best, here)
                 if failures >= tries:
-                    raise Unreachable(f"the download of {path.name} broke off at "
-                                      f"{_progress(part, size)} ({cut})") from cut
+                    raise Unreachable(
+                        f"the download of {path.name} broke off at {_progress(part, size)} ({cut})"
+                    ) from cut
                 wait = pause * 2 ** (failures - 1)
                 say(f"cut at {here / 1e6:.1f} MB ({cut}): next try in {wait:g} s")
                 time.sleep(wait)
@@ -114,8 +136,10 @@ def _fetch(url: str, path: Path, part: Path, size: int, sha256: str, tries: int,
                 return
             part.unlink(missing_ok=True)
             if began_fresh:
-                raise Unreachable(f"the download of {path.name} has a wrong checksum and was "
-                                  "thrown away: the server does not send the official file")
+                raise Unreachable(
+                    f"the download of {path.name} has a wrong checksum and was "
+                    "thrown away: the server does not send the official file"
+                )
             say("the resumed download has a wrong checksum: starting again from nothing")
             best, failures, began_fresh = 0, 0, True
 
@@ -187,8 +211,10 @@ def _transfer(url: str, part: Path, size: int, timeout: tuple[float, float], bar
                 part.unlink(missing_ok=True)
                 raise Cut("the server resumed at another place")
         if total not in (str(size), "*"):
-            raise Unreachable(f"the server sends {total} bytes instead of {size} for {url}: "
-                              "that is not the official file")
+            raise Unreachable(
+                f"the server sends {total} bytes instead of {size} for {url}: "
+                "that is not the official file"
+            )
         bar.reset()
         bar.initial = bar.n = here
         with part.open("r+b" if here else "wb") as file:
@@ -213,8 +239,14 @@ def _transfer(url: str, part: Path, size: int, timeout: tuple[float, float], bar
         raise Cut("the connection was closed")
 
 
-def unpack(archive: Path, target: Path, *, suffixes: tuple[str, ...], marker: str,
-           check: Callable[[Path], None]) -> None:
+def unpack(
+    archive: Path,
+    target: Path,
+    *,
+    suffixes: tuple[str, ...],
+    marker: str,
+    check: Callable[[Path], None],
+) -> None:
     """Unpack a zip's one folder that holds `marker` (a file pattern) to `target`, whole or not.
 
     Only files with one of `suffixes` (lower case, "" for none) are taken. They are unpacked
@@ -249,14 +281,19 @@ class Bounded(io.FileIO):
 
     def read(self, size: int = -1) -> bytes:
         if size > MAX_DIRECTORY:
-            raise UserError(f"{self.name} lists far more entries than MAESTRO has: do not trust this zip, get it "
-                            "again from the official address")
+            raise UserError(
+                f"{self.name} lists far more entries than MAESTRO has: "
+                "do not trust this zip, get it "
+                "again from the official address"
+            )
         return super().read(size)
 
 
 @contextmanager
 def reading(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip, opened; a damaged one is one sentence, where zipfile raises a dozen kinds of error."""
+    """The zip, opened; a damaged one is one sentence,
+    where zipfile raises a dozen kinds of error.
+    """
     try:
         with Bounded(archive) as file, zipfile.ZipFile(file) as zipped:
             yield zipped
@@ -268,32 +305,49 @@ def reading(archive: Path) -> Iterator[zipfile.ZipFile]:
         raise UserError(f"{archive} is a damaged zip: get it again") from error
 
 
-def entries(zipped: zipfile.ZipFile, archive: Path, suffixes: tuple[str, ...],
-             marker: str) -> dict[str, zipfile.ZipInfo]:
+def entries(
+    zipped: zipfile.ZipFile, archive: Path, suffixes: tuple[str, ...], marker: str
+) -> dict[str, zipfile.ZipInfo]:
     """The wanted entries, by their path inside the folder that holds `marker`."""
     infos = zipped.infolist()
     for info in infos:
         name = info.filename
         windows = PureWindowsPath(name)
         if name.startswith("/") or windows.drive or windows.root or ".." in windows.parts:
-            raise UserError(f"{archive} has an entry that points outside ({name[:80]!r}): "
-                            "do not trust this zip, get it again from the official address")
+            raise UserError(
+                f"{archive} has an entry that points outside ({name[:80]!r}): "
+                "do not trust this zip, get it again from the official address"
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise UserError(f"{archive} has a link in it ({name[:80]!r}): "
-                            "do not trust this zip, get it again from the official address")
+            raise UserError(
+                f"{archive} has a link in it ({name[:80]!r}): "
+                "do not trust this zip, get it again from the official address"
+            )
     files = {PurePosixPath(i.filename): i for i in infos if not i.is_dir()}
     tops = {p.parent for p in files if p.match(marker) and "__MACOSX" not in p.parts}
     if len(tops) != 1:
-        raise UserError(f"{archive} has {'no' if not tops else 'more than one'} {marker} in it: "
-                        "give a zip in MAESTRO's layout")
+        raise UserError(
+            f"{archive} has {'no' if not tops else 'more than one'} {marker} in it: "
+            "give a zip in MAESTRO's layout"
+        )
     top = tops.pop()
-    wanted = {p.relative_to(top).as_posix(): i for p, i in files.items()
-              if p.is_relative_to(top) and p.suffix.lower() in suffixes}
+    wanted = {
+        p.relative_to(top).as_posix(): i
+        for p, i in files.items()
+        if p.is_relative_to(top) and p.suffix.lower() in suffixes
+    }
     size = sum(i.file_size for i in wanted.values())
     if size > MAX_UNPACKED:
-        raise UserError(f"{archive} would unpack to {size / 1e9:.1f} GB, far more than MAESTRO's "
-                        "MIDI files: do not trust this zip")
-    if large := [p for p, i in wanted.items() if p.lower().endswith(TABLES) and i.file_size > MAX_TABLE]:
-        raise UserError(f"{archive} holds {large[0]} of {wanted[large[0]].file_size / 1e6:,.0f} MB, far more than "
-                        "MAESTRO's table: do not trust this zip")
+        raise UserError(
+            f"{archive} would unpack to {size / 1e9:.1f} GB, far more than MAESTRO's "
+            "MIDI files: do not trust this zip"
+        )
+    if large := [
+        p for p, i in wanted.items() if p.lower().endswith(TABLES) and i.file_size > MAX_TABLE
+    ]:
+        raise UserError(
+            f"{archive} holds {large[0]} of {wanted[large[0]].file_size / 1e6:,.0f} "
+            "MB, far more than "
+            "MAESTRO's table: do not trust this zip"
+        )
     return wanted

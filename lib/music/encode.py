@@ -101,7 +101,9 @@ def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
 
 
 def _named(config) -> dict:
-    """The settings as JSON; the language only where it is not REMI, as caches of before knew no other."""
+    """The settings as JSON; the language only where it is not REMI,
+    as caches of before knew no other.
+    """
     settings = asdict(config)
     if config.kind == "REMI":
         del settings["kind"]
@@ -112,8 +114,17 @@ def _digest(text: str, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def build(performances, config=None, augmentation=Augmentation(), *, folder: Path | None = None,
-          tokenizer=None, workers: int | None = None, progress: bool = True, say=print):
+def build(
+    performances,
+    config=None,
+    augmentation=Augmentation(),
+    *,
+    folder: Path | None = None,
+    tokenizer=None,
+    workers: int | None = None,
+    progress: bool = True,
+    say=print,
+):
     """Encode performances into streams, or open the cache of an earlier run.
 
     The cache is a folder named by a hash of every setting and file, beside `folder`'s others
@@ -129,8 +140,9 @@ def build(performances, config=None, augmentation=Augmentation(), *, folder: Pat
     elif config in (None, tokenizer.config):
         config = tokenizer.config
     else:
-        raise UserError(f"the tokenizer was made with {tokenizer.config}: use those settings, or "
-                        "give none")
+        raise UserError(
+            f"the tokenizer was made with {tokenizer.config}: use those settings, or give none"
+        )
     performances = list(performances)
     if not any(p.split == "train" for p in performances):
         raise UserError("there is no training piece in this list: give pieces of the train split")
@@ -173,8 +185,13 @@ def encode_all(performances, config, augmentation, workers, progress, say):
     encoded = []
     with ProcessPoolExecutor(workers, spawn) if many else nullcontext() as pool:
         run = partial(pool.map, chunksize=4) if many else map
-        bar = tqdm(run(work, enumerate(performances)), total=len(performances), desc="encoding",
-                   unit="piece", disable=not progress)
+        bar = tqdm(
+            run(work, enumerate(performances)),
+            total=len(performances),
+            desc="encoding",
+            unit="piece",
+            disable=not progress,
+        )
         for performance, result in zip(performances, bar):
             if isinstance(result, str):
                 say(f"left out: {result}")
@@ -194,9 +211,19 @@ def merge_all(encoded, tokenizer, progress) -> tuple[np.ndarray, list[Piece]]:
         for copy, (base, notes, seconds) in enumerate(copies):
             ids = np.concatenate([[tokenizer.bos], tokenizer.merge(base), [tokenizer.eos]])
             arrays.append(ids.astype(np.uint16))
-            pieces.append(Piece(performance.path.name, performance.composer, performance.title,
-                                performance.split, copy, offset, len(ids), notes,
-                                round(seconds, 3)))
+            pieces.append(
+                Piece(
+                    performance.path.name,
+                    performance.composer,
+                    performance.title,
+                    performance.split,
+                    copy,
+                    offset,
+                    len(ids),
+                    notes,
+                    round(seconds, 3),
+                )
+            )
             offset += len(ids)
     return np.concatenate(arrays), pieces
 
@@ -233,11 +260,17 @@ def main(argv: list[str] | None = None) -> None:
     add("--grid-ms", type=float, default=default.grid_ms)
     add("--pedal", choices=["extend", "tokens", "drop"], default=default.pedal)
     add("--vocab-size", type=int, default=default.vocab_size, help="0: no byte-pair encoding")
-    add("--copies", type=int, default=Augmentation.copies,
-        help="augmented copies of each train piece")
+    add(
+        "--copies",
+        type=int,
+        default=Augmentation.copies,
+        help="augmented copies of each train piece",
+    )
     add("--seed", type=int, default=Augmentation.seed, help="of the copies")
-    add("--tokenizer",
-        help="folder of a tokenizer (data/model): its settings and merges, none learnt")
+    add(
+        "--tokenizer",
+        help="folder of a tokenizer (data/model): its settings and merges, none learnt",
+    )
     add("--workers", type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
     known = Tokenizer.load(args.tokenizer) if args.tokenizer else None
@@ -251,6 +284,8 @@ def main(argv: list[str] | None = None) -> None:
         tokens = sum(p.length for p in mine)
         notes = sum(p.notes for p in mine)
         if notes:
-            print(f"{split:>10}: {len(mine):5} pieces {notes:10,} notes {tokens:11,} tokens "
-                  f"{tokens / notes:.2f} tokens a note")
+            print(
+                f"{split:>10}: {len(mine):5} pieces {notes:10,} notes {tokens:11,} tokens "
+                f"{tokens / notes:.2f} tokens a note"
+            )
     print(f"in data/cache/{streams.folder.name}", file=sys.stdout)

@@ -48,8 +48,10 @@ def read_folder(folder: str | Path, say=print) -> list[Performance]:
     found = gather(folder, say)
     groups = together(found)
     if len(set(groups)) < 3:
-        raise UserError(f"{folder} has {pieces_in(groups)} to learn from: it takes three different "
-                        "ones, as one is kept to choose the weights by and one to measure them")
+        raise UserError(
+            f"{folder} has {pieces_in(groups)} to learn from: it takes three different "
+            "ones, as one is kept to choose the weights by and one to measure them"
+        )
     splits = split(groups, [one.content for one in found])
     performances = [replace(one.performance, split=side) for one, side in zip(found, splits)]
     say(told(performances, groups))
@@ -57,7 +59,8 @@ def read_folder(folder: str | Path, say=print) -> list[Performance]:
 
 
 def gather(folder: str | Path, say=print) -> list[Found]:
-    """Every MIDI file in a folder, and below it, that has enough notes; what is left out is said, a line a kind.
+    """Every MIDI file in a folder, and below it, that has enough notes;
+    what is left out is said, a line a kind.
 
     Raises `UserError` where there is no folder, or no MIDI file in it.
     """
@@ -89,9 +92,11 @@ def told(performances: list[Performance], groups: np.ndarray) -> str:
     """The split in a line."""
     sides = Counter(p.split for p in performances)
     near = len(groups) - len(set(groups))
-    return (f"{len(performances)} files: {sides['train']} to learn from, {sides['validation']} to "
-            f"choose the weights by, {sides['test']} to measure them; near copies, which stay "
-            f"together: {near}")
+    return (
+        f"{len(performances)} files: {sides['train']} to learn from, {sides['validation']} to "
+        f"choose the weights by, {sides['test']} to measure them; near copies, which stay "
+        f"together: {near}"
+    )
 
 
 def read_all(paths: list[Path], folder: Path) -> tuple[list[Found], dict[str, list[str]]]:

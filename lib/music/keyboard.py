@@ -65,7 +65,8 @@ def played(events: np.ndarray) -> Played:
     """The notes of all channels but the drums', from the events of `lib.music.midi.read_events`.
 
     Where a key comes up at the tick at which the pedal goes down, but before it, `end` is an
-    `INSTANT` earlier: `lib.music.notes.sustain` then tells that from a key which the pedal still catches.
+    `INSTANT` earlier: `lib.music.notes.sustain` then tells that from a key which the pedal still
+    catches.
     """
     events = events[(events["status"] & 0xF) != DRUMS]
     struck, up = _keys(events)
@@ -92,6 +93,7 @@ def played(events: np.ndarray) -> Played:
 
 
 # --- keys -----------------------------------------------------------------------------------
+
 
 def _keys(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The places where keys are struck, in order, and those where they come up again; (N,) both."""
@@ -152,6 +154,7 @@ def _next(events: np.ndarray, controls: list[int], places: np.ndarray) -> np.nda
 
 # --- pedals ---------------------------------------------------------------------------------
 
+
 def _pedal(events: np.ndarray, pedal: int, channel: int, shared: bool) -> np.ndarray:
     """The spans of a pedal that holds a channel's keys: its own and, if shared, those of pianos."""
     own, time = _spans(events, pedal, channel), events["time"]
@@ -169,7 +172,9 @@ def _pedal(events: np.ndarray, pedal: int, channel: int, shared: bool) -> np.nda
 
 
 def _copies(spans: np.ndarray, known: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Which spans, bool (P,), say once more what the known one beginning just before, or just after, says."""
+    """Which spans, bool (P,), say once more what the known one beginning just before,
+    or just after, says.
+    """
     if not len(known):
         return np.zeros(len(spans), bool)
 

@@ -1,4 +1,6 @@
-"""The notes of every performance as arrays, read once and kept: what the evaluation compares with."""
+"""The notes of every performance as arrays, read once and kept:
+what the evaluation compares with.
+"""
 
 import hashlib
 from pathlib import Path
@@ -13,16 +15,20 @@ from lib.music.notes import NOTE, read_midi, sustain
 FORMAT = 2  # raise it when the arrays change their meaning
 
 
-def note_arrays(performances: list[Performance], *, folder: Path | None = None,
-                progress: bool = True) -> list[np.ndarray]:
+def note_arrays(
+    performances: list[Performance], *, folder: Path | None = None, progress: bool = True
+) -> list[np.ndarray]:
     """The notes of each performance, lengthened by the pedal, structured as `lib.music.notes.NOTE`.
 
-    They are kept in data/cache, named by a hash of the files' names and sizes (130 MB for all of MAESTRO).
+    They are kept in data/cache, named by a hash of the files' names and sizes
+    (130 MB for all of MAESTRO).
     """
     from tqdm import tqdm
 
     facts = repr([FORMAT, *((p.path.name, p.path.stat().st_size) for p in performances)])
-    target = (folder or DATA / "cache") / f"notes-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.npz"
+    target = (
+        folder or DATA / "cache"
+    ) / f"notes-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.npz"
     if target.is_file():
         try:
             with np.load(target, allow_pickle=False) as file:
@@ -31,14 +37,21 @@ def note_arrays(performances: list[Performance], *, folder: Path | None = None,
             sound = sound and lengths.shape == (len(performances),) and (lengths >= 0).all()
             if sound and lengths.sum() == len(notes):
                 return np.split(notes, np.cumsum(lengths)[:-1])
-        except Exception as error:  # of numpy, of its zip, and of Python's parser, which reads the header
+        except (
+            Exception
+        ) as error:  # of numpy, of its zip, and of Python's parser, which reads the header
             raise UserError(f"{target} is damaged: delete it and run this again") from error
         raise UserError(f"{target} is damaged: delete it and run this again")
-    arrays = [sustain(read_midi(p.path)).notes for p in tqdm(performances, desc="reading", unit="piece",
-                                                             disable=not progress)]
+    arrays = [
+        sustain(read_midi(p.path)).notes
+        for p in tqdm(performances, desc="reading", unit="piece", disable=not progress)
+    ]
     with whole(target) as part, part.open("wb") as file:
-        np.savez(file, notes=np.concatenate(arrays) if arrays else np.zeros(0, NOTE),
-                 lengths=np.array([len(a) for a in arrays], np.int64))
+        np.savez(
+            file,
+            notes=np.concatenate(arrays) if arrays else np.zeros(0, NOTE),
+            lengths=np.array([len(a) for a in arrays], np.int64),
+        )
     return arrays
 
 
@@ -51,5 +64,7 @@ def excerpt(notes: np.ndarray, start: float, seconds: float) -> np.ndarray:
 
 
 def opening(notes: np.ndarray, seconds: float) -> np.ndarray:
-    """The first `seconds` from the first note on: the silence before it says nothing about the music."""
+    """The first `seconds` from the first note on:
+    the silence before it says nothing about the music.
+    """
     return excerpt(notes, float(notes["start"][0]) if len(notes) else 0.0, seconds)

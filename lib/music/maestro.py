@@ -22,7 +22,17 @@ from lib.env.errors import UserError, os_errors
 from lib.env.files import check_regular
 from lib.env.paths import DATA, ROOT
 from lib.music import ten as sample
-from lib.music.download import MAX_TABLE, Unreachable, entries, fetch, need_space, only_one, reading, sha256_of, unpack
+from lib.music.download import (
+    MAX_TABLE,
+    Unreachable,
+    entries,
+    fetch,
+    need_space,
+    only_one,
+    reading,
+    sha256_of,
+    unpack,
+)
 
 NAME = "maestro-v3.0.0"
 OFFICIAL_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"  # as MusPy
@@ -47,8 +57,9 @@ class Performance:
     seconds: float  # duration of the recording
 
 
-def performances(folder: str | Path | None = None, *, quick: bool = False, download: bool = True,
-                 say=print) -> list[Performance]:
+def performances(
+    folder: str | Path | None = None, *, quick: bool = False, download: bool = True, say=print
+) -> list[Performance]:
     """Every performance of the first source that works, in the order of MAESTRO's table.
 
     `folder`: a folder or zip in MAESTRO's layout (or name it in MAESTRO_DIR). `quick`: the ten
@@ -81,8 +92,10 @@ def performances(folder: str | Path | None = None, *, quick: bool = False, downl
         except Unreachable as error:
             reasons.append(str(error))
     if not sample.whole(ten):
-        raise UserError(f"no MAESTRO was found ({'; '.join(reasons)}): connect to a network, or "
-                        "name MAESTRO's folder or MIDI zip as an argument or in MAESTRO_DIR")
+        raise UserError(
+            f"no MAESTRO was found ({'; '.join(reasons)}): connect to a network, or "
+            "name MAESTRO's folder or MIDI zip as an argument or in MAESTRO_DIR"
+        )
     return _use([Performance(ten / name, *facts) for name, *facts, _ in sample.TEN], ten, say)
 
 
@@ -112,12 +125,16 @@ def read_folder(folder: str | Path) -> list[Performance]:
     with os_errors(f"read {folder}"):
         tables = sorted(folder.glob(TABLE)) or sorted(folder.glob(f"*/{TABLE}"))
     if len(tables) != 1:
-        raise UserError(f"{folder} has {'more than one' if tables else 'no'} {TABLE} in it: "
-                        f"name the folder that holds {NAME}.csv")
+        raise UserError(
+            f"{folder} has {'more than one' if tables else 'no'} {TABLE} in it: "
+            f"name the folder that holds {NAME}.csv"
+        )
     table, found, missing = tables[0], [], []
     size = check_regular(table).st_size
     if size > MAX_TABLE:
-        raise UserError(f"{table} has {size / 1e6:,.0f} MB, far more than MAESTRO's table: get MAESTRO again")
+        raise UserError(
+            f"{table} has {size / 1e6:,.0f} MB, far more than MAESTRO's table: get MAESTRO again"
+        )
     try:
         with os_errors(f"read {table}"), table.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
@@ -134,8 +151,10 @@ def read_folder(folder: str | Path) -> list[Performance]:
     if not found:
         raise UserError(f"{table} lists no performances: get MAESTRO again")
     if missing:
-        raise UserError(f"{table.parent} is incomplete: {len(missing):,} of {len(found):,} files "
-                        f"are missing or empty (first {missing[0]}), so get MAESTRO again")
+        raise UserError(
+            f"{table.parent} is incomplete: {len(missing):,} of {len(found):,} files "
+            f"are missing or empty (first {missing[0]}), so get MAESTRO again"
+        )
     return found
 
 
@@ -144,9 +163,15 @@ def _performance(row: dict, table: Path, line: int) -> Performance:
     try:
         composer, title, split, year, name, seconds = (row[c].strip() for c in COLUMNS)
         year, seconds, windows = int(year), float(seconds), PureWindowsPath(name)
-        good = (split in SPLITS and 0 < seconds < 86_400 and 1900 < year < 2200
-                and windows.suffix.lower() in MIDI and "\0" not in name
-                and not windows.anchor and ".." not in windows.parts)
+        good = (
+            split in SPLITS
+            and 0 < seconds < 86_400
+            and 1900 < year < 2200
+            and windows.suffix.lower() in MIDI
+            and "\0" not in name
+            and not windows.anchor
+            and ".." not in windows.parts
+        )
     except (AttributeError, ValueError):  # a short row, a word for a number
         good = False
     if not good:
@@ -160,8 +185,11 @@ def _few(found: list[Performance]) -> list[Performance]:
     ten = [by_name.get(PurePosixPath(row[-1]).name) for row in sample.TEN]
     if all(ten):
         return ten
-    return [p for split, n in zip(SPLITS, (8, 1, 1), strict=True)
-            for p in [p for p in found if p.split == split][:n]]
+    return [
+        p
+        for split, n in zip(SPLITS, (8, 1, 1), strict=True)
+        for p in [p for p in found if p.split == split][:n]
+    ]
 
 
 def _mark(folder: Path) -> None:
@@ -193,14 +221,17 @@ def _from_muspy(say) -> None:
 def _from_zip(archive: Path, say) -> Path:
     """Unpack a zip that the user names into data/, unless its files are there already."""
     if not zipfile.is_zipfile(archive):
-        raise UserError(f"{archive} is neither a folder nor a whole zip: "
-                        "name MAESTRO's folder or its MIDI zip")
+        raise UserError(
+            f"{archive} is neither a folder nor a whole zip: name MAESTRO's folder or its MIDI zip"
+        )
     digest, target = sha256_of(archive), DATA / NAME
     note = f"the official {archive.name}"
     if digest != OFFICIAL_SHA256:
         note = f"{archive.name}, not the official zip, sha256 {digest[:12]}…\n{digest}"
-        say(f"{archive.name} has another checksum than the official zip: its structure, its files' "
-            "own checksums and their number are checked instead")
+        say(
+            f"{archive.name} has another checksum than the official zip: its structure, its files' "
+            "own checksums and their number are checked instead"
+        )
     with only_one(DATA / "maestro-lock", say):
         if not target.is_dir():
             say(f"unpacking {archive.name} into {target.parent.name}/{target.name}")
@@ -220,8 +251,10 @@ def _unpack(archive: Path, target: Path, note: str) -> None:
             raise UserError(str(error).replace(str(work), str(archive))) from error
         there = sum(p.suffix.lower() in MIDI for p in work.rglob("*"))
         if there != listed:
-            raise UserError(f"{archive} holds {there:,} MIDI files but its table lists {listed:,}: "
-                            "get MAESTRO again")
+            raise UserError(
+                f"{archive} holds {there:,} MIDI files but its table lists {listed:,}: "
+                "get MAESTRO again"
+            )
         (work / ORIGIN).write_text(note + "\n", "utf-8")
 
     unpack(archive, target, suffixes=WANTED, marker=TABLE, check=check)
@@ -262,8 +295,11 @@ def summary(found: list[Performance]) -> str:
     table = counts(found)
     table["all"] = tuple(map(sum, zip(*table.values(), strict=True)))
     leaks = sorted(leaking_titles(found))
-    return "\n".join([
-        f"{'split':<12}{'performances':>12}{'hours':>9}",
-        *(f"{split:<12}{number:>12,}{hours:>9.2f}" for split, (number, hours) in table.items()),
-        f"titles that cross splits: {len(leaks)}",
-        *(f"  {composer}: {title}" for composer, title in leaks)])
+    return "\n".join(
+        [
+            f"{'split':<12}{'performances':>12}{'hours':>9}",
+            *(f"{split:<12}{number:>12,}{hours:>9.2f}" for split, (number, hours) in table.items()),
+            f"titles that cross splits: {len(leaks)}",
+            *(f"  {composer}: {title}" for composer, title in leaks),
+        ]
+    )

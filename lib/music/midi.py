@@ -30,8 +30,9 @@ END_NOW = b"\x00\xff\x2f\x00"  # the end of a track, at once
 FRAMES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}  # a second, where frames are counted
 
 # A delta time has one to four bytes, only the last below 0x80, and some writers pad it with empty
-# ones. A channel event has one or two data bytes below 0x80 and, under "running status", no status
-# byte of its own. RUN_* go on from an event of the same kind, 4096 events a match to bound the memory.
+# ones. A channel event has one or two data bytes below 0x80 and, under "running status", no
+# status byte of its own. RUN_* go on from an event of the same kind, 4096 events a match to bound
+# the memory.
 DELTA = rb"\x80{0,8}[\x80-\xff]{0,3}[\x00-\x7f]"
 TWO = re.compile(DELTA + rb"[\x80-\xbf\xe0-\xef][\x00-\x7f]{2}")  # notes, controllers, pitch bend
 ONE = re.compile(DELTA + rb"[\xc0-\xdf][\x00-\x7f]")  # program, pressure on a channel
@@ -41,7 +42,8 @@ DATA = {RUN_TWO: 2, RUN_ONE: 1}  # data bytes of an event
 # Meta events, system exclusive and escapes say how long they are; other system messages need not.
 LONG = re.compile(rb"(%b)(?:\xff([\x00-\x7f])|[\xf0\xf7])(%b)" % (DELTA, DELTA))
 SYSTEM = re.compile(
-    rb"(%b)(?:[\xf6\xf8\xfa-\xfc\xfe]|[\xf1\xf3][\x00-\x7f]|\xf2[\x00-\x7f]{2})" % DELTA)
+    rb"(%b)(?:[\xf6\xf8\xfa-\xfc\xfe]|[\xf1\xf3][\x00-\x7f]|\xf2[\x00-\x7f]{2})" % DELTA
+)
 
 
 class Walk:
@@ -61,6 +63,7 @@ class Walk:
 
 
 # --- reading --------------------------------------------------------------------------------
+
 
 def read_events(data: bytes) -> np.ndarray:
     """The events of a MIDI file that a keyboard obeys, (E,) of `EVENT`, in playing order.
@@ -106,7 +109,10 @@ def read_events(data: bytes) -> np.ndarray:
 
 
 def unwrapped(data: bytes) -> bytes:
-    """The MIDI file in a RIFF envelope: its chunk "data". What is no such envelope comes back as it is."""
+    """The MIDI file in a RIFF envelope: its chunk "data".
+
+    What is no such envelope comes back as it is.
+    """
     if data[:4] != b"RIFF" or data[8:12] != b"RMID":
         return data
     position = 12
@@ -248,6 +254,7 @@ def _seconds(
 
 
 # --- writing --------------------------------------------------------------------------------
+
 
 def variable(value: int) -> bytes:
     """A number below 2^28 in MIDI's variable-length form: seven bits a byte, the highest first."""

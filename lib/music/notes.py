@@ -90,7 +90,8 @@ def read_midi(path: str | Path) -> Music:
     good &= (keys.pitch >= LOWEST) & (keys.pitch <= HIGHEST)
     if not good.any():
         raise UserError(
-            f"{path} has no notes that a piano can play (pitch 21 to 108): give another file")
+            f"{path} has no notes that a piano can play (pitch 21 to 108): give another file"
+        )
     start, end, damped, pitch, velocity = (column[good] for column in keys[:5])
     end = np.minimum(end, LAST)
     damped = np.minimum(damped, LAST)
@@ -243,8 +244,9 @@ def crop(music: Music, start: float, end: float) -> Music:
     return Music(notes, pedal)
 
 
-def augment(notes: np.ndarray, *, semitones: int = 0, stretch: float = 1.0,
-            velocity: int = 0) -> np.ndarray:
+def augment(
+    notes: np.ndarray, *, semitones: int = 0, stretch: float = 1.0, velocity: int = 0
+) -> np.ndarray:
     """Transpose, slow down (`stretch` > 1) and play louder; notes off the keyboard are dropped."""
     if not 0.25 <= stretch <= 4:
         raise UserError(f"stretch {stretch} is outside 0.25 to 4: give a factor near 1")

@@ -41,7 +41,8 @@ class Index:
     vocab_size: Annotated[int, Field(ge=3, le=2**16)]  # tokens are uint16
     bos: Count
     settings: dict
-    names: Annotated[list[str], Field(max_length=2**16)] | None = None  # of the tokens; none in the first version
+    # of the tokens; none in the first version
+    names: Annotated[list[str], Field(max_length=2**16)] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,26 @@ class Streams:
         offset = 0
         for piece in index.pieces:
             if piece.offset != offset:
-                raise _damaged(folder / INDEX, f"{piece.name} begins at {piece.offset}, but should at {offset}")
+                raise _damaged(
+                    folder / INDEX, f"{piece.name} begins at {piece.offset}, but should at {offset}"
+                )
             offset += piece.length
         if offset != len(tokens):
-            raise _damaged(folder / TOKENS, f"it holds {len(tokens):,} tokens, but {INDEX} lists {offset:,}")
+            raise _damaged(
+                folder / TOKENS, f"it holds {len(tokens):,} tokens, but {INDEX} lists {offset:,}"
+            )
         if max(index.bos, int(tokens.max(initial=0))) >= index.vocab_size:
-            raise _damaged(folder, f"there are tokens beyond its vocabulary of {index.vocab_size:,}")
+            raise _damaged(
+                folder, f"there are tokens beyond its vocabulary of {index.vocab_size:,}"
+            )
         return cls(tokens, index.pieces, index.vocab_size, index.bos, index.settings, folder)
 
 
 def read_index(folder: Path) -> Index:
-    """What the streams in a folder say of themselves. Raises `UserError` where that makes no sense."""
+    """What the streams in a folder say of themselves.
+
+    Raises `UserError` where that makes no sense.
+    """
     index = read_json(folder / INDEX, Index, do=AGAIN)
     if index.names is not None and len(index.names) != index.vocab_size:
         raise _damaged(folder / INDEX, f"it names {len(index.names)} of {index.vocab_size} tokens")
@@ -95,7 +105,9 @@ def _open(path: Path) -> np.ndarray:
     """The tokens in a file, mapped into memory."""
     try:
         tokens = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy has the header read by Python's own parser, with all its errors
+    except (
+        Exception
+    ) as error:  # numpy has the header read by Python's own parser, with all its errors
         raise _damaged(path, "it is no array of numpy's, or an incomplete one") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise _damaged(path, "it holds no row of uint16 tokens")

@@ -1,8 +1,8 @@
 """What the names of base tokens say, read in one place: `Bar_None`, `Pitch_60`, `Duration_1.2.10`.
 
-A name is a kind and a value. The value of a `Pitch` is a MIDI key, of a `Velocity` a MIDI
-velocity, of a `Position` a step of the grid in its bar. That of a `Duration` is beats.part.parts:
-whole beats, and `part` of the `parts` into which MidiTok cuts a beat of a note so long. `None` is no
+A name is a kind and a value. The value of a `Pitch` is a MIDI key, of a `Velocity` a MIDI velocity,
+of a `Position` a step of the grid in its bar. That of a `Duration` is beats.part.parts: whole
+beats, and `part` of the `parts` into which MidiTok cuts a beat of a note so long. `None` is no
 value: a bar line, or what begins, ends and pads a piece.
 """
 
@@ -14,7 +14,9 @@ BAR_LINE = "Bar_None"
 
 
 def kind_of(name: str) -> str:
-    """"Bar", "Position", "Pitch", "Velocity", "Duration"; of special tokens "PAD", "BOS", "EOS"."""
+    """ "Bar", "Position", "Pitch", "Velocity", "Duration";
+    of special tokens "PAD", "BOS", "EOS".
+    """
     return name.split("_")[0]
 
 

@@ -43,24 +43,30 @@ class TokenConfig:
     pedal: str = "extend"  # "extend" notes by the sustain pedal, write it as "tokens", or "drop" it
     vocab_size: int | None = 1024  # after byte-pair encoding; None: base tokens only
     velocities: int = 32  # loudness levels
-    kind: str = "REMI"  # the language; "TSD" and "MIDILike" for comparisons, which nothing here plays
+    # the language; "TSD" and "MIDILike" for comparisons, which nothing here plays
+    kind: str = "REMI"
 
     def __post_init__(self):
         if not 4 <= self.grid_ms <= 125:
-            raise UserError(f"grid_ms={self.grid_ms} is outside 4 to 125: 10 keeps expressive "
-                            "timing")
+            raise UserError(
+                f"grid_ms={self.grid_ms} is outside 4 to 125: 10 keeps expressive timing"
+            )
         if self.pedal not in ("extend", "tokens", "drop"):
             raise UserError(f"pedal={self.pedal!r} is unknown: choose extend, tokens or drop")
         if self.kind not in KINDS:
             raise UserError(f"kind={self.kind!r} is unknown: choose {', '.join(KINDS)}")
         if self.kind != "REMI" and self.vocab_size is not None:
-            raise UserError(f"merges are learnt bar by bar, and {self.kind} has no bars: give vocab_size=None")
+            raise UserError(
+                f"merges are learnt bar by bar, and {self.kind} has no bars: give vocab_size=None"
+            )
         if self.vocab_size is not None and not self.vocab_size <= 65_535:
-            raise UserError(f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most "
-                            "65535")
+            raise UserError(
+                f"vocab_size={self.vocab_size} does not fit 16 bits: choose at most 65535"
+            )
         if not 1 <= self.velocities <= 127:
-            raise UserError(f"velocities={self.velocities} is outside 1 to 127: MIDI knows no "
-                            "other loudness")
+            raise UserError(
+                f"velocities={self.velocities} is outside 1 to 127: MIDI knows no other loudness"
+            )
 
     @property
     def steps(self) -> int:
@@ -82,21 +88,24 @@ def _miditok(config: TokenConfig):
     miditok = _import()
     fine = config.steps
     pedals = config.pedal == "tokens"
-    return getattr(miditok, config.kind)(miditok.TokenizerConfig(
-        pitch_range=(LOWEST, HIGHEST),  # MidiTok's upper end is inclusive
-        # steps a beat for notes of up to 1 s, 4 s and 16 s: a pedalled bass note rings that long
-        beat_res={(0, 2): fine, (2, 8): min(fine, 10), (8, 32): min(fine, 4)},
-        num_velocities=config.velocities,
-        special_tokens=["PAD", "BOS", "EOS"],
-        use_sustain_pedals=pedals,
-        sustain_pedal_duration=pedals,
-        use_pitchdrum_tokens=False,
-        use_time_signatures=False,
-        use_tempos=False,
-        use_chords=False,
-        use_rests=False,
-        use_programs=False,
-    ))
+    return getattr(miditok, config.kind)(
+        miditok.TokenizerConfig(
+            pitch_range=(LOWEST, HIGHEST),  # MidiTok's upper end is inclusive
+            # steps a beat for notes of up to 1 s, 4 s and 16 s:
+            # a pedalled bass note rings that long
+            beat_res={(0, 2): fine, (2, 8): min(fine, 10), (8, 32): min(fine, 4)},
+            num_velocities=config.velocities,
+            special_tokens=["PAD", "BOS", "EOS"],
+            use_sustain_pedals=pedals,
+            sustain_pedal_duration=pedals,
+            use_pitchdrum_tokens=False,
+            use_time_signatures=False,
+            use_tempos=False,
+            use_chords=False,
+            use_rests=False,
+            use_programs=False,
+        )
+    )
 
 
 class Tokenizer:
@@ -123,7 +132,9 @@ class Tokenizer:
         self.pad = self.base["PAD_None"]
         self.bos = self.base["BOS_None"]
         self.eos = self.base["EOS_None"]
-        self.notes_of = count_in(self.pieces, "NoteOn" if self.config.kind == "MIDILike" else "Pitch")
+        self.notes_of = count_in(
+            self.pieces, "NoteOn" if self.config.kind == "MIDILike" else "Pitch"
+        )
         self.bars_of = count_in(self.pieces, "Bar")
 
     @property
@@ -138,14 +149,16 @@ class Tokenizer:
     def __repr__(self):
         # one further token is a mark, for no music
         merges = sum(len(names) > 1 for names in self.pieces)
-        return (f"Tokenizer({self.base_size} base tokens + {merges} merges, "
-                f"{self.config.grid_ms:g} ms)")
+        return (
+            f"Tokenizer({self.base_size} base tokens + {merges} merges, {self.config.grid_ms:g} ms)"
+        )
 
     def _score(self, music: Music):
         import symusic
 
         if self.config.pedal == "extend":
             music = sustain(music)
+
         def ticks(seconds: np.ndarray) -> np.ndarray:
             return np.round(seconds * (TICKS / BEAT)).astype("i4")
 
@@ -198,8 +211,10 @@ class Tokenizer:
         ids = np.asarray(ids)
         strange = ids[(ids < 0) | (ids >= self.vocab_size)]
         if len(strange):
-            raise UserError(f"token {strange[0]} is not in this vocabulary of {self.vocab_size}: "
-                            "use the tokenizer that made the tokens")
+            raise UserError(
+                f"token {strange[0]} is not in this vocabulary of {self.vocab_size}: "
+                "use the tokenizer that made the tokens"
+            )
         names = [name for inside in self.names(ids) for name in inside if is_music(name)]
         silence = Music(make_notes([], [], [], []))
         if not names:
@@ -225,8 +240,10 @@ class Tokenizer:
         if size is None:
             return
         if size <= self.base_size:
-            raise UserError(f"vocab_size={size} leaves no room for merges: there are "
-                            f"{self.base_size} base tokens; choose more, or None")
+            raise UserError(
+                f"vocab_size={size} leaves no room for merges: there are "
+                f"{self.base_size} base tokens; choose more, or None"
+            )
         from miditok import TokSequence
 
         bars = []  # each as MidiTok's learner reads it: a letter a base token

@@ -1,7 +1,10 @@
-"""What a tokenizer's file may say. MidiTok is handed nothing of it but the merges, after a look at them.
+"""What a tokenizer's file may say.
 
-All else follows from tokens.json. MidiTok would build whatever vocabulary a file asks for, of any size, and
-take any name in it for an attribute of its own: here the file has to say what follows, and no more.
+MidiTok is handed nothing of it but the merges, after a look at them.
+
+All else follows from tokens.json. MidiTok would build whatever vocabulary a file asks for, of any
+size, and take any name in it for an attribute of its own: here the file has to say what follows,
+and no more.
 """
 
 import json
@@ -30,7 +33,9 @@ class Metaspace(TypedDict):
 
 
 class Merges(TypedDict):
-    """Byte-pair encoding, and nothing that would make it another: a token dropped by chance, another alphabet."""
+    """Byte-pair encoding, and nothing that would make it another:
+    a token dropped by chance, another alphabet.
+    """
 
     type: Literal["BPE"]
     vocab: Names
@@ -83,12 +88,20 @@ def load_merges(path: str | Path, base) -> None:
     found = read_json(path, File, do=AGAIN)
     ours = json.loads(json.dumps(base.to_dict()))
     letters = base._vocab_base_byte_to_token
-    wanted = {"tokenization": ours["tokenization"], "_vocab_base": base.vocab, "_vocab_base_byte_to_token": letters}
+    wanted = {
+        "tokenization": ours["tokenization"],
+        "_vocab_base": base.vocab,
+        "_vocab_base_byte_to_token": letters,
+    }
     settings = _flat(ours["config"])
     for name, value in _flat(found["config"]).items():
-        if name in settings and value != settings[name]:  # other versions of MidiTok know more facts, or fewer
-            raise _damaged(path, f"config.{name} is {json.dumps(value)[:80]}, and the tokens are those of "
-                                 f"{json.dumps(settings[name])[:80]}")
+        # other versions of MidiTok know more facts, or fewer
+        if name in settings and value != settings[name]:
+            raise _damaged(
+                path,
+                f"config.{name} is {json.dumps(value)[:80]}, and the tokens are those of "
+                f"{json.dumps(settings[name])[:80]}",
+            )
     for name, value in wanted.items():
         if found.get(name, value) != value:
             raise _damaged(path, f"{name} is not that of its settings")
@@ -97,7 +110,9 @@ def load_merges(path: str | Path, base) -> None:
         _check_merges(path, model, {letter: base.vocab[name] for letter, name in letters.items()})
         base._model = _opened(path, found["_model"])
         base._vocab_learned_bytes_to_tokens = {
-            token: [letters[letter] for letter in token.removeprefix(MARK)] for token in model["model"]["vocab"]}
+            token: [letters[letter] for letter in token.removeprefix(MARK)]
+            for token in model["model"]["vocab"]
+        }
 
 
 def _flat(config: dict) -> dict:
@@ -112,11 +127,16 @@ def _check_merges(path: str | Path, model: Model, letters: dict[str, int]) -> No
     strange = {letter for token in vocab for letter in token.removeprefix(MARK)} - letters.keys()
     moved = [letter for letter, number in letters.items() if vocab.get(letter) != number]
     added = [token for token in model["added_tokens"] if vocab.get(token["content"]) != token["id"]]
-    for wrong, why in ((sum(map(len, vocab)) > MOST_LETTERS, "its tokens are too long"),
-                       (sorted(vocab.values()) != list(range(len(vocab))), "its tokens are not numbered from 0 on"),
-                       (moved, "a base token has another number among the merges"),
-                       (strange, "a merge is of what is no base token"),
-                       (added, "an added token is none of the vocabulary")):
+    for wrong, why in (
+        (sum(map(len, vocab)) > MOST_LETTERS, "its tokens are too long"),
+        (
+            sorted(vocab.values()) != list(range(len(vocab))),
+            "its tokens are not numbered from 0 on",
+        ),
+        (moved, "a base token has another number among the merges"),
+        (strange, "a merge is of what is no base token"),
+        (added, "an added token is none of the vocabulary"),
+    ):
         if wrong:
             raise _damaged(path, why)
 

@@ -1,7 +1,8 @@
 """What a scan or a kernel is given, looked at in one place before an address leaves Python.
 
-A kernel in C++ believes what it is told: a tensor that is smaller than it should be, or lies in the
-memory of another device, would end the process. Every public function that calls one asks here first.
+A kernel in C++ believes what it is told: a tensor that is smaller than it should be, or lies
+in the memory of another device, would end the process. Every public function that calls one
+asks here first.
 """
 
 import torch
@@ -11,10 +12,13 @@ from lib.env.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPTIONAL = ("D", "z", "delta_bias", "h0")  # what a scan may be given or not
-Wanted = dict[str, tuple[Tensor | None, tuple[int, ...]]]  # name: the tensor and the shape it should have
+# name: the tensor and the shape it should have
+Wanted = dict[str, tuple[Tensor | None, tuple[int, ...]]]
 
 
-def check_tensors(what: str, device: torch.device, wanted: Wanted, dtypes=FLOATS, optional=()) -> None:
+def check_tensors(
+    what: str, device: torch.device, wanted: Wanted, dtypes=FLOATS, optional=()
+) -> None:
     """Raise `UserError` naming the first tensor of another shape, device, dtype or layout.
 
     None is right only for a name in `optional`.
@@ -27,13 +31,21 @@ def check_tensors(what: str, device: torch.device, wanted: Wanted, dtypes=FLOATS
         if tensor.shape != shape:
             raise UserError(f"{what} needs {name} of shape {shape}, not {tuple(tensor.shape)}")
         if tensor.device != device:
-            raise UserError(f"{what} needs all tensors on one device: {name} is on {tensor.device}, not on {device}")
+            raise UserError(
+                f"{what} needs all tensors on one device: {name} is on {tensor.device}, "
+                f"not on {device}"
+            )
         if tensor.dtype not in dtypes:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise UserError(f"{what} needs {name} in one of {known}, not {str(tensor.dtype).removeprefix('torch.')}: "
-                            "convert it first")
+            raise UserError(
+                f"{what} needs {name} in one of {known}, not "
+                f"{str(tensor.dtype).removeprefix('torch.')}: "
+                "convert it first"
+            )
         if tensor.layout != torch.strided:
-            raise UserError(f"{what} needs {name} as a dense tensor, not {tensor.layout}: take its to_dense()")
+            raise UserError(
+                f"{what} needs {name} as a dense tensor, not {tensor.layout}: take its to_dense()"
+            )
 
 
 def axes(value) -> int:
@@ -47,26 +59,53 @@ def described(value) -> str:
 
 
 def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> None:
-    """Raise `UserError` naming the first argument of `lib.scan.selective_scan` that does not fit."""
+    """Raise `UserError` naming the first argument of `lib.scan.selective_scan` that
+    does not fit.
+    """
     _check_sizes("the scan", x, "(B, L, D)", A)
     batch, length, d_inner = x.shape
     d_state = A.shape[1]
-    check_tensors("the scan", x.device, {
-        "x": (x, (batch, length, d_inner)), "A": (A, (d_inner, d_state)),
-        "delta": (delta, (batch, length, d_inner)), "B": (B, (batch, length, d_state)),
-        "C": (C, (batch, length, d_state)), "D": (D, (d_inner,)), "z": (z, (batch, length, d_inner)),
-        "delta_bias": (delta_bias, (d_inner,)), "h0": (h0, (batch, d_inner, d_state))}, optional=OPTIONAL)
+    check_tensors(
+        "the scan",
+        x.device,
+        {
+            "x": (x, (batch, length, d_inner)),
+            "A": (A, (d_inner, d_state)),
+            "delta": (delta, (batch, length, d_inner)),
+            "B": (B, (batch, length, d_state)),
+            "C": (C, (batch, length, d_state)),
+            "D": (D, (d_inner,)),
+            "z": (z, (batch, length, d_inner)),
+            "delta_bias": (delta_bias, (d_inner,)),
+            "h0": (h0, (batch, d_inner, d_state)),
+        },
+        optional=OPTIONAL,
+    )
 
 
 def check_step(h, x, delta, A, B, C, D=None, z=None, delta_bias=None) -> None:
-    """Raise `UserError` naming the first argument of `lib.scan.selective_step` that does not fit."""
+    """Raise `UserError` naming the first argument of `lib.scan.selective_step` that
+    does not fit.
+    """
     _check_sizes("the step", x, "(B, D)", A)
     batch, d_inner = x.shape
     d_state = A.shape[1]
-    check_tensors("the step", x.device, {
-        "x": (x, (batch, d_inner)), "A": (A, (d_inner, d_state)), "h": (h, (batch, d_inner, d_state)),
-        "delta": (delta, (batch, d_inner)), "B": (B, (batch, d_state)), "C": (C, (batch, d_state)),
-        "D": (D, (d_inner,)), "z": (z, (batch, d_inner)), "delta_bias": (delta_bias, (d_inner,))}, optional=OPTIONAL)
+    check_tensors(
+        "the step",
+        x.device,
+        {
+            "x": (x, (batch, d_inner)),
+            "A": (A, (d_inner, d_state)),
+            "h": (h, (batch, d_inner, d_state)),
+            "delta": (delta, (batch, d_inner)),
+            "B": (B, (batch, d_state)),
+            "C": (C, (batch, d_state)),
+            "D": (D, (d_inner,)),
+            "z": (z, (batch, d_inner)),
+            "delta_bias": (delta_bias, (d_inner,)),
+        },
+        optional=OPTIONAL,
+    )
 
 
 def _check_sizes(what: str, x, x_shape: str, A) -> None:
@@ -75,5 +114,7 @@ def _check_sizes(what: str, x, x_shape: str, A) -> None:
         if not isinstance(tensor, Tensor):
             raise UserError(f"{what} needs a tensor as {name}, not {type(tensor).__name__}")
     if x.dim() != x_shape.count(",") + 1 or A.dim() != 2 or A.shape[0] != x.shape[-1]:
-        raise UserError(f"{what} needs x of shape {x_shape} and A of shape (D, N), not "
-                        f"{tuple(x.shape)} and {tuple(A.shape)}")
+        raise UserError(
+            f"{what} needs x of shape {x_shape} and A of shape (D, N), not "
+            f"{tuple(x.shape)} and {tuple(A.shape)}"
+        )

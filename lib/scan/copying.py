@@ -1,9 +1,10 @@
-"""Selective copying: play back the notes, forget the rests (Gu and Dao 2023, section 3.1 and figure 2).
+"""Selective copying: play back the notes, forget the rests
+(Gu and Dao 2023, section 3.1 and figure 2).
 
-A sequence holds a few notes among rests, then one cue for each note; the answers, at the cues, are the
-notes in their order. With random gaps a model must choose what to remember by what it reads. Here are
-the task, small models that differ in what remembers for them, and their training, which can be put
-down and taken up again.
+A sequence holds a few notes among rests, then one cue for each note; the answers, at the cues, are
+the notes in their order. With random gaps a model must choose what to remember by what it reads.
+Here are the task, small models that differ in what remembers for them, and their training, which
+can be put down and taken up again.
 """
 
 import math
@@ -35,8 +36,10 @@ class Task:
 
     def __post_init__(self):
         if self.notes < 2 or not 1 <= self.keep <= self.length:
-            raise UserError(f"a task needs two pitches or more and 1 to {self.length} notes to keep, "
-                            f"not {self.notes} and {self.keep}")
+            raise UserError(
+                f"a task needs two pitches or more and 1 to {self.length} notes to keep, "
+                f"not {self.notes} and {self.keep}"
+            )
 
     @property
     def rest(self) -> int:
@@ -58,9 +61,14 @@ class Task:
         if self.fixed_gaps:
             places = torch.arange(self.keep).expand(size, -1)
         else:  # the places of the `keep` largest of `length` random numbers, in order
-            places = torch.rand(size, self.length, generator=random).topk(self.keep).indices.sort().values
+            places = (
+                torch.rand(size, self.length, generator=random)
+                .topk(self.keep)
+                .indices.sort()
+                .values
+            )
         tokens = torch.full((size, self.length + self.keep), self.rest)
-        tokens[:, self.length:] = self.cue
+        tokens[:, self.length :] = self.cue
         return tokens.scatter_(1, places, answers), answers
 
 
@@ -93,7 +101,9 @@ class SelectiveSystem(nn.Module):
         super().__init__()
         self.selective = tuple(selective)
         if strange := set(self.selective) - set(SELECTIVE):
-            raise UserError(f"{min(strange)!r} cannot be selective: choose among {', '.join(SELECTIVE)}")
+            raise UserError(
+                f"{min(strange)!r} cannot be selective: choose among {', '.join(SELECTIVE)}"
+            )
         rank = max(1, d_inner // 4)
         if "delta" in self.selective:  # by way of a few numbers, as in the paper
             self.delta_low = nn.Linear(d_inner, rank, bias=False)
@@ -115,9 +125,15 @@ class SelectiveSystem(nn.Module):
 
     def select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """delta (B, L, D), positive, and B and C (B, L, N), for an input x (B, L, D)."""
-        delta = self.dt_proj(self.delta_low(x)) if "delta" in self.selective else torch.zeros_like(x)
-        B, C = (getattr(self, f"{name}_proj")(x) if name in self.selective
-                else getattr(self, f"{name}_constant").expand(*x.shape[:2], -1) for name in ("B", "C"))
+        delta = (
+            self.dt_proj(self.delta_low(x)) if "delta" in self.selective else torch.zeros_like(x)
+        )
+        B, C = (
+            getattr(self, f"{name}_proj")(x)
+            if name in self.selective
+            else getattr(self, f"{name}_constant").expand(*x.shape[:2], -1)
+            for name in ("B", "C")
+        )
         return F.softplus(delta + self.dt_bias), B, C
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +161,11 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(d_model)
         self.in_proj = nn.Linear(d_model, d_inner, bias=False)
         # d_conv = 0: no convolution
-        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1) if d_conv else None
+        self.conv1d = (
+            nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
+            if d_conv
+            else None
+        )
         self.system = system
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
 
@@ -161,26 +181,38 @@ class Block(nn.Module):
         return u + self.out_proj(self.system(self.prepare(u)))
 
 
-WIDTHS = {"fixed": (40, 80), "selective": (32, 64), "gru": (32, 32)}  # d_model, d_inner: about equal parameters
+# d_model, d_inner: about equal parameters
+WIDTHS = {"fixed": (40, 80), "selective": (32, 64), "gru": (32, 32)}
 
 
 class Copier(nn.Module):
     """Tokens (B, L) to logits (B, L, notes): embedding, blocks, norm, a linear layer.
 
     `system` names what remembers in every block: "fixed" (an S4D, the same at every position),
-    "selective" (`selective` says what the input decides, see `SelectiveSystem`) or "gru". The first two
-    remember `d_state` real numbers a channel. `WIDTHS` makes all three equally large.
+    "selective" (`selective` says what the input decides, see `SelectiveSystem`) or "gru". The first
+    two remember `d_state` real numbers a channel. `WIDTHS` makes all three equally large.
     """
 
-    def __init__(self, task: Task, system: str = "selective", *, selective: Iterable[str] = SELECTIVE,
-                 n_layer: int = 2, d_state: int = 8, d_conv: int = 4, widths: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        task: Task,
+        system: str = "selective",
+        *,
+        selective: Iterable[str] = SELECTIVE,
+        n_layer: int = 2,
+        d_state: int = 8,
+        d_conv: int = 4,
+        widths: tuple[int, int] | None = None,
+    ):
         super().__init__()
         if system not in WIDTHS:
             raise UserError(f"{system!r} is no system: choose {', '.join(WIDTHS)}")
         d_model, d_inner = widths or WIDTHS[system]
-        make = {"fixed": lambda: FixedSystem(d_inner, d_state),
-                "selective": lambda: SelectiveSystem(d_inner, d_state, selective),
-                "gru": lambda: GRUSystem(d_inner)}[system]
+        make = {
+            "fixed": lambda: FixedSystem(d_inner, d_state),
+            "selective": lambda: SelectiveSystem(d_inner, d_state, selective),
+            "gru": lambda: GRUSystem(d_inner),
+        }[system]
         self.embeddings = nn.Embedding(task.vocab_size, d_model)
         self.layers = nn.ModuleList(Block(d_model, make(), d_inner, d_conv) for _ in range(n_layer))
         self.norm_f = nn.RMSNorm(d_model)
@@ -210,28 +242,45 @@ class Copier(nn.Module):
 @torch.no_grad()
 def answer(model: nn.Module, task: Task, tokens: Tensor) -> Tensor:
     """The model's answers (B, keep): its likeliest pitch at each cue."""
-    return model(tokens)[:, -task.keep:, : task.notes].argmax(-1)
+    return model(tokens)[:, -task.keep :, : task.notes].argmax(-1)
 
 
-def accuracy(model: nn.Module, task: Task, *, size: int = 1000, seed: int = 12345) -> tuple[float, float]:
+def accuracy(
+    model: nn.Module, task: Task, *, size: int = 1000, seed: int = 12345
+) -> tuple[float, float]:
     """Share of notes, and of whole answers, that are right on fresh sequences."""
     tokens, answers = task.batch(size, torch.Generator().manual_seed(seed))
-    right = torch.cat([answer(model, task, t) == a for t, a in zip(tokens.split(250), answers.split(250))])
+    right = torch.cat(
+        [answer(model, task, t) == a for t, a in zip(tokens.split(250), answers.split(250))]
+    )
     return right.double().mean().item(), right.all(1).double().mean().item()
 
 
 class Training:
-    """Training on fresh sequences only: cross-entropy at the cues, Adam, a constant rate and then a decay.
+    """Training on fresh sequences only: cross-entropy at the cues, Adam,
+    a constant rate and then a decay.
 
-    The rate warms up for 50 steps and stays. When `steps` are done, or as soon as three checks in a row
-    find `solved` of the notes right, it falls linearly to zero within `settle` steps. So a curve that is
-    flat before that is not flat because of the schedule. `model` gives logits (B, L, V), V at least
-    `task.notes`. `lengths`: draw each batch's length anew from this range, both ends included.
+    The rate warms up for 50 steps and stays. When `steps` are done, or as soon as three checks
+    in a row find `solved` of the notes right, it falls linearly to zero within `settle` steps.
+    So a curve that is flat before that is not flat because of the schedule. `model` gives logits
+    (B, L, V), V at least `task.notes`. `lengths`: draw each batch's length anew from this range,
+    both ends included.
     """
 
-    def __init__(self, model: nn.Module, task: Task, steps: int, *, settle: int = 0, solved: float = math.inf,
-                 batch: int = 64, learning_rate: float = 0.01, lengths: tuple[int, int] | None = None,
-                 seed: int = 0, every: int = 100):
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        steps: int,
+        *,
+        settle: int = 0,
+        solved: float = math.inf,
+        batch: int = 64,
+        learning_rate: float = 0.01,
+        lengths: tuple[int, int] | None = None,
+        seed: int = 0,
+        every: int = 100,
+    ):
         self.model, self.task, self.batch, self.every = model, task, batch, every
         self.steps, self.settle, self.solved = steps, settle, solved
         self.learning_rate, self.lengths = learning_rate, lengths
@@ -239,7 +288,8 @@ class Training:
         self.optimizer = torch.optim.Adam(model.parameters(), learning_rate)
         self.step, self.seconds = 0, 0.0
         self.settles_at = steps  # the step at which the decay begins; earlier when solved
-        self.curve = [(0, *accuracy(model, task, size=CHECK))]  # (step, notes right, whole answers right)
+        # (step, notes right, whole answers right)
+        self.curve = [(0, *accuracy(model, task, size=CHECK))]
 
     @property
     def finished(self) -> bool:
@@ -250,18 +300,22 @@ class Training:
         """The learning rate of the next step."""
         warm = min(1, (self.step + 1) / 50)
         left = self.settles_at + self.settle - self.step
-        return self.learning_rate * min(warm, left / self.settle if self.step >= self.settles_at else 1)
+        return self.learning_rate * min(
+            warm, left / self.settle if self.step >= self.settles_at else 1
+        )
 
     def train_step(self) -> None:
         """One batch, one step of Adam."""
         task = self.task
         if self.lengths is not None:
-            length = torch.randint(self.lengths[0], self.lengths[1] + 1, (), generator=self.random).item()
+            length = torch.randint(
+                self.lengths[0], self.lengths[1] + 1, (), generator=self.random
+            ).item()
             task = replace(task, length=length)
         tokens, answers = task.batch(self.batch, self.random)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        loss = F.cross_entropy(self.model(tokens)[:, -task.keep:].flatten(0, 1), answers.flatten())
+        loss = F.cross_entropy(self.model(tokens)[:, -task.keep :].flatten(0, 1), answers.flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -276,12 +330,20 @@ class Training:
             self.settles_at = min(self.settles_at, self.step)
 
     def run(self, seconds: float = math.inf, progress: str = "") -> bool:
-        """Train until the end, or for so many seconds; returns whether it is finished. With `progress`, a bar."""
+        """Train until the end, or for so many seconds; returns whether it is finished.
+
+        With `progress`, a bar.
+        """
         from tqdm import tqdm
 
         begin = time.monotonic()
-        with tqdm(total=self.steps + self.settle, initial=self.step, desc=progress, disable=not progress,
-                  leave=False) as bar:
+        with tqdm(
+            total=self.steps + self.settle,
+            initial=self.step,
+            desc=progress,
+            disable=not progress,
+            leave=False,
+        ) as bar:
             while not self.finished and time.monotonic() - begin < seconds:
                 self.train_step()
                 bar.update()
@@ -293,8 +355,11 @@ class Training:
     def state_dict(self) -> dict:
         """All that `load_state_dict` needs to go on as if nothing had happened."""
         kept = {name: getattr(self, name) for name in ("step", "seconds", "settles_at", "curve")}
-        return kept | {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                       "random": self.random.get_state()}
+        return kept | {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.random.get_state(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken."""
@@ -305,14 +370,31 @@ class Training:
             setattr(self, name, state[name])
 
 
-def train(model: nn.Module, task: Task, steps: int, *, seed: int = 0, every: int = 25, batch: int = 64,
-          learning_rate: float = 0.01, progress: str = "") -> list[tuple[int, float]]:
+def train(
+    model: nn.Module,
+    task: Task,
+    steps: int,
+    *,
+    seed: int = 0,
+    every: int = 25,
+    batch: int = 64,
+    learning_rate: float = 0.01,
+    progress: str = "",
+) -> list[tuple[int, float]]:
     """Train for `steps` steps, the last fifth of them with a falling rate.
 
     Returns (step, share of notes right) every so many steps. See `Training`.
     """
     settle = steps // 5
-    training = Training(model, task, steps - settle, settle=settle, batch=batch,
-                        learning_rate=learning_rate, seed=seed, every=every)
+    training = Training(
+        model,
+        task,
+        steps - settle,
+        settle=settle,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        every=every,
+    )
     training.run(progress=progress)
     return [(step, notes) for step, notes, _ in training.curve]

@@ -1,4 +1,6 @@
-"""The fused CPU scan, `cpu.cpp`, with a gradient; `lib.scan.native` compiles it once and loads it."""
+"""The fused CPU scan, `cpu.cpp`, with a gradient;
+`lib.scan.native` compiles it once and loads it.
+"""
 
 import ctypes
 from ctypes import c_long, c_void_p
@@ -17,7 +19,9 @@ from lib.scan.operators import constant, differentiable, operator, saved, wants_
 CHUNK, LANES, PAD = 12, 16, 8
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-KERNEL = Kernel(SOURCE, "the fused CPU scan", "the scan runs in plain PyTorch, several times slower")
+KERNEL = Kernel(
+    SOURCE, "the fused CPU scan", "the scan runs in plain PyTorch, several times slower"
+)
 build = KERNEL.build
 
 
@@ -32,7 +36,8 @@ constant(available)
 class Inputs(NamedTuple):
     """What a scan reads, shapes as in `lib.scan.selective_scan`.
 
-    x, delta, B, C, z are all float32 or all bfloat16, and may be parts of longer rows; the rest is float32.
+    x, delta, B, C, z are all float32 or all bfloat16, and may be parts of longer rows;
+    the rest is float32.
     """
 
     x: Tensor
@@ -47,7 +52,9 @@ class Inputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a scan's inputs; x, delta, B, C and z in their dtype, the others in float32."""
+    """The gradients of a scan's inputs; x, delta, B, C and z in their dtype,
+    the others in float32.
+    """
 
     x: Tensor
     delta: Tensor
@@ -70,7 +77,10 @@ class _Scan(ctypes.Structure):
     """`Scan` in cpu.cpp."""
 
     _fields_ = [
-        *((name, c_long) for name in ("batch", "length", "channels", "states", "softplus", "threads")),
+        *(
+            (name, c_long)
+            for name in ("batch", "length", "channels", "states", "softplus", "threads")
+        ),
         *((name, _Rows) for name in ("x", "delta", "B", "C", "z", "y")),
         *((name, c_void_p) for name in ("A", "D", "bias", "h0", "kept", "last")),
         *((name, _Rows) for name in ("dy", "dx", "ddelta", "dB", "dC", "dz")),
@@ -79,7 +89,8 @@ class _Scan(ctypes.Structure):
 
 
 def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y (B, L, D), the last state (B, D, N) in float32, and with `keep` what the backward pass needs.
+    """y (B, L, D), the last state (B, D, N) in float32,
+    and with `keep` what the backward pass needs.
 
     Raises `UserError` for what does not fit.
     """
@@ -87,13 +98,20 @@ def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tenso
 
 
 def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> Gradients:
-    """All gradients, from what `forward` kept and those of y and of the last state. `UserError` as there."""
+    """All gradients, from what `forward` kept and those of y and of the last state.
+
+    `UserError` as there.
+    """
     given = _as_read(given)
     x, A = given.x, given.A
     shape = kept_shape(*x.shape, A.shape[1])
     check_tensors("the scan's gradient", x.device, {"kept": (kept, shape)}, (torch.float32,))
-    check_tensors("the scan's gradient", x.device, {
-        "dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))}, optional=("dlast",))
+    check_tensors(
+        "the scan's gradient",
+        x.device,
+        {"dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))},
+        optional=("dlast",),
+    )
     return _backward(given, in_floats(kept), in_rows(dy.to(x.dtype)), in_floats(dlast))
 
 
@@ -114,31 +132,59 @@ def _forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tens
     return y, last, kept
 
 
-def _backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None, *, dB: Tensor | None = None,
-              dC: Tensor | None = None, dz: Tensor | None = None) -> Gradients:
-    """`backward` as `_forward`. dB, dC and dz are written where the caller wants them, if it names a place."""
+def _backward(
+    given: Inputs,
+    kept: Tensor,
+    dy: Tensor,
+    dlast: Tensor | None,
+    *,
+    dB: Tensor | None = None,
+    dC: Tensor | None = None,
+    dz: Tensor | None = None,
+) -> Gradients:
+    """`backward` as `_forward`. dB, dC and dz are written where the caller wants them,
+    if it names a place.
+    """
     x, A = given.x, given.A
     batch, _, channels = x.shape
     like = lambda t: torch.empty_like(t, memory_format=torch.contiguous_format)
     if given.z is not None and dz is None:
         dz = like(given.z)
-    found = Gradients(like(x), like(given.delta), like(A), like(given.B) if dB is None else dB,
-                      like(given.C) if dC is None else dC, A.new_empty(channels), dz, A.new_empty(channels),
-                      A.new_empty(batch, *A.shape))
+    found = Gradients(
+        like(x),
+        like(given.delta),
+        like(A),
+        like(given.B) if dB is None else dB,
+        like(given.C) if dC is None else dC,
+        A.new_empty(channels),
+        dz,
+        A.new_empty(channels),
+        A.new_empty(batch, *A.shape),
+    )
     call = _call(given)
     call.kept, call.dlast = address(kept), address(dlast)
     call.dy, call.dx, call.ddelta = _rows(dy), _rows(found.x), _rows(found.delta)
     call.dB, call.dC, call.dz = _rows(found.B), _rows(found.C), _rows(found.z)
-    call.dA, call.dD, call.dbias, call.dh0 = map(address, (found.A, found.D, found.delta_bias, found.h0))
+    call.dA, call.dD, call.dbias, call.dh0 = map(
+        address, (found.A, found.D, found.delta_bias, found.h0)
+    )
     KERNEL.library.scan_backward(ctypes.byref(call), x.dtype == torch.bfloat16)
     return found
 
 
 def _call(given: Inputs) -> _Scan:
     batch, length, channels = given.x.shape
-    return _Scan(batch, length, channels, given.A.shape[1], given.delta_softplus, torch.get_num_threads(),
-                 *map(_rows, (given.x, given.delta, given.B, given.C, given.z)), _Rows(),
-                 *map(address, (given.A, given.D, given.delta_bias)))
+    return _Scan(
+        batch,
+        length,
+        channels,
+        given.A.shape[1],
+        given.delta_softplus,
+        torch.get_num_threads(),
+        *map(_rows, (given.x, given.delta, given.B, given.C, given.z)),
+        _Rows(),
+        *map(address, (given.A, given.D, given.delta_bias)),
+    )
 
 
 def _rows(tensor: Tensor | None) -> _Rows:
@@ -165,17 +211,37 @@ def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, 
 def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
     new = lambda t: t.new_empty(t.shape)
     channels = len(A)
-    return (new(x), new(delta), new(A), new(B), new(C), A.new_empty(channels),
-            x.new_empty(0) if z is None else new(z), A.new_empty(channels), A.new_empty(len(x), *A.shape))
+    return (
+        new(x),
+        new(delta),
+        new(A),
+        new(B),
+        new(C),
+        A.new_empty(channels),
+        x.new_empty(0) if z is None else new(z),
+        A.new_empty(channels),
+        A.new_empty(len(x), *A.shape),
+    )
 
 
-READ = ("Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-        "bool delta_softplus")
-SCAN = operator("scan_cpu", f"({READ}, Tensor? h0, bool keep) -> (Tensor y, Tensor last, Tensor kept)",
-                _scan_kernel, _scan_fake)
-SCAN_BACKWARD = operator("scan_cpu_backward", f"({READ}, Tensor kept, Tensor dy, Tensor? dlast) -> "
-                         f"({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
-                         _backward_kernel, _backward_fake)
+READ = (
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, "
+    "bool delta_softplus"
+)
+SCAN = operator(
+    "scan_cpu",
+    f"({READ}, Tensor? h0, bool keep) -> (Tensor y, Tensor last, Tensor kept)",
+    _scan_kernel,
+    _scan_fake,
+)
+SCAN_BACKWARD = operator(
+    "scan_cpu_backward",
+    f"({READ}, Tensor kept, Tensor dy, Tensor? dlast) -> "
+    f"({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
+    _backward_kernel,
+    _backward_fake,
+)
 
 
 def _keep(ctx, inputs, output):
@@ -193,16 +259,26 @@ def _gradients(ctx, dy, dlast, _):
     x, *_, D, z, delta_bias = tensors
     dy = torch.zeros_like(x) if dy is None else dy
     *first, dD, dz, dbias, dh0 = _scan_backward(*tensors, ctx.softplus, kept, dy, dlast)
-    return (*first, None if D is None else dD, None if z is None else dz, None if delta_bias is None else dbias,
-            None, dh0 if ctx.starts else None, None)
+    return (
+        *first,
+        None if D is None else dD,
+        None if z is None else dz,
+        None if delta_bias is None else dbias,
+        None,
+        dh0 if ctx.starts else None,
+        None,
+    )
 
 
-_scan, _scan_backward = differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan",
-                                       "choose backend 'loop'")
+_scan, _scan_backward = differentiable(
+    SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan", "choose backend 'loop'"
+)
 
 
 def kept_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
-    """The shape of the states that are kept: one every CHUNK steps, tiles of channels by padded states."""
+    """The shape of the states that are kept: one every CHUNK steps,
+    tiles of channels by padded states.
+    """
     return batch, -(-length // CHUNK), -(-channels // LANES), -(-states // PAD) * PAD, LANES
 
 
@@ -213,15 +289,20 @@ def _as_read(given: Inputs, h0: Tensor | None = None) -> Inputs:
     fixed = {t.dtype for t in (A, D, delta_bias, h0) if t is not None}
     moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
     if fixed != {torch.float32} or moving not in ({torch.float32}, {torch.bfloat16}):
-        raise UserError("the operator of the scan takes x, delta, B, C and z all in float32 or all in bfloat16, and "
-                        "the rest in float32: call lib.scan.selective_scan, which converts them")
+        raise UserError(
+            "the operator of the scan takes x, delta, B, "
+            "C and z all in float32 or all in bfloat16, and "
+            "the rest in float32: call lib.scan.selective_scan, which converts them"
+        )
     x, delta, B, C, z = (t if t is None else in_rows(t) for t in (x, delta, B, C, z))
     A, D, delta_bias = map(in_floats, (A, D, delta_bias))
     return Inputs(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
 def in_rows(tensor: Tensor) -> Tensor:
-    """The tensor (B, L, columns) itself where its rows lie at equal distances, else a copy of it."""
+    """The tensor (B, L, columns) itself where its rows lie at equal distances,
+    else a copy of it.
+    """
     tensor = tensor.resolve_neg()
     regular = tensor.stride(2) == 1 and tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
     # not `contiguous`: that keeps the odd strides of a dimension of one
@@ -258,8 +339,13 @@ def _step_kernel(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
     h = h.float().clone(memory_format=torch.contiguous_format)
     y = torch.empty_like(x)
     sizes = [ctypes.c_long(n) for n in h.shape]
-    KERNEL.library.scan_step(*map(address, (x, delta, A, B, C, D, z, delta_bias)),
-                             ctypes.c_int(bool(delta_softplus)), *sizes, address(h), address(y))
+    KERNEL.library.scan_step(
+        *map(address, (x, delta, A, B, C, D, z, delta_bias)),
+        ctypes.c_int(bool(delta_softplus)),
+        *sizes,
+        address(h),
+        address(y),
+    )
     return y, h
 
 
@@ -267,12 +353,16 @@ def _step_fake(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
     return x.new_empty(x.shape, dtype=torch.float32), h.new_empty(h.shape, dtype=torch.float32)
 
 
-STEP = operator("step_cpu", f"(Tensor h, {READ}) -> (Tensor y, Tensor after)", _step_kernel, _step_fake)
+STEP = operator(
+    "step_cpu", f"(Tensor h, {READ}) -> (Tensor y, Tensor after)", _step_kernel, _step_fake
+)
 
 
 @torch.no_grad()
 def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """One step of time, without gradients; shapes as in `lib.scan.selective_step`. Returns y, new h.
+    """One step of time, without gradients; shapes as in `lib.scan.selective_step`.
+
+    Returns y, new h.
 
     Raises `UserError` as `scan` does.
     """
@@ -284,16 +374,23 @@ def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
 
 def _check(x):
     if x.device.type != "cpu" or x.dtype == torch.float64:
-        raise UserError("backend 'cpu' takes float32, bfloat16 or float16 tensors on a CPU: choose backend 'auto'")
+        raise UserError(
+            "backend 'cpu' takes float32, bfloat16 or float16 tensors on a CPU: "
+            "choose backend 'auto'"
+        )
     if not available():
-        raise UserError("backend 'cpu' needs a C++ compiler (g++ or clang++): install one, or choose 'parallel'")
+        raise UserError(
+            "backend 'cpu' needs a C++ compiler (g++ or clang++): install one, or choose 'parallel'"
+        )
 
 
 def keep_memory() -> None:
-    """Ask glibc to keep freed memory, and Linux to hand it out in large pages. Elsewhere it does nothing.
+    """Ask glibc to keep freed memory, and Linux to hand it out in large pages.
 
-    Tensors over 32 MiB otherwise go back to the system at every training step, and a page fault for each
-    4 KiB of them costs more than the arithmetic.
+    Elsewhere it does nothing.
+
+    Tensors over 32 MiB otherwise go back to the system at every training step,
+    and a page fault for each 4 KiB of them costs more than the arithmetic.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -1,10 +1,10 @@
 """C++ kernels: compile a source once, keep the library, load it through ctypes.
 
-The libraries are plain C to the outside: they compile in seconds and need no header of torch.
-They are kept in data/cache under a name made of the source, the compiler, its flags, torch's version
-(both share one OpenMP in a process) and the processor's features, so that a cache carried to another
-machine is never loaded there. Where data/cache cannot be written, or nothing in it may be run, a
-folder in the user's own cache takes its place.
+The libraries are plain C to the outside: they compile in seconds and need no header of torch. They
+are kept in data/cache under a name made of the source, the compiler, its flags, torch's version
+(both share one OpenMP in a process) and the processor's features, so that a cache carried to
+another machine is never loaded there. Where data/cache cannot be written, or nothing in it may be
+run, a folder in the user's own cache takes its place.
 """
 
 import ctypes
@@ -24,22 +24,39 @@ from lib.env.files import whole
 from lib.env.paths import CACHE, own_folder
 
 LIB = Path(__file__).parent  # with the headers that the sources of every room may include
-# another target than this machine's own, as CPU_FLAGS="-mavx2 -mfma" asks for it, is for measuring what others have
+# another target than this machine's own, as CPU_FLAGS="-mavx2 -mfma" asks for it,
+# is for measuring what others have
 TARGET = os.environ.get("CPU_FLAGS", "-march=native").split()
-FLAGS = ["-O3", *TARGET, "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-std=c++17", "-shared", "-fPIC", "-w"]
+FLAGS = [
+    "-O3",
+    *TARGET,
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-w",
+]
 THREADS = [["-fopenmp"], []]  # where a compiler knows no OpenMP, one core does the work
 
 
 def compiler() -> str | None:
     """The C++ compiler to use: what CXX names, g++ or clang++; None where there is none."""
-    return next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
+    return next(
+        (c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None
+    )
 
 
 def processor() -> str:
     """What this machine's processor can do; code that was compiled for it may crash another."""
     try:
-        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        return next(
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("flags")
+        )
     except (OSError, StopIteration):
         return platform.processor() + platform.machine()
 
@@ -53,11 +70,17 @@ def units() -> str:
         return "AVX-512 with matrix units" if "amx_bf16" in flags else "AVX-512"
     if "avx2" in flags:
         return "AVX2"
-    return "NEON" if platform.machine() in ("arm64", "aarch64") else "no vector unit that is known here"
+    return (
+        "NEON"
+        if platform.machine() in ("arm64", "aarch64")
+        else "no vector unit that is known here"
+    )
 
 
 def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies matrices faster in bfloat16 than in float32: it has matrix units."""
+    """Whether this processor multiplies matrices faster in bfloat16 than in float32:
+    it has matrix units.
+    """
     return units() == "AVX-512 with matrix units"
 
 
@@ -72,7 +95,9 @@ def is_private(folder: Path) -> bool:
 
 
 def is_trusted(library: Path) -> bool:
-    """Whether a file is this user's, the course's owner's or root's, and nobody else could have changed it."""
+    """Whether a file is this user's, the course's owner's or root's,
+    and nobody else could have changed it.
+    """
     try:
         found = library.lstat()
     except OSError:
@@ -95,15 +120,29 @@ class Kernel:
 
     def target(self, threads: Sequence[str] = THREADS[0], folder: Path | None = None) -> Path:
         """Where this machine's library is kept."""
-        texts = [path.read_text(encoding="utf-8") for path in (self.source, *sorted(LIB.glob("*.h")))]
-        key = "\n".join([*texts, str(compiler()), " ".join([*FLAGS, *threads]), torch.__version__, processor(),
-                         platform.platform()])
-        return (folder or CACHE) / f"{self.source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.so"
+        texts = [
+            path.read_text(encoding="utf-8") for path in (self.source, *sorted(LIB.glob("*.h")))
+        ]
+        key = "\n".join(
+            [
+                *texts,
+                str(compiler()),
+                " ".join([*FLAGS, *threads]),
+                torch.__version__,
+                processor(),
+                platform.platform(),
+            ]
+        )
+        return (
+            folder or CACHE
+        ) / f"{self.source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.so"
 
     def ready(self) -> bool:
         """Whether the library is built and loads here. Never compiles."""
         own = own_folder()
-        return self._load(self.target()) or (is_private(own) and self._load(self.target(folder=own)))
+        return self._load(self.target()) or (
+            is_private(own) and self._load(self.target(folder=own))
+        )
 
     def build(self, say=print) -> bool:
         """Compile the library if it is not there yet; say so. Returns whether it can be used."""
@@ -133,7 +172,8 @@ class Kernel:
     def _build_in(self, folder: Path, found: str) -> None:
         """Compile into a folder and load.
 
-        Raises `UserError` where the folder is in the way, and `SubprocessError` where the compiler is.
+        Raises `UserError` where the folder is in the way,
+        and `SubprocessError` where the compiler is.
         """
         if folder != CACHE:
             with os_errors(f"make the folder {folder}"):
@@ -162,8 +202,12 @@ class Kernel:
     def compile(self, target: Path, found: str, threads: Sequence[str]) -> None:
         """Write the library, whole or not at all, so that only its owner can change it."""
         with whole(target) as part:
-            subprocess.run([found, *FLAGS, f"-I{LIB}", *threads, str(self.source), "-o", str(part)], check=True,
-                           capture_output=True, timeout=300)
+            subprocess.run(
+                [found, *FLAGS, f"-I{LIB}", *threads, str(self.source), "-o", str(part)],
+                check=True,
+                capture_output=True,
+                timeout=300,
+            )
             part.chmod(0o755)
 
     def _load(self, target: Path) -> bool:
@@ -176,7 +220,10 @@ class Kernel:
         return self._library is not None
 
     def available(self) -> bool:
-        """Whether the library can be used here; compiles it if need be. Tries, and says so, once a process."""
+        """Whether the library can be used here; compiles it if need be.
+
+        Tries, and says so, once a process.
+        """
         if not self._tried:
             self._tried = True
             self.build()
@@ -186,7 +233,9 @@ class Kernel:
     def library(self) -> ctypes.CDLL:
         """The loaded library. Raises `UserError` where it cannot be had; ask `available` first."""
         if not self.available():
-            raise UserError(f"{self.what} needs a C++ compiler (g++ or clang++) that works: install one")
+            raise UserError(
+                f"{self.what} needs a C++ compiler (g++ or clang++) that works: install one"
+            )
         return self._library
 
 
@@ -202,11 +251,16 @@ def _complaint(error: subprocess.SubprocessError) -> str:
 
 
 def address(tensor) -> ctypes.c_void_p:
-    """Where a tensor's numbers begin; a null pointer for None. Raises `UserError` where they are not in memory here."""
+    """Where a tensor's numbers begin; a null pointer for None.
+
+    Raises `UserError` where they are not in memory here.
+    """
     if tensor is None:
         return ctypes.c_void_p(None)
     if tensor.device.type != "cpu":
-        raise UserError(f"a kernel of the CPU was given a tensor on {tensor.device}: move it to the CPU")
+        raise UserError(
+            f"a kernel of the CPU was given a tensor on {tensor.device}: move it to the CPU"
+        )
     first = tensor.data_ptr()
     if not first and tensor.numel():  # torch knows zeros without a place
         raise UserError("a kernel of the CPU was given a tensor that lies nowhere: clone it")

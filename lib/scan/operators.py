@@ -17,7 +17,9 @@ NAMESPACE = "state_space_music"  # torch.ops.state_space_music has them all
 
 
 def operator(name: str, schema: str, kernel: Callable, fake: Callable):
-    """Register a kernel and return the operator. The kernel checks what it is given, the device too.
+    """Register a kernel and return the operator.
+
+    The kernel checks what it is given, the device too.
 
     `schema` has torch's form, "(Tensor x, Tensor? D) -> (Tensor, Tensor)". Results never share
     memory with arguments. vmap calls the operator once a row.
@@ -25,7 +27,8 @@ def operator(name: str, schema: str, kernel: Callable, fake: Callable):
     # not `custom_op`: it imports torch's compiler, which takes seconds, at the first call
     full_name = f"{NAMESPACE}::{name}"
     torch.library.define(full_name, schema)
-    torch.library.impl(full_name, "default", kernel)  # on every device: torch would refuse others in a page
+    # on every device: torch would refuse others in a page
+    torch.library.impl(full_name, "default", kernel)
     torch.library.register_fake(full_name, _on_one_device(name, fake))
     found = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_vmap(full_name, _one_after_another(found))
@@ -35,8 +38,9 @@ def operator(name: str, schema: str, kernel: Callable, fake: Callable):
 def _on_one_device(name: str, fake: Callable) -> Callable:
     """The fake, for tensors that are all on one device.
 
-    Where one of them is on `meta`, torch calls the fake in place of the kernel, and its empty results
-    would pass for numbers beside tensors that have some. A compiler's own fakes name their true devices.
+    Where one of them is on `meta`, torch calls the fake in place of the kernel, and its empty
+    results would pass for numbers beside tensors that have some. A compiler's own fakes name
+    their true devices.
     """
 
     def checked(*arguments):
@@ -64,9 +68,11 @@ def _one_after_another(call: Callable) -> Callable:
     return rule
 
 
-def differentiable(forward, backward, keep: Callable, gradients: Callable, what: str,
-                   instead: str) -> tuple[Callable, Callable]:
-    """Give an operator its gradient, which runs the operator `backward`; refuse a second one in a sentence.
+def differentiable(
+    forward, backward, keep: Callable, gradients: Callable, what: str, instead: str
+) -> tuple[Callable, Callable]:
+    """Give an operator its gradient, which runs the operator `backward`;
+    refuse a second one in a sentence.
 
     `keep(ctx, inputs, output)` saves what `gradients(ctx, *gradients of the results)` needs.
     Returns the two as functions to call: `gradients` has to call the second of them.
@@ -84,7 +90,9 @@ def differentiable(forward, backward, keep: Callable, gradients: Callable, what:
 
 
 def _function(call, keep: Callable, gradients: Callable) -> Callable:
-    """An operator with its gradient as an autograd.Function, which torch.func knows; a compiler gets the operator."""
+    """An operator with its gradient as an autograd.Function, which torch.func knows;
+    a compiler gets the operator.
+    """
 
     class Function(torch.autograd.Function):
         forward = staticmethod(lambda *arguments: call(*arguments))
@@ -105,11 +113,16 @@ def _function(call, keep: Callable, gradients: Callable) -> Callable:
 
 def wants_gradient(*arguments) -> bool:
     """Whether a backward pass may come, so that what it needs must be kept."""
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    return torch.is_grad_enabled() and any(
+        isinstance(a, Tensor) and a.requires_grad for a in arguments
+    )
 
 
 def saved(ctx, what: str) -> tuple[Tensor | None, ...]:
-    """What a forward pass kept for its backward pass. `UserError` where it was told to keep nothing."""
+    """What a forward pass kept for its backward pass.
+
+    `UserError` where it was told to keep nothing.
+    """
     tensors = ctx.saved_tensors  # once: where activations are recomputed, a second look fails
     if not tensors:
         raise UserError(f"the operator of {what} was called with keep=False, so it has no gradient")

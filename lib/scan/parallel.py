@@ -46,7 +46,8 @@ def hillis_steele(a: Tensor, b: Tensor) -> Tensor:
 
 
 def blelloch(a: Tensor, b: Tensor) -> Tensor:
-    """The same states as `hillis_steele` with fewer than 2 L joins in 2 log2 L - 1 rounds (of a power of two).
+    """The same states as `hillis_steele` with fewer than 2 L joins in 2 log2 L - 1 rounds
+    (of a power of two).
 
     Blelloch 1990, with the tree of Brent and Kung 1982, which yields h[t] itself and takes any
     length. It writes over copies of a and b, which autograd cannot follow: `UserError` where a
@@ -81,8 +82,9 @@ def _blelloch_(a: Tensor, b: Tensor) -> Tensor:
 METHODS = {"blelloch": _blelloch_, "hillis_steele": hillis_steele}  # may spoil their arguments
 
 
-def linear_recurrence(a: Tensor, b: Tensor, h0: Tensor | None = None,
-                      method: str = "blelloch") -> Tensor:
+def linear_recurrence(
+    a: Tensor, b: Tensor, h0: Tensor | None = None, method: str = "blelloch"
+) -> Tensor:
     """All h[t] = a[t] h[t-1] + b[t], t = 0 … L-1, with gradients for a, b and h0.
 
     a, b: (B, L, …) of one shape. h0: the state before the first step, (B, …); zero when None.
@@ -137,8 +139,17 @@ def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
     return da, g, dh0
 
 
-def parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
-             *, method: str = "blelloch", chunk: int | None = None) -> tuple[Tensor, Tensor]:
+def parallel(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    h0: Tensor | None = None,
+    *,
+    method: str = "blelloch",
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """The selective scan, as `lib.scan.loop`: y (B, L, D) and the last state h (B, D, N).
 
     x, delta: (B, L, D). A: (D, N). B, C: (B, L, N). h0: (B, D, N), zero when None.
@@ -229,7 +240,10 @@ def _discretise(x: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor,
 
 
 def without_autocast(device: torch.device):
-    """A context in which products keep the dtype of what is multiplied. On `meta` there is no autocast to end."""
+    """A context in which products keep the dtype of what is multiplied.
+
+    On `meta` there is no autocast to end.
+    """
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
@@ -242,5 +256,7 @@ def _method(name: str):
 
 def _same_shape(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() < 2:
-        raise UserError(f"the scan needs a and b of one shape (B, L, …), not {tuple(a.shape)} "
-                        f"and {tuple(b.shape)}")
+        raise UserError(
+            f"the scan needs a and b of one shape (B, L, …), not {tuple(a.shape)} "
+            f"and {tuple(b.shape)}"
+        )

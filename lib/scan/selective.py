@@ -5,8 +5,8 @@
 
 Backends: `loop` is the oracle, as short as the equations. `parallel` is plain PyTorch and runs on
 any device (`lib.scan.parallel`, notebook 05). `cpu` is a fused C++ kernel, compiled on first use
-where there is a compiler (`lib.scan.cpu`). `triton` is a fused GPU kernel (`lib.scan.triton_kernel`,
-notebook 06). `auto` takes the fastest that works here.
+where there is a compiler (`lib.scan.cpu`). `triton` is a fused GPU kernel
+(`lib.scan.triton_kernel`, notebook 06). `auto` takes the fastest that works here.
 """
 
 from functools import partial
@@ -36,7 +36,9 @@ def loop(x, delta, A, B, C, h0):
 
 
 def step_size(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
-    """The step itself: with its bias and through softplus, where there is one and where it is wanted."""
+    """The step itself: with its bias and through softplus,
+    where there is one and where it is wanted.
+    """
     if delta_bias is not None:
         delta = delta + delta_bias
     return F.softplus(delta) if delta_softplus else delta
@@ -53,7 +55,8 @@ def plain(recurrence, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     """A whole scan in plain PyTorch, in float32 or float64, around `loop` or `parallel`."""
     high = torch.promote_types(x.dtype, torch.float32)
     x, delta, A, B, C, D, z, delta_bias, h0 = (
-        t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0))
+        t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0)
+    )
     with without_autocast(x.device):  # which would take C h in bfloat16
         y, last = recurrence(x, step_size(delta, delta_bias, delta_softplus), A, B, C, h0)
         return skip_and_gate(y, x, D, z), last
@@ -64,18 +67,28 @@ def triton(*arguments):
     try:
         from lib.scan import triton_kernel
     except ImportError as error:
-        raise UserError("backend 'triton' needs the package triton, which is not installed: "
-                        "choose backend 'auto'") from error
+        raise UserError(
+            "backend 'triton' needs the package triton, which is not installed: "
+            "choose backend 'auto'"
+        ) from error
     return triton_kernel.fused(*arguments)
 
 
 # each takes (x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0) and returns y and the last h
-SCANS = {"loop": partial(plain, loop), "parallel": partial(plain, parallel), "cpu": scan_cpu.scan, "triton": triton}
+SCANS = {
+    "loop": partial(plain, loop),
+    "parallel": partial(plain, parallel),
+    "cpu": scan_cpu.scan,
+    "triton": triton,
+}
 BACKENDS = tuple(SCANS)
 
 
 def choose(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
-    """The fastest backend for tensors of this kind on this machine. May compile, once, and says so."""
+    """The fastest backend for tensors of this kind on this machine.
+
+    May compile, once, and says so.
+    """
     if device.type == "cpu" and dtype != torch.float64:
         return "cpu" if scan_cpu.available() else "parallel"
     if device.type == "cuda" and dtype != torch.float64:
@@ -87,24 +100,34 @@ def choose(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
     return "parallel"
 
 
-def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                   D: Tensor | None = None, z: Tensor | None = None,
-                   delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   h0: Tensor | None = None, return_last_state: bool = False, backend: str = "auto",
-                   ) -> Float[Tensor, "B L D"] | tuple[Float[Tensor, "B L D"], Float[Tensor, "B D N"]]:
+def selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    h0: Tensor | None = None,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Float[Tensor, "B L D"] | tuple[Float[Tensor, "B L D"], Float[Tensor, "B D N"]]:
     """The scan of a selective state space model (Gu and Dao 2023, algorithm 2).
 
-    x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N).
-    D, delta_bias: (D,). h0: state before the first step, (B, D, N); zero when None.
-    Returns y of shape (B, L, D) in the dtype of `x`, and with `return_last_state` also the
-    state after the last step, (B, D, N), in float32 (float64 for float64 input). The state and all
-    sums are kept in that dtype, whatever `x` is.
-    Raises `UserError` for shapes, dtypes or devices that do not fit or a backend that is not available.
+    x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N). D,
+    delta_bias: (D,). h0: state before the first step, (B, D, N); zero when None. Returns y of shape
+    (B, L, D) in the dtype of `x`, and with `return_last_state` also the state after the last step,
+    (B, D, N), in float32 (float64 for float64 input). The state and all sums are kept in that
+    dtype, whatever `x` is. Raises `UserError` for shapes, dtypes or devices that do not fit or a
+    backend that is not available.
     """
     check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"backend {backend!r} is unknown: choose auto, {', '.join(BACKENDS)}")
-    if 0 in (*x.shape, A.shape[1]):  # nothing to scan: no step of time, no row, no channel or no state
+    # nothing to scan: no step of time, no row, no channel or no state
+    if 0 in (*x.shape, A.shape[1]):
         backend = "loop"
     if backend == "auto":
         backend = choose(x.device, torch.promote_types(x.dtype, torch.float32), A.shape[1])
@@ -113,10 +136,19 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     return (y, last) if return_last_state else y
 
 
-def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                   D: Tensor | None = None, z: Tensor | None = None,
-                   delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                   backend: str = "auto") -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D N"]]:
+def selective_step(
+    h: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D N"]]:
     """One step of time, for generation: `selective_scan` at L = 1 with the state first.
 
     h: (B, D, N). x, delta, z: (B, D). A: (D, N). B, C: (B, N). D, delta_bias: (D,).
@@ -130,7 +162,9 @@ def selective_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C:
     tensors = (h, x, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
         short = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
-        needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        needs_grad = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in tensors
+        )
         backend = "loop" if needs_grad or not short else choose(x.device, x.dtype, A.shape[1])
     if backend == "cpu":
         return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)

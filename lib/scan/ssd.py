@@ -7,9 +7,10 @@ Unrolled, this is attention without a softmax, under a mask that decays:
 
     y[t] = Σ_s≤t  L[t, s] (C[t] · B[s]) delta[s] x[s],    L[t, s] = exp Σ_s<k≤t delta[k] A
 
-(Dao and Gu 2024, arXiv:2405.21060, sections 5 and 6). Because the decay knows nothing of n, C · B can
-be computed once, by a matrix product, for all channels of all heads. `decaying_attention` does so inside
-short stretches of time and hands one state on from each to the next. Notebook 11 derives everything here.
+(Dao and Gu 2024, arXiv:2405.21060, sections 5 and 6). Because the decay knows nothing of n, C · B
+can be computed once, by a matrix product, for all channels of all heads. `decaying_attention`
+does so inside short stretches of time and hands one state on from each to the next. Notebook 11
+derives everything here.
 
 Shapes: B batch, L length, H heads, P channels a head, N state size, Q length of a chunk.
 """
@@ -25,11 +26,13 @@ from lib.scan.arguments import axes, check_tensors, described
 CHUNK = 64  # Q, steps of time: longer ones make larger masks, shorter ones more states
 
 
-def loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
-         ) -> tuple[Tensor, Tensor]:
+def loop(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The recurrence, one step of time after another: y (B, L, H, P) and the last h (B, H, P, N).
 
-    x: (B, L, H, P). delta: (B, L, H), positive. A: (H,), negative. B, C: (B, L, N), shared by all heads.
+    x: (B, L, H, P). delta: (B, L, H), positive. A: (H,), negative. B, C:
+    (B, L, N), shared by all heads.
     """
     h = _at_first(x, B) if h0 is None else h0
     ys = []
@@ -54,20 +57,24 @@ def segment_sum(log_decay: Tensor) -> Tensor:
     return sums.masked_fill(time[:, None] < time, -torch.inf)
 
 
-def decaying_attention(write: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h0: Tensor,
-                       chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """What C reads of all writes so far, each decayed since then, by matrix products inside chunks of time.
+def decaying_attention(
+    write: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h0: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """What C reads of all writes so far, each decayed since then,
+    by matrix products inside chunks of time.
 
-    write: (B, L, H, P), the step's size in it. log_decay: (B, L, H), its logarithm, negative.
-    B, C: (B, L, H, N), or (B, L, 1, N) for one that all heads share. h0: (B, H, P, N).
-    Returns y (B, L, H, P) and the last state (B, H, P, N) (Dao and Gu 2024, section 6). Decays, and the
-    state that is handed on, are kept in the dtype of the arguments; the products are autocast's to
-    round, as in the official kernel.
+    write: (B, L, H, P), the step's size in it. log_decay: (B, L, H), its logarithm, negative. B, C:
+    (B, L, H, N), or (B, L, 1, N) for one that all heads share. h0: (B, H, P, N). Returns y (B, L,
+    H, P) and the last state (B, H, P, N) (Dao and Gu 2024, section 6). Decays, and the state that
+    is handed on, are kept in the dtype of the arguments; the products are autocast's to round, as
+    in the official kernel.
     """
     length = write.shape[1]
     chunk = min(chunk, length)
     missing = -length % chunk  # steps in which nothing decays and nothing is written
-    cut = lambda t: F.pad(t, (0, 0) * (t.dim() - 2) + (0, missing)).unflatten(1, (-1, chunk)).transpose(2, 3)
+    cut = lambda t: (
+        F.pad(t, (0, 0) * (t.dim() - 2) + (0, missing)).unflatten(1, (-1, chunk)).transpose(2, 3)
+    )
     write = cut(write)  # (B, chunks, H, Q, P)
     B = cut(B)  # (B, chunks, H or 1, Q, N)
     C = cut(C)
@@ -94,25 +101,43 @@ def decaying_attention(write: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h
     return y.transpose(2, 3).flatten(1, 2)[:, :length], h
 
 
-def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor | None = None,
-            *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def chunked(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    h0: Tensor | None = None,
+    *,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
     """The same as `loop`, as `decaying_attention`."""
     h0 = _at_first(x, B) if h0 is None else h0
-    return decaying_attention(delta[..., None] * x, delta * A, B[:, :, None], C[:, :, None], h0, chunk)
+    return decaying_attention(
+        delta[..., None] * x, delta * A, B[:, :, None], C[:, :, None], h0, chunk
+    )
 
 
 BACKENDS = {"loop": loop, "chunked": chunked}
 
 
-def ssd_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-        h0: Tensor | None = None, return_last_state: bool = False, backend: str = "chunked",
-        ) -> Float[Tensor, "B L H P"] | tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"]]:
+def ssd_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    h0: Tensor | None = None,
+    return_last_state: bool = False,
+    backend: str = "chunked",
+) -> Float[Tensor, "B L H P"] | tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"]]:
     """The selective scan of Mamba-2: one decay a head, B and C shared by all heads.
 
-    x: (B, L, H, P), input. delta: (B, L, H), the step, positive. A: (H,), negative. B, C: (B, L, N).
-    D: (H,), what of the input is added. h0: state before the first step, (B, H, P, N); zero when None.
-    Returns y (B, L, H, P) and, with `return_last_state`, the state after the last step, both in
-    float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
+    x: (B, L, H, P), input. delta: (B, L, H), the step, positive. A: (H,), negative. B, C: (B, L,
+    N). D: (H,), what of the input is added. h0: state before the first step, (B, H, P, N); zero
+    when None. Returns y (B, L, H, P) and, with `return_last_state`, the state after the last step,
+    both in float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
     Raises `UserError` for shapes, dtypes or devices that do not fit or an unknown backend.
     """
     _check("ssd_scan", x, "(B, L, H, P)", delta, A, B, C, D, h0)
@@ -127,15 +152,19 @@ def ssd_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
     return (y, last) if return_last_state else y
 
 
-def ssd_step(h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-             D: Tensor | None = None) -> tuple[Float[Tensor, "B H P"], Float[Tensor, "B H P N"]]:
-    """One step of time, for generation: `ssd_scan` at L = 1 with the state first; the old one is left as it was.
+def ssd_step(
+    h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
+) -> tuple[Float[Tensor, "B H P"], Float[Tensor, "B H P N"]]:
+    """One step of time, for generation: `ssd_scan` at L = 1 with the state first;
+    the old one is left as it was.
 
     h: (B, H, P, N). x: (B, H, P). delta: (B, H). A, D: (H,). B, C: (B, N).
     """
     if axes(x) != 3 or axes(delta) != 2 or axes(B) != 2 or axes(C) != 2:
-        raise UserError(f"the step needs x (B, H, P), delta (B, H), B and C (B, N), not {described(x)}, "
-                        f"{described(delta)}, {described(B)} and {described(C)}")
+        raise UserError(
+            f"the step needs x (B, H, P), delta (B, H), B and C (B, N), not {described(x)}, "
+            f"{described(delta)}, {described(B)} and {described(C)}"
+        )
     y, h = ssd_scan(x[:, None], delta[:, None], A, B[:, None], C[:, None], D, h, True, "loop")
     return y[:, 0], h
 
@@ -152,13 +181,27 @@ def _in_floats(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _check(what: str, x, x_shape: str, delta, A, B, C, D, h0) -> None:
-    """Raise `UserError` naming the first argument that does not fit; x and B say what the others should be."""
+    """Raise `UserError` naming the first argument that does not fit;
+    x and B say what the others should be.
+    """
     if axes(x) != 4 or axes(B) != 3:
-        raise UserError(f"{what} needs x of shape {x_shape} and B of shape (B, L, N), not "
-                        f"{described(x)} and {described(B)}")
+        raise UserError(
+            f"{what} needs x of shape {x_shape} and B of shape (B, L, N), not "
+            f"{described(x)} and {described(B)}"
+        )
     batch, length, heads, channels = x.shape
     d_state = B.shape[2]
-    check_tensors(what, x.device, {
-        "x": (x, x.shape), "delta": (delta, (batch, length, heads)), "A": (A, (heads,)),
-        "B": (B, (batch, length, d_state)), "C": (C, (batch, length, d_state)), "D": (D, (heads,)),
-        "h0": (h0, (batch, heads, channels, d_state))}, optional=("D", "h0"))
+    check_tensors(
+        what,
+        x.device,
+        {
+            "x": (x, x.shape),
+            "delta": (delta, (batch, length, heads)),
+            "A": (A, (heads,)),
+            "B": (B, (batch, length, d_state)),
+            "C": (C, (batch, length, d_state)),
+            "D": (D, (heads,)),
+            "h0": (h0, (batch, heads, channels, d_state)),
+        },
+        optional=("D", "h0"),
+    )

@@ -26,10 +26,12 @@ def is_dense(A: Tensor, B: Tensor) -> bool:
     """Whether A is a matrix (N, N) for B (N,). Diagonal: B ends in A's shape. Else `UserError`."""
     if A.dim() == 2 and B.dim() == 1 and A.shape == (len(B), len(B)):
         return True
-    if A.dim() >= 1 and B.shape[-A.dim():] == A.shape:
+    if A.dim() >= 1 and B.shape[-A.dim() :] == A.shape:
         return False
-    raise UserError(f"A and B do not fit: a dense A is (N, N) with B (N,), a diagonal A has the "
-                    f"shape of B, not {tuple(A.shape)} and {tuple(B.shape)}")
+    raise UserError(
+        f"A and B do not fit: a dense A is (N, N) with B (N,), a diagonal A has the "
+        f"shape of B, not {tuple(A.shape)} and {tuple(B.shape)}"
+    )
 
 
 def phi(z: Tensor) -> Tensor:
@@ -41,8 +43,9 @@ def phi(z: Tensor) -> Tensor:
     return torch.where(small, series, torch.expm1(z) / divisor)
 
 
-def discretize(A: Tensor, B: Tensor, delta: float | Tensor,
-               method: str = "zoh") -> tuple[Tensor, Tensor]:
+def discretize(
+    A: Tensor, B: Tensor, delta: float | Tensor, method: str = "zoh"
+) -> tuple[Tensor, Tensor]:
     """A_bar and B_bar of a system whose time goes in steps of `delta`.
 
     zoh        exact if x holds still within a step: A_bar = exp(ΔA), B_bar = A⁻¹ (exp(ΔA) - 1) B
@@ -97,8 +100,9 @@ def _discretize_dense(A, B, delta, method):
     return both[..., :n, :n], both[..., :n, n]
 
 
-def recurrence(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor,
-               h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def recurrence(
+    A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h0: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One step after another: the oracle. x (L,) or (B, L, D); gives y of x's shape and the last h.
 
     A_bar, B_bar as `discretize` gives them, C like B_bar. h and `h0` are (N,) for x (L,), else
@@ -177,8 +181,10 @@ def convolve(x: Tensor, K: Tensor) -> Tensor:
     if K.dim() == 1 and x.dim() == 3:
         K = K[:, None]
     if K.shape[1:] != x.shape[2:] and K.shape[1:] != (1,):
-        raise UserError(f"the kernel must be of shape (M,) or (M, D) for x {tuple(x.shape)}, "
-                        f"not {tuple(K.shape)}")
+        raise UserError(
+            f"the kernel must be of shape (M,) or (M, D) for x {tuple(x.shape)}, "
+            f"not {tuple(K.shape)}"
+        )
     length = x.shape[time]
     dtype = torch.promote_types(x.dtype, K.dtype)
     if length == 0 or len(K) == 0:
@@ -190,13 +196,15 @@ def convolve(x: Tensor, K: Tensor) -> Tensor:
     return y.narrow(time, 0, length)
 
 
-def chunked(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h0: Tensor,
-            chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """`recurrence` for a diagonal system (D, N), the real part of y, by matrix products in chunks of time.
+def chunked(
+    A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h0: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """`recurrence` for a diagonal system (D, N), the real part of y,
+    by matrix products in chunks of time.
 
-    Inside a chunk y is the kernel's matrix times x, and what the chunk leaves is added to a state that is
-    handed on: the plan of notebook 11, for a system that is fixed. x real (B, L, D), h0 (B, D, N), both
-    also what comes back.
+    Inside a chunk y is the kernel's matrix times x, and what the chunk leaves is added to a state
+    that is handed on: the plan of notebook 11, for a system that is fixed. x real (B, L, D), h0 (B,
+    D, N), both also what comes back.
     """
     length = x.shape[1]
     whole = length - length % chunk
@@ -208,17 +216,21 @@ def chunked(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h0: Tensor,
     return torch.cat(ys, 1), h0
 
 
-def _chunks(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h: Tensor,
-            size: int) -> tuple[Tensor, Tensor]:
+def _chunks(
+    A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
     """`chunked` for a whole number of chunks of `size` steps."""
     batch, length, channels = x.shape
     powers = _orbit(A_bar, torch.ones_like(A_bar), size + 1).movedim(0, 1)  # (D, Q + 1, N)
     K = _reals(powers[:, :-1]) @ _reals((C * B_bar).conj())[..., None]  # (D, Q, 1)
     time = torch.arange(size, device=x.device)
-    reach = time - time[:, None] + size - 1  # from step s (row) to t, where 0 is the longest way back
+    # from step s (row) to t, where 0 is the longest way back
+    reach = time - time[:, None] + size - 1
     within = F.pad(K[..., 0], (size - 1, 0))[:, reach]  # (D, Q, Q), zero for t < s
-    leave = _reals(powers[:, :-1].flip(1) * B_bar[:, None])  # (D, Q, 2N), as decayed as at the chunk's end
-    find = _reals((C[:, None] * powers[:, 1:]).conj())  # (D, Q, 2N): what each step reads of the state before
+    # (D, Q, 2N), as decayed as at the chunk's end
+    leave = _reals(powers[:, :-1].flip(1) * B_bar[:, None])
+    # (D, Q, 2N): what each step reads of the state before
+    find = _reals((C[:, None] * powers[:, 1:]).conj())
 
     rows = x.flatten(0, 1).T.reshape(channels, -1, size)  # (D, B · chunks, Q)
     y, left = (rows @ torch.cat([within, leave], 2)).split([size, leave.shape[2]], 2)
@@ -233,7 +245,10 @@ def _chunks(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h: Tensor,
 
 
 def _reals(z: Tensor) -> Tensor:
-    """(…, N) complex as (…, 2N) real. The real part of w·z is the dot product of conj(w)'s with z's."""
+    """(…, N) complex as (…, 2N) real.
+
+    The real part of w·z is the dot product of conj(w)'s with z's.
+    """
     return torch.view_as_real(z.resolve_conj()).flatten(-2)
 
 
@@ -252,22 +267,27 @@ def hippo_legs(n: int) -> tuple[Tensor, Tensor]:
 
 
 class DiagonalSystems(nn.Module):
-    """One diagonal system a channel, (B, L, d_model) to (B, L, d_model): the inside of S4D (S4D-Lin).
+    """One diagonal system a channel, (B, L, d_model) to (B, L, d_model):
+    the inside of S4D (S4D-Lin).
 
     The states come in conjugate pairs, of which one is kept: `d_state` counts both, N = d_state / 2
     complex numbers are stored, and y = 2 Re(C h) + D x. B is 1: only its product with C matters.
-    `forward` convolves, or goes on from a state chunk by chunk; `step` recurs. So a piece can be read
-    in segments.
+    `forward` convolves, or goes on from a state chunk by chunk; `step` recurs. So a piece can be
+    read in segments.
     """
 
     def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):
         super().__init__()
         if d_model < 1 or d_state < 2 or d_state % 2:
-            raise UserError(f"S4D needs a width of at least 1 and an even number of states, "
-                            f"not {d_model} and {d_state}")
+            raise UserError(
+                f"S4D needs a width of at least 1 and an even number of states, "
+                f"not {d_model} and {d_state}"
+            )
         if not 0 < dt_min <= dt_max < math.inf:
-            raise UserError(f"delta starts between dt_min and dt_max, positive and in this order, "
-                            f"not {dt_min} and {dt_max}")
+            raise UserError(
+                f"delta starts between dt_min and dt_max, positive and in this order, "
+                f"not {dt_min} and {dt_max}"
+            )
         n = d_state // 2
         self.d_model = d_model
         # S4D-Lin: A = -1/2 + iπn; the logarithm keeps its real part negative
@@ -295,7 +315,9 @@ class DiagonalSystems(nn.Module):
         return torch.zeros(batch, *self.A_imag.shape, dtype=dtype, device=self.C.device)
 
     def mix(self, y: Tensor) -> Tensor:
-        """What becomes of the systems' outputs (…, d_model): here nothing, the channels stay apart."""
+        """What becomes of the systems' outputs (…, d_model):
+        here nothing, the channels stay apart.
+        """
         return y
 
     def forward(self, u: Tensor, state: Tensor | None = None, return_state: bool = False):
@@ -304,8 +326,9 @@ class DiagonalSystems(nn.Module):
         The systems compute in float32 at least (an FFT knows no bfloat16).
         """
         if u.dim() != 3 or u.shape[2] != self.d_model:
-            raise UserError(f"S4D needs an input of shape (B, L, {self.d_model}), "
-                            f"not {tuple(u.shape)}")
+            raise UserError(
+                f"S4D needs an input of shape (B, L, {self.d_model}), not {tuple(u.shape)}"
+            )
         batch, length, _ = u.shape
         A_bar, B_bar, C = self.system()
         x = u.to(A_bar.real.dtype)
@@ -327,7 +350,9 @@ class DiagonalSystems(nn.Module):
 
 
 class S4D(DiagonalSystems):
-    """The S4D layer: the systems, then GELU and a gated linear layer that mix the channels, as published."""
+    """The S4D layer: the systems, then GELU and a gated linear layer that mix the
+    channels, as published.
+    """
 
     def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):
         super().__init__(d_model, d_state, dt_min, dt_max)

@@ -5,7 +5,8 @@ Without a GPU, `TRITON_INTERPRET=1` runs kernels in numpy. Nearly all of it is v
 tile is combined at once, in log2(length) rounds (Hillis and Steele 1986). And `triton.language` is
 patched once a launch, where Triton does it again for each call of a function inside a kernel.
 
-A kernel without its mask writes past the end of a tensor, and the process dies of it; `in_bounds` stops it first.
+A kernel without its mask writes past the end of a tensor, and the process dies of it;
+`in_bounds` stops it first.
 """
 
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ import numpy as np
 
 
 def fast_interpreter() -> bool:
-    """Make scans and calls of functions fast in the interpreter, once a process; True where that is done.
+    """Make scans and calls of functions fast in the interpreter, once a process;
+    True where that is done.
 
     Without effect, and False, where kernels are compiled, or where this Triton's interpreter is
     built differently (seen to work: 3.4 to 3.9). A combine function that branches runs as before.
@@ -36,12 +38,14 @@ def fast_interpreter() -> bool:
     def generic_scan(self, inputs):
         try:
             return scan(self, inputs)
-        except Exception:  # noqa: BLE001  whatever it is, the interpreter's own way is right, or says what is wrong
+        # whatever it is, the interpreter's own way is right, or says what is wrong
+        except Exception:  # noqa: BLE001
             return slow(self, inputs)
 
     def patch_lang_tensor(tensor, *scope):
         patch_tensor(tensor, *scope)
-        # a number is an array of one element, which numpy 2.4 no longer turns into an int (Triton before 3.7)
+        # a number is an array of one element, which numpy 2.4 no longer turns into an int
+        # (Triton before 3.7)
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     # as a function sees it that has imported all there is to patch
@@ -50,7 +54,8 @@ def fast_interpreter() -> bool:
     def patch_lang(function):
         if any(language.core.is_builtin(place.load) for place in (language, language.core)):
             return patch_language(everything)
-        return SimpleNamespace(restore=lambda: None)  # inside a launch: done, and undone when it ends
+        # inside a launch: done, and undone when it ends
+        return SimpleNamespace(restore=lambda: None)
 
     generic_scan.slow = slow
     interpreter.ScanOps.generic_scan = generic_scan
@@ -60,9 +65,11 @@ def fast_interpreter() -> bool:
 
 
 def scan(self, inputs):
-    """What `ScanOps.generic_scan` returns: the tiles `inputs`, equal in shape, scanned along `self.axis`.
+    """What `ScanOps.generic_scan` returns: the tiles `inputs`, equal in shape,
+    scanned along `self.axis`.
 
-    Raises TypeError where the combine function asks whether a tile is true: a branch needs one number at a time.
+    Raises TypeError where the combine function asks whether a tile is true:
+    a branch needs one number at a time.
     """
     data, types = [t.handle.data for t in inputs], [t.dtype for t in inputs]
     length = data[0].shape[self.axis]
@@ -72,12 +79,17 @@ def scan(self, inputs):
     try:
         reach = 1
         while reach < length:
-            # what `roll` wraps around is combined too, and dropped: a tile's sides must be powers of two
+            # what `roll` wraps around is combined too, and dropped:
+            # a tile's sides must be powers of two
             earlier = [np.roll(d, reach, self.axis) for d in data]
-            joined = self.combine_fn.fn(*map(self.to_tensor, earlier, types), *map(self.to_tensor, data, types))
+            joined = self.combine_fn.fn(
+                *map(self.to_tensor, earlier, types), *map(self.to_tensor, data, types)
+            )
             joined = joined if isinstance(joined, tuple) else (joined,)
-            data = [np.where(place < reach, d, j.handle.data).astype(d.dtype)
-                    for d, j in zip(data, joined, strict=True)]
+            data = [
+                np.where(place < reach, d, j.handle.data).astype(d.dtype)
+                for d, j in zip(data, joined, strict=True)
+            ]
             reach *= 2
     finally:
         tensor.__bool__ = truth
@@ -86,9 +98,11 @@ def scan(self, inputs):
 
 @contextmanager
 def in_bounds(**tensors):
-    """Stop a kernel of the block that reads or writes outside these contiguous tensors, before it does.
+    """Stop a kernel of the block that reads or writes outside these contiguous tensors,
+    before it does.
 
-    AssertionError says which places of which tensor it asked for. Without effect where kernels are compiled.
+    AssertionError says which places of which tensor it asked for.
+    Without effect where kernels are compiled.
     """
     from triton import knobs
     from triton.runtime.interpreter import InterpreterBuilder
@@ -96,7 +110,11 @@ def in_bounds(**tensors):
     if not knobs.runtime.interpret:
         yield
         return
-    complaints, load, store = [], InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    complaints, load, store = (
+        [],
+        InterpreterBuilder.create_masked_load,
+        InterpreterBuilder.create_masked_store,
+    )
 
     def look(doing, addresses, mask):
         asked = addresses.data[mask.data].astype(np.int64)
@@ -133,7 +151,9 @@ def inside(addresses, tensor):
 
 
 def describe(wrong, tensors):
-    """The first wrong address as a place in the tensor that it is nearest to: "x[100], and x has 100 numbers"."""
+    """The first wrong address as a place in the tensor that it is nearest to:
+    "x[100], and x has 100 numbers".
+    """
     address = int(wrong.min())
 
     def distance(name):

@@ -32,7 +32,10 @@ def combine(a1, b1, a2, b2):
 
 @triton.jit
 def up(a, b, REVERSE: tl.constexpr):
-    """Up-sweep: compose the maps of neighbours. (R, C) to the first of each pair and to (R, C / 2)."""
+    """Up-sweep: compose the maps of neighbours.
+
+    (R, C) to the first of each pair and to (R, C / 2).
+    """
     a0, a1 = tl.split(tl.reshape(a, (a.shape[0], a.shape[1] // 2, 2)))
     b0, b1 = tl.split(tl.reshape(b, (a.shape[0], a.shape[1] // 2, 2)))
     if REVERSE:
@@ -51,7 +54,8 @@ def down(before, a0, b0, REVERSE: tl.constexpr):
 
 @triton.jit
 def scan(a, b, carry, RUN: tl.constexpr, REVERSE: tl.constexpr):
-    """Every h[t] = a[t] h[t-1] + b[t] of a tile (BLOCK_D, BLOCK_L), with `carry` (BLOCK_D, 1) before it.
+    """Every h[t] = a[t] h[t-1] + b[t] of a tile (BLOCK_D, BLOCK_L),
+    with `carry` (BLOCK_D, 1) before it.
 
     In reverse t - 1 reads t + 1, and `carry` comes after the tile. A thread holds a run of RUN
     (4 or 8) steps and sweeps over it in its registers, up and down as Blelloch does; the threads
@@ -84,7 +88,9 @@ def sigmoid(v):
 
 @triton.jit
 def softplus(v):
-    """log(1 + e^v) = max(v, 0) + log1p(u) with u = e^-|v|, and log1p(u) = 2 atanh(u / (2 + u)), a short series."""
+    """log(1 + e^v) = max(v, 0) + log1p(u) with u = e^-|v|, and log1p(u) = 2 atanh(u / (2 + u)),
+    a short series.
+    """
     u = tl.exp2(tl.abs(v) * -LOG2E)
     q = u / (2 + u)
     q2 = q * q
@@ -103,10 +109,28 @@ def load_step(delta_ptr, offs, mask, bias, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, y_ptr, kept_ptr,
-                   length, channels, N: tl.constexpr, SOFTPLUS: tl.constexpr,
-                   BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, RUN: tl.constexpr):
-    """y, and the state after each block in `kept`: a program owns BLOCK_D channels of one sequence."""
+def forward_kernel(
+    x_ptr,
+    delta_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    y_ptr,
+    kept_ptr,
+    length,
+    channels,
+    N: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    RUN: tl.constexpr,
+):
+    """y, and the state after each block in `kept`:
+    a program owns BLOCK_D channels of one sequence.
+    """
     b = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
     offs_l = tl.arange(0, BLOCK_L)[None, :]
@@ -132,7 +156,9 @@ def forward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr
             before = tl.load(kept_ptr + n, mask_d, 0)
             h, h_run = scan(tl.exp2(delta * A), delta_x * B, before, RUN, False)
             y += h * C
-            tl.store(kept_ptr + channels * N + n + 0 * offs_run, h_run, mask_d & (offs_run == RUNS - 1))
+            tl.store(
+                kept_ptr + channels * N + n + 0 * offs_run, h_run, mask_d & (offs_run == RUNS - 1)
+            )
         kept_ptr += channels * N
         tl.debug_barrier()  # the next block reads what this one stored
         if z_ptr is not None:
@@ -142,11 +168,36 @@ def forward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr
 
 
 @triton.jit
-def backward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, kept_ptr, dy_ptr,
-                    dx_ptr, ddelta_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dh_ptr,
-                    length, channels, N: tl.constexpr, SOFTPLUS: tl.constexpr,
-                    BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, RUN: tl.constexpr):
-    """Every gradient, block by block from the last, with the states recomputed from `kept` (notebook 06, section 8)."""
+def backward_kernel(
+    x_ptr,
+    delta_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    kept_ptr,
+    dy_ptr,
+    dx_ptr,
+    ddelta_ptr,
+    dA_ptr,
+    dB_ptr,
+    dC_ptr,
+    dD_ptr,
+    dz_ptr,
+    dh_ptr,
+    length,
+    channels,
+    N: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    RUN: tl.constexpr,
+):
+    """Every gradient, block by block from the last,
+    with the states recomputed from `kept` (notebook 06, section 8).
+    """
     b, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_d = group * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
     offs_l = tl.arange(0, BLOCK_L)[None, :]
@@ -184,7 +235,9 @@ def backward_kernel(x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_pt
             B = tl.load(B_ptr + offs_bc + n * length, mask, 0).to(tl.float32)
             C = tl.load(C_ptr + offs_bc + n * length, mask, 0).to(tl.float32)
             Bx = delta_x * B
-            h, _ = scan(tl.exp2(delta * (A * LOG2E)), Bx, tl.load(kept_ptr + n, mask_d, 0), RUN, False)
+            h, _ = scan(
+                tl.exp2(delta * (A * LOG2E)), Bx, tl.load(kept_ptr + n, mask_d, 0), RUN, False
+            )
             y += h * C
             # g[t] = C[t] dy[t] + a[t+1] g[t+1]: a scan in reverse
             after = tl.load(dh_ptr + state + n, mask_d, 0)
@@ -227,16 +280,22 @@ def _plain(tensor):
 
 def like(x):
     """Room for one (B, L, D) tensor whose memory runs along L."""
-    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
 
 
 def options(dtype):
-    """How a tile is cut for (B, L, D) tensors of `dtype`: a thread loads 16 bytes, RUN steps of one channel."""
+    """How a tile is cut for (B, L, D) tensors of `dtype`:
+    a thread loads 16 bytes, RUN steps of one channel.
+    """
     return dict(BLOCK_D=BLOCK_D, BLOCK_L=BLOCK_L, RUN=16 // dtype.itemsize, num_warps=4)
 
 
 def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
-    """y, the last state, and the states before every block and after the last one, for the backward pass."""
+    """y, the last state, and the states before every block and after the last one,
+    for the backward pass.
+    """
     *given, h0 = _as_read(x, delta, A, B, C, D, z, delta_bias, h0)
     x = given[0]
     batch, length, channels = x.shape
@@ -245,7 +304,9 @@ def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     kept[:, 0] = 0 if h0 is None else h0
     y = like(x)
     grid = (batch, triton.cdiv(channels, BLOCK_D))
-    forward_kernel[grid](*given, y, kept, length, channels, states, delta_softplus, **options(x.dtype))
+    forward_kernel[grid](
+        *given, y, kept, length, channels, states, delta_softplus, **options(x.dtype)
+    )
     return y, kept[:, -1].clone(), kept
 
 
@@ -254,38 +315,94 @@ def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
 
 
 def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
-    """The gradients of x, delta, A, B, C, D, z, delta_bias and h0; where there is no z, an empty tensor for it."""
+    """The gradients of x, delta, A, B, C, D, z, delta_bias and h0;
+    where there is no z, an empty tensor for it.
+    """
     given = _as_read(x, delta, A, B, C, D, z, delta_bias)[:-1]
-    check_tensors("the scan's gradient", x.device, {"kept": (kept, kept_shape(x, A))}, (torch.float32,))
-    check_tensors("the scan's gradient", x.device, {"dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))})
+    check_tensors(
+        "the scan's gradient", x.device, {"kept": (kept, kept_shape(x, A))}, (torch.float32,)
+    )
+    check_tensors(
+        "the scan's gradient", x.device, {"dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))}
+    )
     x, delta, _, _, _, _, z, _ = given
     batch, length, channels = x.shape
     states = A.shape[1]
     grid = (batch, triton.cdiv(channels, BLOCK_D))
     dx, ddelta, dz = like(x), like(delta.float()), None if z is None else like(z)
-    dA, dh = x.new_zeros(batch, channels, states, dtype=torch.float32), _plain(dlast.float()).clone()
+    dA, dh = (
+        x.new_zeros(batch, channels, states, dtype=torch.float32),
+        _plain(dlast.float()).clone(),
+    )
     dB, dC = (x.new_empty(*grid, states, length, dtype=torch.float32) for _ in range(2))
     dD = x.new_empty(batch, channels, dtype=torch.float32)
-    backward_kernel[grid](*given, _plain(kept), along_time(dy), dx, ddelta, dA, dB, dC, dD, dz, dh,
-                          length, channels, states, delta_softplus, **options(x.dtype))
-    dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))  # one fixed order: the same digits always
-    return (dx, ddelta.to(delta.dtype), dA.sum(0), dB, dC, dD.sum(0), x.new_empty(0) if z is None else dz,
-            ddelta.sum((0, 1)), dh)
+    backward_kernel[grid](
+        *given,
+        _plain(kept),
+        along_time(dy),
+        dx,
+        ddelta,
+        dA,
+        dB,
+        dC,
+        dD,
+        dz,
+        dh,
+        length,
+        channels,
+        states,
+        delta_softplus,
+        **options(x.dtype),
+    )
+    # one fixed order: the same digits always
+    dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))
+    return (
+        dx,
+        ddelta.to(delta.dtype),
+        dA.sum(0),
+        dB,
+        dC,
+        dD.sum(0),
+        x.new_empty(0) if z is None else dz,
+        ddelta.sum((0, 1)),
+        dh,
+    )
 
 
 def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
     channels = len(A)
-    return (like(x), like(delta), A.new_empty(A.shape), like(B), like(C), A.new_empty(channels),
-            x.new_empty(0) if z is None else like(z), A.new_empty(channels), A.new_empty(len(x), *A.shape))
+    return (
+        like(x),
+        like(delta),
+        A.new_empty(A.shape),
+        like(B),
+        like(C),
+        A.new_empty(channels),
+        x.new_empty(0) if z is None else like(z),
+        A.new_empty(channels),
+        A.new_empty(len(x), *A.shape),
+    )
 
 
-READ = ("Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-        "bool delta_softplus")
-SCAN = operator("scan_triton", f"({READ}, Tensor? h0) -> (Tensor y, Tensor last, Tensor kept)",
-                _scan_kernel, _scan_fake)
-SCAN_BACKWARD = operator("scan_triton_backward", f"({READ}, Tensor kept, Tensor dy, Tensor dlast) -> (Tensor dx, "
-                         "Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, "
-                         "Tensor dh0)", _backward_kernel, _backward_fake)
+READ = (
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, "
+    "bool delta_softplus"
+)
+SCAN = operator(
+    "scan_triton",
+    f"({READ}, Tensor? h0) -> (Tensor y, Tensor last, Tensor kept)",
+    _scan_kernel,
+    _scan_fake,
+)
+SCAN_BACKWARD = operator(
+    "scan_triton_backward",
+    f"({READ}, Tensor kept, Tensor dy, Tensor dlast) -> (Tensor dx, "
+    "Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, "
+    "Tensor dh0)",
+    _backward_kernel,
+    _backward_fake,
+)
 
 
 def _keep(ctx, inputs, output):
@@ -300,12 +417,19 @@ def _gradients(ctx, dy, dlast, _):
     *tensors, kept = ctx.saved_tensors
     *_, D, z, delta_bias = tensors
     *first, dD, dz, dbias, dh0 = _scan_backward(*tensors, ctx.softplus, kept, dy, dlast)
-    return (*first, None if D is None else dD, None if z is None else dz, None if delta_bias is None else dbias,
-            None, dh0 if ctx.starts else None)
+    return (
+        *first,
+        None if D is None else dD,
+        None if z is None else dz,
+        None if delta_bias is None else dbias,
+        None,
+        dh0 if ctx.starts else None,
+    )
 
 
-_scan, _scan_backward = differentiable(SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan",
-                                       "choose backend 'loop'")
+_scan, _scan_backward = differentiable(
+    SCAN, SCAN_BACKWARD, _keep, _gradients, "the fused scan", "choose backend 'loop'"
+)
 
 
 def kept_shape(x, A):
@@ -317,7 +441,9 @@ def kept_shape(x, A):
 def _check_device(x):
     interpreted = triton.knobs.runtime.interpret and x.device.type == "cpu"
     if not (x.is_cuda or interpreted):
-        raise UserError("backend 'triton' takes tensors on a CUDA device: move them, or choose backend 'auto'")
+        raise UserError(
+            "backend 'triton' takes tensors on a CUDA device: move them, or choose backend 'auto'"
+        )
 
 
 def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
@@ -327,8 +453,11 @@ def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
     fixed = {t.dtype for t in (A, D, delta_bias, h0) if t is not None}
     moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
     if fixed != {torch.float32} or len(moving) > 1 or x.dtype not in DTYPES:
-        raise UserError("the operator of the scan takes x, delta, B, C and z all in one of float32, bfloat16 and "
-                        "float16, and the rest in float32: call lib.scan.selective_scan, which converts them")
+        raise UserError(
+            "the operator of the scan takes x, delta, B, "
+            "C and z all in one of float32, bfloat16 and "
+            "float16, and the rest in float32: call lib.scan.selective_scan, which converts them"
+        )
     x, delta, B, C, z = map(along_time, (x, delta, B, C, z))
     A, D, delta_bias, h0 = (t if t is None else _plain(t) for t in (A, D, delta_bias, h0))
     return x, delta, A, B, C, D, z, delta_bias, h0
@@ -343,12 +472,16 @@ def fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     """
     _check_device(x)
     if A.shape[1] > LARGEST_STATE:
-        raise UserError(f"backend 'triton' holds at most {LARGEST_STATE} states a channel, not {A.shape[1]}")
+        raise UserError(
+            f"backend 'triton' holds at most {LARGEST_STATE} states a channel, not {A.shape[1]}"
+        )
     dtype = x.dtype
     for t in (delta, B, C, z):
         dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
     if dtype not in DTYPES:
-        raise UserError(f"backend 'triton' takes float32, bfloat16 or float16, not {str(dtype)[6:]}")
+        raise UserError(
+            f"backend 'triton' takes float32, bfloat16 or float16, not {str(dtype)[6:]}"
+        )
     x, delta, B, C, z = (t if t is None else t.to(dtype) for t in (x, delta, B, C, z))
     A, D, delta_bias, h0 = (t if t is None else t.float() for t in (A, D, delta_bias, h0))
     y, last, _ = _scan(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0)

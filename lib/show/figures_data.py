@@ -10,7 +10,8 @@ import numpy as np
 from lib.music.notes import Music
 from lib.show import plots
 
-GRID = {62.5: plots.OTHER[0], 31.25: plots.OTHER[1], 16: plots.OTHER[2], 10: plots.INK}  # milliseconds: colour
+# milliseconds: colour
+GRID = {62.5: plots.OTHER[0], 31.25: plots.OTHER[1], 16: plots.OTHER[2], 10: plots.INK}
 LETTERS = "C C♯ D E♭ E F F♯ G A♭ A B♭ B".split()
 
 
@@ -27,45 +28,74 @@ def hours(names: Sequence[str], sizes: Sequence[float], title: str):
 
 
 def pedal_depth(when: np.ndarray, depth: np.ndarray, down: np.ndarray, seconds: float, title: str):
-    """Depth of the pedal, 0 to 127, against the seconds; shaded where it counts as down, spans (n, 2)."""
+    """Depth of the pedal, 0 to 127, against the seconds;
+    shaded where it counts as down, spans (n, 2).
+    """
     fig, ax = plots.figure(height=2.8)
     ax.step(when, depth, where="post", color=plots.STATE)
     ax.axhline(64, color=plots.INK, linewidth=1, linestyle="--")
     for begin, end in down:
         ax.axvspan(begin, end, color=plots.STATE, alpha=0.15, linewidth=0)
-    ax.set(xlim=(0, seconds), ylim=(-4, 131), yticks=[0, 64, 127], xlabel="seconds", ylabel="pedal depth", title=title)
+    ax.set(
+        xlim=(0, seconds),
+        ylim=(-4, 131),
+        yticks=[0, 64, 127],
+        xlabel="seconds",
+        ylabel="pedal depth",
+        title=title,
+    )
     return fig
 
 
 def waits(onsets: np.ndarray, gaps_ms: np.ndarray, seconds: float):
-    """Each gap to the next onset against the second in which it begins; a dashed line at 62.5 ms."""
+    """Each gap to the next onset against the second in which it begins;
+    a dashed line at 62.5 ms.
+    """
     fig, ax = plots.figure(height=3.2)
     shown = np.maximum(gaps_ms, 1)
     ax.vlines(onsets, 1, shown, color=plots.GREY, linewidth=0.8)
     ax.plot(onsets, shown, "o", color=plots.INPUT, markersize=5)
     ax.axhline(62.5, color=plots.INK, linewidth=1, linestyle="--")
     ax.text(2.6, 68, "62.5 ms", va="bottom")
-    ax.set(yscale="log", xlim=(0, seconds), ylim=(0.9, 2000), xlabel="seconds", ylabel="gap, milliseconds",
-           title=f"From chord to pause: half of these gaps are under {np.median(gaps_ms):.0f} ms")
+    ax.set(
+        yscale="log",
+        xlim=(0, seconds),
+        ylim=(0.9, 2000),
+        xlabel="seconds",
+        ylabel="gap, milliseconds",
+        title=f"From chord to pause: half of these gaps are under {np.median(gaps_ms):.0f} ms",
+    )
     ax.yaxis.set_major_formatter("{x:,.0f}")
     return fig
 
 
 def velocity_windows(time, low, middle, high, marked: tuple[float, float], seconds: float):
-    """Median velocity through a performance, a band of eight notes in ten around it, and some marked seconds."""
+    """Median velocity through a performance, a band of eight notes in ten around it,
+    and some marked seconds.
+    """
     fig, ax = plots.figure(height=3)
-    ax.fill_between(time, low, high, color=plots.INPUT, alpha=0.2, linewidth=0, label="8 notes in 10")
+    ax.fill_between(
+        time, low, high, color=plots.INPUT, alpha=0.2, linewidth=0, label="8 notes in 10"
+    )
     ax.plot(time, middle, color=plots.INPUT, label="median")
     ax.axvspan(*marked, color=plots.GREY, alpha=0.4, linewidth=0)
     ax.text(marked[1] + 2.5, 5, "our ten seconds")
     ax.legend(loc="upper left", ncols=2)
-    ax.set(xlim=(0, seconds), ylim=(0, 127), xlabel="seconds", ylabel="velocity",
-           title=f"In one performance the usual velocity moves from {middle.min():.0f} to {middle.max():.0f}")
+    ax.set(
+        xlim=(0, seconds),
+        ylim=(0, 127),
+        xlabel="seconds",
+        ylabel="velocity",
+        title=f"In one performance the usual velocity moves from {middle.min():.0f} to "
+        f"{middle.max():.0f}",
+    )
     return fig
 
 
 def gap_sizes(gaps: np.ndarray, title: str):
-    """How gaps in seconds are spread, in classes of 5 ms: many within chords, a dip, a hill between events."""
+    """How gaps in seconds are spread, in classes of 5 ms:
+    many within chords, a dip, a hill between events.
+    """
     fig, ax = plots.figure(height=3.6)
     edges = np.arange(0, 301, 5)  # finer classes would show the ticks of the files
     share = 100 * np.histogram(1000 * gaps, edges)[0] / len(gaps)
@@ -84,10 +114,21 @@ def lengths(seconds: Mapping[str, np.ndarray], title: str):
     fig, ax = plots.figure(height=3.4)
     share = np.linspace(0, 1, 801)
     for (name, values), colour in zip(seconds.items(), (plots.INPUT, plots.OUTPUT), strict=True):
-        ax.plot(np.maximum(1000 * np.quantile(values, share), 1), share, color=colour,
-                label=f"{name}, median {1000 * np.median(values):.0f} ms")
-    ax.set(xscale="log", xlim=(10, 10_000), ylim=(0, 1), yticks=[0, 0.5, 1], xlabel="length of a note, milliseconds",
-           ylabel="notes up to this", title=title)
+        ax.plot(
+            np.maximum(1000 * np.quantile(values, share), 1),
+            share,
+            color=colour,
+            label=f"{name}, median {1000 * np.median(values):.0f} ms",
+        )
+    ax.set(
+        xscale="log",
+        xlim=(10, 10_000),
+        ylim=(0, 1),
+        yticks=[0, 0.5, 1],
+        xlabel="length of a note, milliseconds",
+        ylabel="notes up to this",
+        title=title,
+    )
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(loc="upper left")
@@ -99,7 +140,13 @@ def velocities(share: np.ndarray, middle_half: tuple[float, float], title: str):
     fig, ax = plots.figure(height=2.8)
     ax.axvspan(*middle_half, color=plots.PALE, linewidth=0, zorder=0)
     ax.bar(np.arange(128), 100 * share, width=0.85, color=plots.INPUT)
-    ax.set(xlim=(0, 128), xticks=[1, 32, 64, 96, 127], xlabel="velocity", ylabel="% of notes", title=title)
+    ax.set(
+        xlim=(0, 128),
+        xticks=[1, 32, 64, 96, 127],
+        xlabel="velocity",
+        ylabel="% of notes",
+        title=title,
+    )
     return fig
 
 
@@ -112,8 +159,12 @@ def keys_used(share: np.ndarray, title: str):
     """Share of notes on each of the 88 keys; black keys black."""
     fig, ax = plots.figure(height=2.8)
     keys = range(21, 109)
-    ax.bar(keys, 100 * share, width=0.85,
-           color=[plots.INK if key % 12 in (1, 3, 6, 8, 10) else plots.INPUT for key in keys])
+    ax.bar(
+        keys,
+        100 * share,
+        width=0.85,
+        color=[plots.INK if key % 12 in (1, 3, 6, 8, 10) else plots.INPUT for key in keys],
+    )
     ax.set_xticks(range(24, 109, 12), [key_name(key) for key in range(24, 109, 12)])
     ax.set(xlim=(20, 109), xlabel="key", ylabel="% of notes", title=title)
     return fig
@@ -125,8 +176,14 @@ def at_once(seconds: Mapping[str, np.ndarray], title: str):
     for (label, some), colour in zip(seconds.items(), (plots.INPUT, plots.OUTPUT), strict=True):
         ax.plot(100 * some[:21] / some.sum(), "o-", color=colour, markersize=4, label=label)
     ax.legend()
-    ax.set(xlim=(-0.3, 20), ylim=(0, None), xticks=range(0, 21, 2), xlabel="notes at the same time",
-           ylabel="% of the time", title=title)
+    ax.set(
+        xlim=(-0.3, 20),
+        ylim=(0, None),
+        xticks=range(0, 21, 2),
+        xlabel="notes at the same time",
+        ylabel="% of the time",
+        title=title,
+    )
     return fig
 
 
@@ -136,17 +193,30 @@ def parts_of_the_beat(percent: np.ndarray):
     ax.bar(np.arange(16) + 0.5, percent, width=0.9, color=plots.INPUT)
     ax.axhline(6.25, color=plots.INK, linewidth=1, linestyle="--")
     ax.set_xticks([0, 4, 8, 12, 16], ["beat", "¼", "½", "¾", "next beat"])
-    ax.set(xlim=(0, 16), ylim=(0, 10), ylabel="% of onsets",
-           title=f"No beat in sight: every part gets {percent.min():.2f} to {percent.max():.2f} %")
+    ax.set(
+        xlim=(0, 16),
+        ylim=(0, 10),
+        ylabel="% of onsets",
+        title=f"No beat in sight: every part gets {percent.min():.2f} to {percent.max():.2f} %",
+    )
     return fig
 
 
 def leaks(leaked: Mapping[str, float], title: str):
-    """Share of held-out runs that occur in training, for each way to split; the first is the official one."""
+    """Share of held-out runs that occur in training, for each way to split;
+    the first is the official one.
+    """
     fig, ax = plots.figure(height=2.3, width=9)
-    ax.barh(list(leaked)[::-1], [100 * value for value in leaked.values()][::-1],
-            color=[plots.OTHER[0]] * (len(leaked) - 1) + [plots.INPUT])
-    ax.set(xlim=(0, 100), xlabel="% of held-out runs of nine pitches that occur in training", title=title)
+    ax.barh(
+        list(leaked)[::-1],
+        [100 * value for value in leaked.values()][::-1],
+        color=[plots.OTHER[0]] * (len(leaked) - 1) + [plots.INPUT],
+    )
+    ax.set(
+        xlim=(0, 100),
+        xlabel="% of held-out runs of nine pitches that occur in training",
+        title=title,
+    )
     ax.tick_params(axis="y", length=0)
     return fig
 
@@ -155,9 +225,13 @@ def leaks(leaked: Mapping[str, float], title: str):
 
 
 def remi_bar(bar: Music, names: Sequence[str], seconds: float):
-    """One bar as a piano roll, and its base tokens where they act: those of the clock above, a note's beside it."""
+    """One bar as a piano roll, and its base tokens where they act:
+    those of the clock above, a note's beside it.
+    """
     fig, ax = plots.figure(height=5.8)
-    plots.piano_roll(bar, end=seconds, ax=ax, title="A bar as REMI: words of the clock, words of the notes")
+    plots.piano_roll(
+        bar, end=seconds, ax=ax, title="A bar as REMI: words of the clock, words of the notes"
+    )
     low, high = ax.get_ylim()
     top = high + 19
     ax.set_ylim(low - 3, top)
@@ -169,8 +243,16 @@ def remi_bar(bar: Music, names: Sequence[str], seconds: float):
         ax.plot([at, at], [low - 3, top - 12], color=plots.INPUT, linewidth=0.8, zorder=1)
         label = max(at, free + 0.045, 0.02)  # two positions may lie closer than two lines of text
         ax.plot([at, label], [top - 12, top - 11], color=plots.INPUT, linewidth=0.8, zorder=1)
-        ax.text(label, top - 10.6, name.replace("_None", ""), color=plots.INPUT, fontsize=10, rotation=90,
-                ha="center", va="bottom")
+        ax.text(
+            label,
+            top - 10.6,
+            name.replace("_None", ""),
+            color=plots.INPUT,
+            fontsize=10,
+            rotation=90,
+            ha="center",
+            va="bottom",
+        )
         free = label
     words = [i for i, name in enumerate(names) if name.startswith("Pitch")]
     for note, i in zip(bar.notes, words, strict=True):
@@ -179,21 +261,46 @@ def remi_bar(bar: Music, names: Sequence[str], seconds: float):
         above = bar.notes["pitch"][soon].astype(int) - note["pitch"]
         crowded = np.any((above > 0) & (above < 3))  # then the words go behind the bar
         x, y = (note["end"], note["pitch"]) if crowded else (note["start"], note["pitch"] + 0.5)
-        ax.text(x + 0.012, y, f"P {p}  V {v}  D {d}", fontsize=8.5, va="center" if crowded else "bottom", zorder=2.5,
-                bbox=dict(facecolor="white", edgecolor="none", pad=0.4))
+        ax.text(
+            x + 0.012,
+            y,
+            f"P {p}  V {v}  D {d}",
+            fontsize=8.5,
+            va="center" if crowded else "bottom",
+            zorder=2.5,
+            bbox=dict(facecolor="white", edgecolor="none", pad=0.4),
+        )
     return fig
 
 
-def on_the_grid(performed: np.ndarray, tokens: Mapping[float, np.ndarray], span: tuple[float, float]):
-    """Onsets as performed (rings) and as each grid puts them (dots), by milliseconds of the grid."""
+def on_the_grid(
+    performed: np.ndarray, tokens: Mapping[float, np.ndarray], span: tuple[float, float]
+):
+    """Onsets as performed (rings) and as each grid puts them (dots),
+    by milliseconds of the grid.
+    """
     fig, axes = plots.figure(1, len(tokens), height=3.4, sharey=True, squeeze=False)
     axes = axes[0]
     for ax, (grid, notes) in zip(axes, tokens.items(), strict=True):
         for line in np.arange(0, span[1] + grid, grid):
             ax.axvline(line, color=plots.PALE, linewidth=0.8, zorder=0)
-        ax.plot(performed["start"] * 1000, performed["pitch"], "o", color=plots.INPUT, fillstyle="none", markersize=9,
-                label="as performed")
-        ax.plot(notes["start"] * 1000, notes["pitch"], "o", color=plots.OUTPUT, markersize=4.5, label="as a token")
+        ax.plot(
+            performed["start"] * 1000,
+            performed["pitch"],
+            "o",
+            color=plots.INPUT,
+            fillstyle="none",
+            markersize=9,
+            label="as performed",
+        )
+        ax.plot(
+            notes["start"] * 1000,
+            notes["pitch"],
+            "o",
+            color=plots.OUTPUT,
+            markersize=4.5,
+            label="as a token",
+        )
         ax.set(xlim=span, ylim=(50, 102), xlabel="milliseconds", title=f"{grid:g} ms grid")
     axes[0].set_ylabel("key")
     axes[0].legend(loc="lower left")
@@ -204,16 +311,27 @@ def onset_errors(errors: Mapping[float, np.ndarray]):
     """Share of notes within each onset error, a line for each grid."""
     fig, ax = plots.figure(height=3.2)
     for grid, error in errors.items():
-        ax.plot(np.sort(error), np.linspace(0, 100, len(error)), color=GRID[grid],
-                label=f"{grid:g} ms grid: 95 % within {np.percentile(error, 95):.1f} ms")
+        ax.plot(
+            np.sort(error),
+            np.linspace(0, 100, len(error)),
+            color=GRID[grid],
+            label=f"{grid:g} ms grid: 95 % within {np.percentile(error, 95):.1f} ms",
+        )
     ax.axhline(95, color=plots.GREY, linewidth=0.8, linestyle=":")
-    ax.set(xlabel="onset error, ms", ylabel="% of notes", xlim=(0, 36), ylim=(0, 103),
-           title="Only the 10 ms grid keeps 95 % of onsets within 5 ms")
+    ax.set(
+        xlabel="onset error, ms",
+        ylabel="% of notes",
+        xlim=(0, 36),
+        ylim=(0, 103),
+        title="Only the 10 ms grid keeps 95 % of onsets within 5 ms",
+    )
     ax.legend(loc="lower right")
     return fig
 
 
-def stacked_rolls(pieces: Mapping[str, Music], *, start: float = 0, end: float, height: float = 5.0):
+def stacked_rolls(
+    pieces: Mapping[str, Music], *, start: float = 0, end: float, height: float = 5.0
+):
     """Piano rolls below each other, by their titles."""
     fig, axes = plots.figure(len(pieces), 1, height=height, sharex=True, sharey=True)
     for ax, (title, music) in zip(axes, pieces.items(), strict=True):
@@ -223,15 +341,27 @@ def stacked_rolls(pieces: Mapping[str, Music], *, start: float = 0, end: float, 
 
 
 def merge_maps(keys: np.ndarray, lengths: np.ndarray):
-    """Which pairs became tokens: (velocities, keys) and (velocities, durations in steps of 10 ms), 1 where one did."""
+    """Which pairs became tokens: (velocities, keys) and (velocities, durations in steps of 10 ms),
+    1 where one did.
+    """
     from matplotlib.colors import ListedColormap
 
     fig, axes = plots.figure(1, 2, height=3.2, sharey=True, width_ratios=(2, 1))
-    for ax, cells, edges in zip(axes, (keys, lengths), (np.arange(20.5, 109), np.arange(-5, 250, 10)), strict=True):
-        ax.pcolormesh(edges, np.arange(0, 129, 4), cells, cmap=ListedColormap(["white", plots.INPUT]),
-                      edgecolors=plots.PALE, linewidth=0.2)
+    for ax, cells, edges in zip(
+        axes, (keys, lengths), (np.arange(20.5, 109), np.arange(-5, 250, 10)), strict=True
+    ):
+        ax.pcolormesh(
+            edges,
+            np.arange(0, 129, 4),
+            cells,
+            cmap=ListedColormap(["white", plots.INPUT]),
+            edgecolors=plots.PALE,
+            linewidth=0.2,
+        )
     axes[0].set_xticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
-    axes[0].set(xlabel="key", ylabel="velocity", title="Key and velocity: merged in the middle of both")
+    axes[0].set(
+        xlabel="key", ylabel="velocity", title="Key and velocity: merged in the middle of both"
+    )
     axes[1].set(xlabel="rings for, ms", title="Velocity and duration: short")
     return fig
 
@@ -241,7 +371,13 @@ def chord_tokens(pieces: Sequence[tuple[str, np.ndarray]]):
     fig, axes = plots.figure(1, len(pieces), width=11, height=2.4)
     for ax, (title, notes) in zip(axes, pieces, strict=True):
         begin = notes["start"].min()
-        ax.barh(notes["pitch"], notes["end"] - notes["start"], 0.8, notes["start"] - begin, color=plots.OUTPUT)
+        ax.barh(
+            notes["pitch"],
+            notes["end"] - notes["start"],
+            0.8,
+            notes["start"] - begin,
+            color=plots.OUTPUT,
+        )
         low, high = int(notes["pitch"].min()) - 3, int(notes["pitch"].max()) + 3
         ax.set(xlim=(0, 0.6), ylim=(min(low, high - 18), high), yticks=[], xlabel="seconds")
         ax.set_title(title, fontsize=10)
@@ -253,13 +389,19 @@ def chord_tokens(pieces: Sequence[tuple[str, np.ndarray]]):
 def ranks(streams: Mapping[str, Sequence[np.ndarray]]):
     """Share of all tokens against a token's rank, for each vocabulary; Zipf's law dotted."""
     fig, ax = plots.figure(height=3.4)
-    for (label, some), colour in zip(streams.items(), (plots.INK, plots.OTHER[2], plots.OTHER[0]), strict=True):
+    for (label, some), colour in zip(
+        streams.items(), (plots.INK, plots.OTHER[2], plots.OTHER[0]), strict=True
+    ):
         count = np.sort(np.bincount(np.concatenate(some)))[::-1]
         ax.loglog(np.arange(1, len(count) + 1), count / count.sum(), color=colour, label=label)
     rank = np.array([1, 3000])
     ax.loglog(rank, 0.12 / rank, color=plots.GREY, linestyle=":", label="Zipf's law")
-    ax.set(xlabel="rank of the token", ylabel="share of all tokens", ylim=(1e-6, 0.3),
-           title="Music's words do not follow Zipf's law, and merging flattens them further")
+    ax.set(
+        xlabel="rank of the token",
+        ylabel="share of all tokens",
+        ylim=(1e-6, 0.3),
+        title="Music's words do not follow Zipf's law, and merging flattens them further",
+    )
     ax.legend(loc="lower left")
     return fig
 
@@ -268,20 +410,39 @@ def duration_errors(long: np.ndarray, error_ms: np.ndarray):
     """Error of each note's duration against the seconds that it rings for."""
     fig, ax = plots.figure(height=3.2)
     ax.scatter(long, error_ms, s=4, color=plots.OUTPUT, alpha=0.5, linewidth=0)
-    ax.set(xscale="log", xlabel="the note rings for, seconds", ylabel="error of its duration, ms",
-           ylim=(0, 80), title="The longer a note, the coarser its ruler")
+    ax.set(
+        xscale="log",
+        xlabel="the note rings for, seconds",
+        ylabel="error of its duration, ms",
+        ylim=(0, 80),
+        title="The longer a note, the coarser its ruler",
+    )
     ax.set_xticks([0.03, 0.1, 0.3, 1, 4, 16], ["0.03", "0.1", "0.3", "1", "4", "16"])
     return fig
 
 
 def vocabularies(rows: Mapping[float, Sequence[dict]], title: str):
-    """Tokens a note against the size of the vocabulary, for each grid: on held-out pieces and where it was learnt."""
+    """Tokens a note against the size of the vocabulary, for each grid:
+    on held-out pieces and where it was learnt.
+    """
     fig, ax = plots.figure(height=3.6)
     for grid, some in rows.items():
         colour = GRID[grid]
         sizes = [row["vocabulary"] for row in some]
-        ax.plot(sizes, [row["tokens_per_note"] for row in some], ".-", color=colour, label=f"{grid:g} ms, held out")
-        ax.plot(sizes, [row["tokens_per_note_train"] for row in some], ".:", color=colour, label="… where learnt")
+        ax.plot(
+            sizes,
+            [row["tokens_per_note"] for row in some],
+            ".-",
+            color=colour,
+            label=f"{grid:g} ms, held out",
+        )
+        ax.plot(
+            sizes,
+            [row["tokens_per_note_train"] for row in some],
+            ".:",
+            color=colour,
+            label="… where learnt",
+        )
     ax.set(xscale="log", xlabel="vocabulary", ylabel="tokens a note", ylim=(1, 4.2), title=title)
     ax.set_xticks([300, 1000, 3000, 10_000, 20_000], ["300", "1,000", "3,000", "10,000", "20,000"])
     ax.legend(loc="lower left", ncols=2)

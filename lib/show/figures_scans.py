@@ -1,6 +1,8 @@
-"""The larger drawings of notebooks 05 and 06: how a scan joins, what it costs, where its floor lies.
+"""The larger drawings of notebooks 05 and 06: how a scan joins, what it costs,
+where its floor lies.
 
-Blue is what goes in, orange what is remembered, green what comes out. An algorithm keeps its look in every figure.
+Blue is what goes in, orange what is remembered, green what comes out.
+An algorithm keeps its look in every figure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,15 +22,21 @@ LOOK = {
 
 
 def look(name: str) -> tuple[str, str]:
-    """Line with marker, and colour, of an algorithm by the first word of its name: "Blelloch, whole" is "Blelloch"."""
+    """Line with marker, and colour, of an algorithm by the first word of its name:
+    "Blelloch, whole" is "Blelloch".
+    """
     return LOOK[name.partition(" ")[0].rstrip(",")]
 
 
 # ---- notebook 05 --------------------------------------------------------------------------
 
 
-def echo(onset: Sequence[float], b: Sequence[float], h: Sequence[float], half_life: float, end: float):
-    """Loudness in the ear over the seconds: h[t] after each note, of which b[t] is new, and the fading between."""
+def echo(
+    onset: Sequence[float], b: Sequence[float], h: Sequence[float], half_life: float, end: float
+):
+    """Loudness in the ear over the seconds: h[t] after each note, of which b[t] is new,
+    and the fading between.
+    """
     fig, ax = plots.figure(height=3.2)
     for t, after in enumerate([*onset[1:], end]):
         time = np.linspace(onset[t], after, 60)
@@ -37,15 +45,22 @@ def echo(onset: Sequence[float], b: Sequence[float], h: Sequence[float], half_li
     ax.plot([], color=plots.INPUT, linewidth=3, label="what a note adds, b[t]")
     ax.plot([], color=plots.STATE, label="what is in the ear, h[t] after each note")
     ax.legend(loc="upper left", ncols=2)
-    ax.set(xlabel="seconds", ylabel="loudness in the ear", xlim=(0, end), ylim=(0, 1.2 * max(h)),
-           title="Each note adds its velocity, and everything before it fades")
+    ax.set(
+        xlabel="seconds",
+        ylabel="loudness in the ear",
+        xlim=(0, end),
+        ylim=(0, 1.2 * max(h)),
+        title="Each note adds its velocity, and everything before it fades",
+    )
     return fig
 
 
 def joins(ax, items: Sequence, rounds: Iterable, name: str) -> None:
-    """The items (a, b) in a row, and below them each round of joins that the generator `rounds` reports.
+    """The items (a, b) in a row, and below them each round of joins that the generator
+    `rounds` reports.
 
-    A circle is filled where a join was made, and green where it reaches back to the start; the number is its b.
+    A circle is filled where a join was made, and green where it reaches back to the start;
+    the number is its b.
     """
     rounds = list(rounds)
     count = sum(len(pairs) for pairs, _ in rounds)
@@ -61,19 +76,41 @@ def joins(ax, items: Sequence, rounds: Iterable, name: str) -> None:
             if row:
                 ax.plot([t, t], [1 - row, -row], color=plots.PALE, linewidth=1.6, zorder=0)
             colour = plots.OUTPUT if begins[t] == 0 else plots.STATE if row else plots.INPUT
-            ax.plot(t, -row, "o", markersize=27, zorder=2, color=colour if busy else "white",
-                    markeredgecolor=colour, markeredgewidth=1.5)
-            ax.text(t, -row, f"{value:.0f}", ha="center", va="center", zorder=3, fontsize=10,
-                    color="white" if busy else plots.INK)
-    ax.set(title=f"{name}: {count} joins, {len(rounds)} rounds", yticks=[],
-           xlim=(-0.5, len(items) - 0.5), ylim=(-len(rounds) - 0.5, 0.5))
+            ax.plot(
+                t,
+                -row,
+                "o",
+                markersize=27,
+                zorder=2,
+                color=colour if busy else "white",
+                markeredgecolor=colour,
+                markeredgewidth=1.5,
+            )
+            ax.text(
+                t,
+                -row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                zorder=3,
+                fontsize=10,
+                color="white" if busy else plots.INK,
+            )
+    ax.set(
+        title=f"{name}: {count} joins, {len(rounds)} rounds",
+        yticks=[],
+        xlim=(-0.5, len(items) - 0.5),
+        ylim=(-len(rounds) - 0.5, 0.5),
+    )
     ax.set_xticks(range(len(items)), [f"t = {t}" for t in range(len(items))])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
 
 
 def by_moments(items: Sequence, moments: Sequence, passed: int, title: str):
-    """The diagram of `joins` after `passed` moments; those that are still to come keep their room."""
+    """The diagram of `joins` after `passed` moments;
+    those that are still to come keep their room.
+    """
     fig, ax = plots.figure(width=9, height=1.2 + 0.5 * len(moments))
     joins(ax, items, moments[:passed], title)
     ax.set(title=title, ylim=(-len(moments) - 0.5, 0.5))
@@ -83,7 +120,9 @@ def by_moments(items: Sequence, moments: Sequence, passed: int, title: str):
 def up_and_down(ax) -> None:
     """Mark the two sweeps beside a diagram of Blelloch's scan on eight items."""
     for row, text in ((-2, "up"), (-4.5, "down")):
-        ax.text(7.75, row, text, fontsize=12, color=plots.GREY, rotation=270, va="center", clip_on=False)
+        ax.text(
+            7.75, row, text, fontsize=12, color=plots.GREY, rotation=270, va="center", clip_on=False
+        )
     ax.axhline(-3.5, color=plots.GREY, linewidth=0.8, linestyle=":")
 
 
@@ -98,8 +137,22 @@ def lines(ax, x: Sequence[float], series: Mapping[str, Sequence[float]], **label
 def work_and_depth(lengths: Sequence[int], work: Mapping, depth: Mapping):
     """Joins and rounds of each algorithm against the length."""
     fig, axes = plots.figure(1, 2, height=3.6)
-    lines(axes[0], lengths, work, xlabel="length L", ylabel="joins", title="Work: Blelloch stays under 2 L")
-    lines(axes[1], lengths, depth, xlabel="length L", ylabel="rounds", title="Depth: both scans grow as log L")
+    lines(
+        axes[0],
+        lengths,
+        work,
+        xlabel="length L",
+        ylabel="joins",
+        title="Work: Blelloch stays under 2 L",
+    )
+    lines(
+        axes[1],
+        lengths,
+        depth,
+        xlabel="length L",
+        ylabel="rounds",
+        title="Depth: both scans grow as log L",
+    )
     axes[0].legend()
     return fig
 
@@ -107,23 +160,47 @@ def work_and_depth(lengths: Sequence[int], work: Mapping, depth: Mapping):
 def moments(workers: Sequence[int], taken: Mapping):
     """Moments that each algorithm takes against the number of workers."""
     fig, ax = plots.figure(height=3.6)
-    lines(ax, workers, taken, xlabel="workers P", ylabel="moments", ylim=(5, None),
-          title="Few workers pay for work, many workers pay for depth")
+    lines(
+        ax,
+        workers,
+        taken,
+        xlabel="workers P",
+        ylabel="moments",
+        ylim=(5, None),
+        title="Few workers pay for work, many workers pay for depth",
+    )
     ax.axvline(2, color=plots.GREY, linewidth=0.8, linestyle=":", label="two cores")
     ax.legend(loc="upper right", ncols=2)
     return fig
 
 
 def lost_digits(errors: Mapping[str, np.ndarray]):
-    """Worst relative error so far (L,) against the step; a cross where it reaches 1, and all is lost."""
+    """Worst relative error so far (L,) against the step;
+    a cross where it reaches 1, and all is lost.
+    """
     fig, ax = plots.figure(height=3.8)
-    for (name, error), colour in zip(errors.items(), (plots.OTHER[1], plots.OTHER[0], plots.OTHER[2]), strict=True):
+    for (name, error), colour in zip(
+        errors.items(), (plots.OTHER[1], plots.OTHER[0], plots.OTHER[2]), strict=True
+    ):
         good = int((error < 1).sum())
         ax.plot(range(1, good + 1), error[:good], color=colour, label=name)
         if good < len(error):
-            ax.plot(good, error[good - 1], "X", color=colour, markersize=9, label=f"all lost at step {good + 1}")
-    ax.set(xscale="log", yscale="log", xlabel="step", ylabel="worst relative error so far", ylim=(1e-8, 1),
-           title="Cumulative sums lose the state, a scan of pairs keeps it")
+            ax.plot(
+                good,
+                error[good - 1],
+                "X",
+                color=colour,
+                markersize=9,
+                label=f"all lost at step {good + 1}",
+            )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="step",
+        ylabel="worst relative error so far",
+        ylim=(1e-8, 1),
+        title="Cumulative sums lose the state, a scan of pairs keeps it",
+    )
     ax.legend(loc="upper left")
     return fig
 
@@ -132,22 +209,46 @@ def owed(b: Sequence[float], share: Sequence[float]):
     """What each note added, and the part of it that the last state still holds."""
     fig, ax = plots.figure(height=2.9)
     ax.bar(range(len(b)), b, color=plots.PALE, label="velocity, as played")
-    ax.bar(range(len(b)), share, color=plots.STATE,
-           label=f"what is left after note {len(b) - 1}; in all {sum(share):.1f} = h[{len(b) - 1}]")
-    ax.set(xlabel="note t", ylabel="velocity", ylim=(0, 1.4 * max(b)),
-           title="The gradient says what the end owes to each note")
+    ax.bar(
+        range(len(b)),
+        share,
+        color=plots.STATE,
+        label=f"what is left after note {len(b) - 1}; in all {sum(share):.1f} = h[{len(b) - 1}]",
+    )
+    ax.set(
+        xlabel="note t",
+        ylabel="velocity",
+        ylim=(0, 1.4 * max(b)),
+        title="The gradient says what the end owes to each note",
+    )
     ax.legend(loc="upper left", ncols=2)
     return fig
 
 
-def by_width(widths: Sequence[int], took: Mapping[str, Sequence[float]], wins: int | None, length: int):
-    """Milliseconds against the width of a step; from the width `wins` on, if it is given, the loop is the fastest."""
+def by_width(
+    widths: Sequence[int], took: Mapping[str, Sequence[float]], wins: int | None, length: int
+):
+    """Milliseconds against the width of a step; from the width `wins` on, if it is given,
+    the loop is the fastest.
+    """
     fig, ax = plots.figure(height=3.6)
-    lines(ax, widths, took, xlabel="width of a step, B·D·N", ylabel="milliseconds, forward",
-          title=f"Scanning {length} steps: a scan wins while a step is small")
+    lines(
+        ax,
+        widths,
+        took,
+        xlabel="width of a step, B·D·N",
+        ylabel="milliseconds, forward",
+        title=f"Scanning {length} steps: a scan wins while a step is small",
+    )
     if wins:
         ax.axvspan(wins, widths[-1], color=plots.PALE, alpha=0.5, zorder=0)
-        ax.text(widths[-1] * 0.95, 1.3 * min(map(min, took.values())), "the loop wins", ha="right", color=plots.GREY)
+        ax.text(
+            widths[-1] * 0.95,
+            1.3 * min(map(min, took.values())),
+            "the loop wins",
+            ha="right",
+            color=plots.GREY,
+        )
     ax.legend(loc="upper left")
     return fig
 
@@ -155,8 +256,14 @@ def by_width(widths: Sequence[int], took: Mapping[str, Sequence[float]], wins: i
 def by_length(lengths: Sequence[int], took: Mapping[str, Sequence[float]]):
     """Milliseconds of forward and backward against the length."""
     fig, ax = plots.figure(height=4)
-    lines(ax, lengths, took, xlabel="length L", ylabel="milliseconds",
-          title="Forward and backward: chunks in the cache beat the loop, fusion beats all")
+    lines(
+        ax,
+        lengths,
+        took,
+        xlabel="length L",
+        ylabel="milliseconds",
+        title="Forward and backward: chunks in the cache beat the loop, fusion beats all",
+    )
     ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
     ax.minorticks_off()
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
@@ -166,11 +273,14 @@ def by_length(lengths: Sequence[int], took: Mapping[str, Sequence[float]]):
 # ---- notebook 06 --------------------------------------------------------------------------
 
 
-def roofline(peak: Mapping[str, float], roofs: Mapping[str, float], points: Iterable[tuple], title: str):
+def roofline(
+    peak: Mapping[str, float], roofs: Mapping[str, float], points: Iterable[tuple], title: str
+):
     """State steps a second against state steps for a byte of memory moved, both logarithmic.
 
-    `peak["memory"]` in bytes a second is the slope, `roofs` the flat limits in state steps a second, and a point is
-    (name, steps a byte, steps a second, colour, where its name goes: an offset in points).
+    `peak["memory"]` in bytes a second is the slope, `roofs` the flat limits in state steps a
+    second, and a point is (name, steps a byte, steps a second, colour, where its name goes: an
+    offset in points).
     """
     fig, ax = plots.figure(height=4.4)
     x = np.geomspace(0.02, 20, 200)
@@ -180,10 +290,21 @@ def roofline(peak: Mapping[str, float], roofs: Mapping[str, float], points: Iter
         ax.text(20, roof * 1.08, name, ha="right", color=plots.GREY)
     for name, intensity, rate, colour, offset in points:
         ax.plot(intensity, rate, "o", color=colour, markersize=9)
-        ax.annotate(name, (intensity, rate), xytext=offset, textcoords="offset points", color=colour,
-                    ha="right" if offset[0] < 0 else "left")
-    ax.set(xscale="log", yscale="log", xlabel="state steps for a byte of memory moved",
-           ylabel="state steps a second, at most", title=title)
+        ax.annotate(
+            name,
+            (intensity, rate),
+            xytext=offset,
+            textcoords="offset points",
+            color=colour,
+            ha="right" if offset[0] < 0 else "left",
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="state steps for a byte of memory moved",
+        ylabel="state steps a second, at most",
+        title=title,
+    )
     return fig
 
 
@@ -218,7 +339,10 @@ def pushes(b, h):
     fig, ax = plots.figure(height=2.8)
     ax.bar(range(len(b)), b, width=0.5, color=plots.INPUT, label="b, what arrives")
     ax.plot(h, ".-", color=plots.STATE, label="h, what is remembered")
-    ax.set(xlabel="step t", title="The state adds what arrives, and forgets a fifth of itself at every step")
+    ax.set(
+        xlabel="step t",
+        title="The state adds what arrives, and forgets a fifth of itself at every step",
+    )
     ax.legend()
     return fig
 
@@ -230,9 +354,18 @@ def carried(h, alone):
     for k, part in enumerate(alone):
         steps = np.arange(k * size, (k + 1) * size)
         first = k == 0
-        ax.fill_between(steps, part, h[steps], color=plots.STATE, alpha=0.25, linewidth=0,
-                        label="added by the carry" if first else None)
-        ax.plot(steps, part, ":", color=plots.GREY, label="chunk scanned from zero" if first else None)
+        ax.fill_between(
+            steps,
+            part,
+            h[steps],
+            color=plots.STATE,
+            alpha=0.25,
+            linewidth=0,
+            label="added by the carry" if first else None,
+        )
+        ax.plot(
+            steps, part, ":", color=plots.GREY, label="chunk scanned from zero" if first else None
+        )
         ax.axvline(steps[0] - 0.5, color=plots.PALE, zorder=0)
     ax.plot(h, ".-", color=plots.STATE, label="h")
     ax.set(xlabel="step t", title="A chunk scanned alone lacks what its carry would have added")
@@ -247,7 +380,9 @@ def four_states(x, states):
     for n, h in enumerate(states):
         ax.plot(h, color=plots.STATE, alpha=1 - 0.2 * n, label=f"h[{n}]")
     ax.plot(np.mean(states, axis=0), color=plots.OUTPUT, linewidth=2.5, label="y, their mean")
-    ax.set(xlabel="step t", title="States with other decays remember one input for shorter or longer")
+    ax.set(
+        xlabel="step t", title="States with other decays remember one input for shorter or longer"
+    )
     ax.legend(ncols=3)
     return fig
 
@@ -256,15 +391,24 @@ def softplus_errors(step, errors: Mapping[str, np.ndarray]):
     """Relative error of two ways to compute a step, against the step."""
     fig, ax = plots.figure(height=3)
     for (label, error), colour in zip(errors.items(), (plots.OTHER[0], plots.OUTPUT), strict=True):
-        ax.plot(step, error + 1e-9, ".", markersize=3, label=label, color=colour)  # no logarithm of 0
-    ax.set(xscale="log", yscale="log", xlabel="step, delta", ylabel="relative error",
-           title="The plain softplus loses small steps in float32")
+        # no logarithm of 0
+        ax.plot(step, error + 1e-9, ".", markersize=3, label=label, color=colour)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="step, delta",
+        ylabel="relative error",
+        title="The plain softplus loses small steps in float32",
+    )
     ax.legend()
     return fig
 
 
 def runs():
-    """One channel of a tile: steps are combined to runs, threads scan the runs, states come down again."""
+    """One channel of a tile: steps are combined to runs, threads scan the runs,
+    states come down again.
+    """
+
     def spans(size):
         return [f"{i}…{i + size - 1}" for i in range(0, 16, size)]
 
@@ -272,12 +416,23 @@ def runs():
         return ["carry"] + [f"h{i - 1}" for i in range(size, 16, size)]
 
     fig, ax = board(24, 8.8, "One channel of a tile: four threads, each with a run of four steps")
-    rows = [(range(16), "maps (a, b) of single steps"), (spans(2), "up: the maps of pairs"),
-            (spans(4), "up: one map for each thread"), (before(4), "threads scan: the state before each run"),
-            (before(2), "down: the state before each pair"),
-            ([f"h{i}" for i in range(16)], "one more step: every state")]
+    rows = [
+        (range(16), "maps (a, b) of single steps"),
+        (spans(2), "up: the maps of pairs"),
+        (spans(4), "up: one map for each thread"),
+        (before(4), "threads scan: the state before each run"),
+        (before(2), "down: the state before each pair"),
+        ([f"h{i}" for i in range(16)], "one more step: every state"),
+    ]
     for row, (texts, what) in enumerate(rows):
-        cells(ax, 0, 7.5 - 1.5 * row, texts, plots.INPUT if row < 3 else plots.STATE, width=16 // len(texts))
+        cells(
+            ax,
+            0,
+            7.5 - 1.5 * row,
+            texts,
+            plots.INPUT if row < 3 else plots.STATE,
+            width=16 // len(texts),
+        )
         say(ax, 16.4, 8 - 1.5 * row, what)
     return fig
 
@@ -304,7 +459,11 @@ def fused():
 
 def backward_blocks():
     """Four blocks from the last to the first: states recomputed forwards, gradients in reverse."""
-    fig, ax = board(20, 4.5, "Backward: blocks from the last to the first, states recomputed, gradients in reverse")
+    fig, ax = board(
+        20,
+        4.5,
+        "Backward: blocks from the last to the first, states recomputed, gradients in reverse",
+    )
     for block in range(4):
         cells(ax, 4 * block, 2.9, ["kept", "", "", ""], plots.STATE, empty=(1, 2, 3))
         cells(ax, 4 * block, 0.5, [f"g{4 * block + i}" for i in range(4)], plots.OUTPUT)
@@ -317,15 +476,30 @@ def backward_blocks():
 
 
 def keep_or_recompute(sizes, traffic, again: float, ours: int):
-    """Seconds to move the kept states against the steps for each, beside the seconds to compute the others again."""
+    """Seconds to move the kept states against the steps for each,
+    beside the seconds to compute the others again.
+    """
     fig, ax = plots.figure(height=3.2)
     here = list(sizes).index(ours)
     ax.plot(sizes, 1e6 * traffic, "o-", color=plots.STATE, label="moving the kept states")
     ax.axhline(1e6 * again, color=plots.GREY, linestyle="--", label="recomputing the others")
-    ax.plot(ours, 1e6 * traffic[here], "o", color=plots.OUTPUT, markersize=11, label=f"ours, {ours} steps")
+    ax.plot(
+        ours,
+        1e6 * traffic[here],
+        "o",
+        color=plots.OUTPUT,
+        markersize=11,
+        label=f"ours, {ours} steps",
+    )
     ratio = traffic[0] / (again + traffic[here])
-    ax.set(xscale="log", yscale="log", xlabel="steps for each state kept", ylabel="µs, at least",
-           title=f"To keep every state takes {ratio:.0f} times as long as to recompute (on paper, H100)")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="steps for each state kept",
+        ylabel="µs, at least",
+        title=f"To keep every state takes {ratio:.0f} times as long as to recompute "
+        "(on paper, H100)",
+    )
     ax.set_xticks(sizes, sizes)
     ax.minorticks_off()
     ax.legend()
@@ -336,13 +510,23 @@ def compiled_floors(names: Sequence[str], times: Mapping[str, Sequence[float]]):
     """Least microseconds of each pass for each resource; 0 where nothing was compiled."""
     fig, ax = plots.figure(height=3.6)
     for i, (label, column) in enumerate(times.items()):
-        bars = ax.barh(np.arange(len(names)) + 0.26 * (i - 1), column, 0.24, label=label,
-                       color=plots.OTHER[i])
-        ax.bar_label(bars, [f"{us:.0f}" if us else "not compiled here" for us in column], padding=3, fontsize=9)
+        bars = ax.barh(
+            np.arange(len(names)) + 0.26 * (i - 1), column, 0.24, label=label, color=plots.OTHER[i]
+        )
+        ax.bar_label(
+            bars,
+            [f"{us:.0f}" if us else "not compiled here" for us in column],
+            padding=3,
+            fontsize=9,
+        )
     *others, last = times.values()
     longest = all(own == max(own, *rest) for *rest, own in zip(*others, last, strict=True))
-    ax.set(xlabel="µs at least, on an H100", title="On paper, issuing instructions is what our kernels wait for"
-           if longest else "Floors on paper: the longest bar of each is what a kernel waits for")
+    ax.set(
+        xlabel="µs at least, on an H100",
+        title="On paper, issuing instructions is what our kernels wait for"
+        if longest
+        else "Floors on paper: the longest bar of each is what a kernel waits for",
+    )
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.legend(loc="upper right")

@@ -50,13 +50,18 @@ def save_mp3(music: Music, path: str | Path, *, rate: int = 44_100) -> None:
         part.write_bytes(data)
 
 
-def player(music: Music, title: str = "", seconds: float | None = None, *,
-           prompt_seconds: float | None = None):
+def player(
+    music: Music,
+    title: str = "",
+    seconds: float | None = None,
+    *,
+    prompt_seconds: float | None = None,
+):
     """A piano roll that moves with its sound, for a notebook page: MP3 embedded, no network.
 
     Ten seconds take about 65 KB. `seconds` plays only the beginning; what comes before
-    `prompt_seconds` is shaded. Where scripts are stripped the roll stands still and the audio control
-    remains. Returns an IPython `HTML` object.
+    `prompt_seconds` is shaded. Where scripts are stripped the roll stands still and the audio
+    control remains. Returns an IPython `HTML` object.
     """
     from IPython.display import HTML
 
@@ -64,7 +69,7 @@ def player(music: Music, title: str = "", seconds: float | None = None, *,
         music = crop(sustain(music), 0, seconds)
     sound = _play(music, PLAYER_RATE)
     if seconds is not None:
-        sound = sound[:math.ceil((seconds + TAIL) * PLAYER_RATE)]
+        sound = sound[: math.ceil((seconds + TAIL) * PLAYER_RATE)]
     data = mp3_bytes(_finish(sound, PLAYER_RATE), PLAYER_RATE, level=PLAYER_LEVEL)
     source = "data:audio/mpeg;base64," + base64.b64encode(data).decode()
     length = len(sound) / PLAYER_RATE
@@ -97,10 +102,11 @@ def mp3_bytes(audio: np.ndarray, rate: int, level: float = MP3_LEVEL) -> bytes:
     import soundfile
 
     out = io.BytesIO()
-    with soundfile.SoundFile(out, "w", rate, 1, format="MP3", bitrate_mode="VARIABLE",
-                             compression_level=level) as file:
+    with soundfile.SoundFile(
+        out, "w", rate, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=level
+    ) as file:
         for begin in range(0, len(audio), 10 * rate):
-            file.write(audio[begin:begin + 10 * rate])
+            file.write(audio[begin : begin + 10 * rate])
     return out.getvalue()
 
 
@@ -119,8 +125,9 @@ def _play(music: Music, rate: int) -> np.ndarray:
     """The piece as sound at its own loudness: float32 (samples,), full scale at 1."""
     total = music.seconds + TAIL
     if not total <= LONGEST + TAIL:
-        raise UserError(f"a piece of {total / 3600:.1f} hours is too long to play: "
-                        "give at most two hours")
+        raise UserError(
+            f"a piece of {total / 3600:.1f} hours is too long to play: give at most two hours"
+        )
     notes = sustain(music).notes
     font = _font()
     synth = partial(_midirenderer, font) if font else _sines
@@ -128,7 +135,7 @@ def _play(music: Music, rate: int) -> np.ndarray:
     for volume in _VOLUMES:
         if _fill(out, notes, rate, volume, synth):
             break
-    return out[:round(total * rate)]
+    return out[: round(total * rate)]
 
 
 def _fill(out, notes, rate, volume, synth) -> bool:
@@ -152,9 +159,9 @@ def _fill(out, notes, rate, volume, synth) -> bool:
         if sound is None:
             return False
         if last > end:  # resampling joins the last sample to the first: meet it at zero
-            sound[-_AFTER * _NATIVE:] *= np.linspace(1, 0, _AFTER * _NATIVE, dtype="f4")
+            sound[-_AFTER * _NATIVE :] *= np.linspace(1, 0, _AFTER * _NATIVE, dtype="f4")
         sound = _resample(sound, rate)
-        out[begin * rate:end * rate] = sound[(begin - first) * rate:(end - first) * rate]
+        out[begin * rate : end * rate] = sound[(begin - first) * rate : (end - first) * rate]
     return True
 
 
@@ -163,7 +170,7 @@ def _resample(sound: np.ndarray, rate: int) -> np.ndarray:
     if rate == _NATIVE:
         return sound
     size = len(sound) // _NATIVE * rate
-    spectrum = np.fft.rfft(sound)[:size // 2 + 1]
+    spectrum = np.fft.rfft(sound)[: size // 2 + 1]
     return np.fft.irfft(spectrum, size) * (size / len(sound))
 
 
@@ -220,7 +227,8 @@ def _midi_bytes(notes: np.ndarray, seconds: float, volume: int) -> bytes:
     score.tempos.append(symusic.Tempo(0, 120))
     track = symusic.Track("Piano", 0, False)
     track.notes = symusic.Note.from_numpy(
-        start, duration, notes["pitch"].astype("i1"), notes["velocity"].astype("i1"))
+        start, duration, notes["pitch"].astype("i1"), notes["velocity"].astype("i1")
+    )
     track.controls.append(symusic.ControlChange(0, 7, volume))
     track.controls.append(symusic.ControlChange(math.ceil(seconds * 960), 1, 0))
     score.tracks.append(track)
@@ -251,10 +259,10 @@ def _sines(notes: np.ndarray, seconds: int, volume: int) -> np.ndarray:
     for start, end, pitch, velocity in notes.tolist():
         begin = round(start * _NATIVE)
         held = round((end - start) * _NATIVE)
-        sound = _tone(pitch)[:held + len(release)].copy()
+        sound = _tone(pitch)[: held + len(release)].copy()
         dying = sound[held:]
-        dying *= release[:len(dying)]
-        room = out[begin:begin + len(sound)]
+        dying *= release[: len(dying)]
+        room = out[begin : begin + len(sound)]
         loudness = 0.2 * (velocity / 127) ** 2 * (volume / 127) ** 2
-        room += sound[:len(room)] * loudness
+        room += sound[: len(room)] * loudness
     return out

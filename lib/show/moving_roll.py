@@ -28,8 +28,9 @@ WORDS = 50  # the height of "prompt" and "continuation"
 BLACK = {1, 3, 6, 8, 10}  # semitones above C
 
 
-def player_html(sound: str, music: Music, seconds: float, title: str = "",
-                prompt_seconds: float | None = None) -> str:
+def player_html(
+    sound: str, music: Music, seconds: float, title: str = "", prompt_seconds: float | None = None
+) -> str:
     """One `<figure>`: the roll, the audio control, the script. It works without the script.
 
     `sound` is the address of the audio, `seconds` its length. `prompt_seconds` is where the prompt
@@ -40,22 +41,25 @@ def player_html(sound: str, music: Music, seconds: float, title: str = "",
     caption = ""
     if title:
         caption = f'<figcaption style="font-size:90%;margin:0 0 3px 4px">{title}</figcaption>'
-    return (f'<figure class="moving-roll" style="margin:6px 0;max-width:640px">{caption}'
-            f"{image(music, seconds, title, prompt_seconds)}"
-            f'<audio controls preload="metadata" aria-label="{label}" '
-            f'style="display:block;width:100%;height:36px" src="{sound}">'
-            f"Open this page in a browser that plays MP3.</audio>"
-            f"<script>{script()}</script></figure>")
+    return (
+        f'<figure class="moving-roll" style="margin:6px 0;max-width:640px">{caption}'
+        f"{image(music, seconds, title, prompt_seconds)}"
+        f'<audio controls preload="metadata" aria-label="{label}" '
+        f'style="display:block;width:100%;height:36px" src="{sound}">'
+        f"Open this page in a browser that plays MP3.</audio>"
+        f"<script>{script()}</script></figure>"
+    )
 
 
-def image(music: Music, seconds: float, title: str = "", prompt_seconds: float | None = None) -> str:
+def image(
+    music: Music, seconds: float, title: str = "", prompt_seconds: float | None = None
+) -> str:
     """The still picture as an `<img>`; `title` is HTML already."""
     picture = svg(music, seconds, prompt_seconds)
     for letter in "%#<>":
         picture = picture.replace(letter, f"%{ord(letter):02X}")
     alt = f"Piano roll: {title or 'piano'}, {len(music.notes)} notes in {music.seconds:.0f} seconds"
-    return (f'<img alt="{alt}" style="display:block;width:100%" '
-            f'src="data:image/svg+xml,{picture}">')
+    return f'<img alt="{alt}" style="display:block;width:100%" src="data:image/svg+xml,{picture}">'
 
 
 @cache
@@ -66,7 +70,9 @@ def script() -> str:
 
 
 def svg(music: Music, seconds: float, prompt_seconds: float | None = None) -> str:
-    """The roll from 0 to `seconds`: keys at the left, a bar a note, darker when louder, the pedal below."""
+    """The roll from 0 to `seconds`: keys at the left, a bar a note, darker when louder,
+    the pedal below.
+    """
     notes = music.notes
     if len(notes) > MOST:
         loudest = np.argsort(notes["velocity"], kind="stable")[-MOST:]
@@ -82,10 +88,12 @@ def svg(music: Music, seconds: float, prompt_seconds: float | None = None) -> st
     def y(pitch):
         return bottom - row * (pitch - low) - row / 2
 
-    parts = [f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {bottom + FOOT}' "
-             f"data-left='{LEFT}' data-keys='{NAMES}' data-row='{row}' data-end='{seconds:.3f}' "
-             f"font-family='sans-serif' font-size='45' fill='{INK}'>",
-             f"<path fill='#fff' d='M0 0H{WIDTH}V{bottom + FOOT}H0'/>"]
+    parts = [
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {bottom + FOOT}' "
+        f"data-left='{LEFT}' data-keys='{NAMES}' data-row='{row}' data-end='{seconds:.3f}' "
+        f"font-family='sans-serif' font-size='45' fill='{INK}'>",
+        f"<path fill='#fff' d='M0 0H{WIDTH}V{bottom + FOOT}H0'/>",
+    ]
     if prompt_seconds:
         parts += _prompt(x(prompt_seconds), top, bottom)
     parts += _clock(x, seconds, top, bottom)
@@ -107,12 +115,16 @@ def _range(pitch: np.ndarray) -> tuple[int, int]:
 
 def _prompt(split: float, top: int, bottom: int) -> list[str]:
     """The prompt's shade and its end, and both sides named where there is room."""
-    parts = [f"<path fill='{INPUT}' opacity='.12' d='M{LEFT} 0H{split:.0f}V{bottom}H{LEFT}'/>",
-             f"<path stroke='{INPUT}' stroke-width='6' d='M{split:.0f} 0V{bottom}'/>"]
+    parts = [
+        f"<path fill='{INPUT}' opacity='.12' d='M{LEFT} 0H{split:.0f}V{bottom}H{LEFT}'/>",
+        f"<path stroke='{INPUT}' stroke-width='6' d='M{split:.0f} 0V{bottom}'/>",
+    ]
     if split - LEFT > 180:
         parts.append(f"<text x='{LEFT + 15}' y='{top - 14}' fill='{INPUT}'>prompt</text>")
     if WIDTH - split > 300:
-        parts.append(f"<text x='{split + 15:.0f}' y='{top - 14}' fill='{OUTPUT}'>continuation</text>")
+        parts.append(
+            f"<text x='{split + 15:.0f}' y='{top - 14}' fill='{OUTPUT}'>continuation</text>"
+        )
     return parts
 
 
@@ -121,10 +133,15 @@ def _clock(x, seconds: float, top: int, bottom: int) -> list[str]:
     step = next((step for step in STEPS if seconds / step <= 16), STEPS[-1])
     ticks = np.arange(0, seconds + 1e-9, step)
     lines = "".join(f"M{x(tick):.0f} {top}V{bottom}" for tick in ticks)
-    numbers = "".join(f"<text x='{x(tick):.0f}' y='{bottom + 50}'>{_time(tick)}</text>" for tick in ticks
-                      if x(tick) < WIDTH - 60)
-    return [f"<path stroke='{PALE}' stroke-width='3' d='{lines}'/>",
-            f"<g fill='#5a5a5a' text-anchor='middle'>{numbers}</g>"]
+    numbers = "".join(
+        f"<text x='{x(tick):.0f}' y='{bottom + 50}'>{_time(tick)}</text>"
+        for tick in ticks
+        if x(tick) < WIDTH - 60
+    )
+    return [
+        f"<path stroke='{PALE}' stroke-width='3' d='{lines}'/>",
+        f"<g fill='#5a5a5a' text-anchor='middle'>{numbers}</g>",
+    ]
 
 
 def _time(second: float) -> str:
@@ -141,13 +158,17 @@ def _keyboard(y, low: int, high: int, row: int) -> list[str]:
     borders = "".join(f"M{NAMES} {edge:g}H{LEFT}" for edge in edges)
     octaves = [key for key in keys if key % 12 == 0]
     lines = "".join(f"M{LEFT} {y(key) + row / 2:g}H{WIDTH}" for key in octaves)
-    names = "".join(f"<text x='{NAMES - 8}' y='{y(key) + 16:.0f}'>C{key // 12 - 1}</text>" for key in octaves)
+    names = "".join(
+        f"<text x='{NAMES - 8}' y='{y(key) + 16:.0f}'>C{key // 12 - 1}</text>" for key in octaves
+    )
     top, bottom = y(high) - row / 2, y(low) + row / 2
     frame = f"M{NAMES} {top:g}H{LEFT}V{bottom:g}H{NAMES}Z"
-    return [f"<path stroke='{PALE}' stroke-width='3' d='{lines}'/>",
-            f"<path fill='#fff' stroke='{GREY}' stroke-width='2' d='{frame}{borders}'/>",
-            f"<path stroke='{INK}' stroke-width='{row}' d='{black}'/>",
-            f"<g fill='#5a5a5a' text-anchor='end'>{names}</g>"]
+    return [
+        f"<path stroke='{PALE}' stroke-width='3' d='{lines}'/>",
+        f"<path fill='#fff' stroke='{GREY}' stroke-width='2' d='{frame}{borders}'/>",
+        f"<path stroke='{INK}' stroke-width='{row}' d='{black}'/>",
+        f"<g fill='#5a5a5a' text-anchor='end'>{names}</g>",
+    ]
 
 
 def _bars(notes: np.ndarray, x, y, row: int) -> list[str]:
@@ -160,7 +181,9 @@ def _bars(notes: np.ndarray, x, y, row: int) -> list[str]:
     paths = []
     for which in np.unique(loudness):
         here = loudness == which
-        bars = "".join(f"M{a} {b:g}h{c}" for a, b, c in zip(begin[here], middle[here], length[here]))
+        bars = "".join(
+            f"M{a} {b:g}h{c}" for a, b, c in zip(begin[here], middle[here], length[here])
+        )
         red, green, blue, _ = velocity_colours()((which + 0.5) / CLASSES, bytes=True)
         paths.append(f"<path stroke='#{red:02x}{green:02x}{blue:02x}' d='{bars}'/>")
     return [f"<g class='notes' stroke-width='{row - 1}'>{''.join(paths)}</g>"]

@@ -39,7 +39,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.titlepad": 9,
     "axes.prop_cycle": "cycler('color', ['#0072B2', '#E69F00', '#009E73', '#D55E00', "
-                       "'#CC79A7', '#56B4E9', '#F0E442'])",
+    "'#CC79A7', '#56B4E9', '#F0E442'])",
     "axes.axisbelow": True,
     "axes.grid": False,
     "grid.color": PALE,
@@ -72,7 +72,8 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 11, height: float 
 
 
 def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | None = None) -> None:
-    """Write names at the right ends of lines; a name that would lie on another one is lifted above it.
+    """Write names at the right ends of lines; a name that would lie on another one is
+    lifted above it.
 
     `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with
     `near`, only those whose x differ by less than this factor. The axes' scales and limits must be
@@ -104,7 +105,8 @@ def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | No
 
 
 def quartile_lines(ax, lines, *, room: float, gap: float = 0.06, near: float | None = None) -> None:
-    """Medians between their quartiles over x, both axes logarithmic, a line's name at its right end.
+    """Medians between their quartiles over x, both axes logarithmic,
+    a line's name at its right end.
 
     `lines` are (name, colour, dash, points), a point is (x, lower quartile, median, upper
     quartile). The names get `room`, as a share of the width that the points take; `gap` and `near`
@@ -138,8 +140,16 @@ def velocity_colours():
     return ListedColormap(colormaps["magma_r"](np.linspace(0.2, 0.95, 256)), name="velocity")
 
 
-def piano_roll(music: Music, *, prompt_seconds: float | None = None, start: float = 0,
-               end: float | None = None, ax=None, title: str = "", colourbar: bool = True):
+def piano_roll(
+    music: Music,
+    *,
+    prompt_seconds: float | None = None,
+    start: float = 0,
+    end: float | None = None,
+    ax=None,
+    title: str = "",
+    colourbar: bool = True,
+):
     """Draw the notes that sound in [start, end) and return the axes.
 
     Seconds go right, pitch up, a bar a note, darker when louder. Where `prompt_seconds` is
@@ -156,8 +166,9 @@ def piano_roll(music: Music, *, prompt_seconds: float | None = None, start: floa
         if end is None:
             end = max(music.seconds, start + 1)
         if not end > start:
-            raise UserError(f"a piano roll from {start} to {end} seconds is empty: "
-                            "give an end after the start")
+            raise UserError(
+                f"a piano roll from {start} to {end} seconds is empty: give an end after the start"
+            )
         notes = music.notes[(music.notes["end"] > start) & (music.notes["start"] < end)]
         left, right = np.clip(notes["start"], start, end), np.clip(notes["end"], start, end)
         pixel = (end - start) / 1000
@@ -165,8 +176,14 @@ def piano_roll(music: Music, *, prompt_seconds: float | None = None, start: floa
         right = np.maximum(right, left + 1.5 * pixel)  # the shortest stay visible
         low, high = notes["pitch"] - 0.44, notes["pitch"] + 0.44
         corners = np.stack([[left, low], [left, high], [right, high], [right, low]])
-        bars = PolyCollection(corners.transpose(2, 0, 1), array=notes["velocity"].astype("f8"),
-                              cmap=velocity_colours(), clim=(QUIET, LOUD), linewidth=0, zorder=3)
+        bars = PolyCollection(
+            corners.transpose(2, 0, 1),
+            array=notes["velocity"].astype("f8"),
+            cmap=velocity_colours(),
+            clim=(QUIET, LOUD),
+            linewidth=0,
+            zorder=3,
+        )
         bars.set_gid("notes")
         ax.add_collection(bars, autolim=False)
         ax.set_xlim(start, end)
@@ -179,8 +196,9 @@ def piano_roll(music: Music, *, prompt_seconds: float | None = None, start: floa
         if prompt_seconds is not None and start < prompt_seconds:
             _prompt(ax, start, min(prompt_seconds, end), end)
         if colourbar:
-            bar = ax.figure.colorbar(bars, ax=ax, pad=0.012, aspect=24, extend="both",
-                                     ticks=[20, 50, 80, 110])
+            bar = ax.figure.colorbar(
+                bars, ax=ax, pad=0.012, aspect=24, extend="both", ticks=[20, 50, 80, 110]
+            )
             bar.set_label("velocity")
             bar.outline.set_visible(False)
         if title:
@@ -218,10 +236,26 @@ def _pitch_axis(ax, pitch: np.ndarray, band: bool) -> None:
 def _pedal_band(ax, pedal: np.ndarray) -> None:
     """The spans with the sustain pedal down, at the foot of the axes."""
     across = ax.get_xaxis_transform()
-    ax.broken_barh([(a, b - a) for a, b in pedal], (0.015, 0.045), transform=across,
-                   color=GREY, linewidth=0, zorder=2, gid="pedal")
-    ax.annotate("pedal", (0, 0.0375), xycoords="axes fraction", xytext=(-4, 0),
-                textcoords="offset points", ha="right", va="center", color=GREY, fontsize=9)
+    ax.broken_barh(
+        [(a, b - a) for a, b in pedal],
+        (0.015, 0.045),
+        transform=across,
+        color=GREY,
+        linewidth=0,
+        zorder=2,
+        gid="pedal",
+    )
+    ax.annotate(
+        "pedal",
+        (0, 0.0375),
+        xycoords="axes fraction",
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=GREY,
+        fontsize=9,
+    )
 
 
 def _prompt(ax, start: float, split: float, end: float) -> None:
@@ -231,8 +265,9 @@ def _prompt(ax, start: float, split: float, end: float) -> None:
     # of the axes, of words; in points
     height, line = 72 * ax.figure.get_figheight() * ax.get_position().height, 14
     ax.set_ylim(low, high + max(0.09, line / max(height - line, line)) * (high - low))
-    label = dict(transform=ax.get_xaxis_transform(), va="top", fontsize=10, fontweight="bold",
-                 zorder=4)
+    label = dict(
+        transform=ax.get_xaxis_transform(), va="top", fontsize=10, fontweight="bold", zorder=4
+    )
     if (split - start) / (end - start) > 0.08:
         ax.text((start + split) / 2, 0.985, "prompt", ha="center", color=INPUT, **label)
     else:  # too narrow for the word
@@ -243,8 +278,9 @@ def _prompt(ax, start: float, split: float, end: float) -> None:
             ax.text((split + end) / 2, 0.985, "continuation", ha="center", color=OUTPUT, **label)
 
 
-def save_roll(music: Music, path: str | Path, *, prompt_seconds: float | None = None,
-              title: str = "") -> None:
+def save_roll(
+    music: Music, path: str | Path, *, prompt_seconds: float | None = None, title: str = ""
+) -> None:
     """Write the piano roll as a PNG, whole or not at all; needs no screen."""
     ax = piano_roll(music, prompt_seconds=prompt_seconds, title=title)
     data = png_bytes(ax.figure)
@@ -272,8 +308,10 @@ def image(fig, alt: str):
         raise ValueError("a figure needs alt text: say what it shows in a sentence")
     source = base64.b64encode(png_bytes(fig)).decode()
     width = round(fig.get_figwidth() * 72)
-    return HTML(f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%" '
-                f'src="data:image/png;base64,{source}">')
+    return HTML(
+        f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%" '
+        f'src="data:image/png;base64,{source}">'
+    )
 
 
 def show(fig, alt: str) -> None:

@@ -1,8 +1,8 @@
 """Sliders that redraw a picture: one motion may say more than a paragraph.
 
-The picture is an ordinary output, so that it remains where nobody listens: on GitHub, on paper, in a
-notebook that a program runs. The controls are widgets, which `notebooks/execute.py` leaves out of what
-it stores.
+The picture is an ordinary output, so that it remains where nobody listens: on GitHub, on paper, in
+a notebook that a program runs. The controls are widgets, which `notebooks/execute.py` leaves out of
+what it stores.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,21 @@ Control = Range | list | ipywidgets.Widget
 
 
 def sliders(draw: Callable, *, live: bool = True, **controls: Control) -> None:
-    """Show `draw(**values)`, and below it the controls; whenever one is moved, the picture is drawn anew.
+    """Show `draw(**values)`, and below it the controls;
+    whenever one is moved, the picture is drawn anew.
 
-    A control is a range of numbers, a list of choices that begins with the first, or a widget that has
-    a `value`. `draw` returns what `plots.image` or `listen.player` return, or a tuple of them; a new
-    sound plays at once. With `live=False` a slider acts only when it is let go: for a slow `draw`.
+    A control is a range of numbers, a list of choices that begins with the first, or a widget
+    that has a `value`. `draw` returns what `plots.image` or `listen.player` return, or a tuple
+    of them; a new sound plays at once. With `live=False` a slider acts only when it is let go:
+    for a slow `draw`.
     """
     widgets = {name: _widget(name, control, live) for name, control in controls.items()}
 
     def picture() -> HTML:
         parts = draw(**{name: widget.value for name, widget in widgets.items()})
-        return HTML("".join(part.data for part in (parts if isinstance(parts, tuple) else (parts,))))
+        return HTML(
+            "".join(part.data for part in (parts if isinstance(parts, tuple) else (parts,)))
+        )
 
     handle = DisplayHandle()
     handle.display(picture())
@@ -55,12 +59,17 @@ def _widget(name: str, control: Control, live: bool) -> ipywidgets.Widget:
     if isinstance(control, list):
         return ipywidgets.SelectionSlider(options=control, value=control[0], **look)
     low, high, step, start = control
-    kind = ipywidgets.IntSlider if all(isinstance(n, int) for n in control) else ipywidgets.FloatSlider
+    kind = (
+        ipywidgets.IntSlider if all(isinstance(n, int) for n in control) else ipywidgets.FloatSlider
+    )
     return kind(min=low, max=high, step=step, value=start, **look)
 
 
 class Strip(ipywidgets.HBox):
-    """A row of boxes; a click puts the next of `names` into one. `value` has the place of each in `names`."""
+    """A row of boxes; a click puts the next of `names` into one.
+
+    `value` has the place of each in `names`.
+    """
 
     value = traitlets.Tuple()
 

@@ -1,7 +1,7 @@
 """Train a Mamba: `python -m lib.train --preset NAME`, or with `torchrun` on many GPUs.
 
-    python -m lib.train --preset laptop                                     learn from MAESTRO
-    python -m lib.train --init data/model --midi FOLDER --minutes 10        go on with your own files
+python -m lib.train --preset laptop                                     learn from MAESTRO
+python -m lib.train --init data/model --midi FOLDER --minutes 10        go on with your own files
 """
 
 import argparse
@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> None:
             if world.first:
                 world.wait()
             folder = out_of(args)
-            trainer = Trainer(streams, config, folder, device=args.device, resume=args.resume,
-                              init=args.init)
+            trainer = Trainer(
+                streams, config, folder, device=args.device, resume=args.resume, init=args.init
+            )
             if not trainer.finished:
                 trainer.say(plan(trainer))
             stop_politely(trainer)
@@ -51,8 +52,9 @@ def main(argv: list[str] | None = None) -> None:
                 trainer.validate()  # what it starts from is the first to beat
             trainer.run()
             if trainer.finished:
-                trainer.say(f"best validation: {trainer.best:.2f} bits a note, kept in "
-                            f"{folder.name}/best")
+                trainer.say(
+                    f"best validation: {trainer.best:.2f} bits a note, kept in {folder.name}/best"
+                )
                 if args.midi and world.first:
                     words = shlex.join(sys.argv[1:] if argv is None else argv)
                     own_midi.report(trainer, args.init, f"python -m lib.train {words}")
@@ -67,11 +69,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.train", description=main.__doc__)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="laptop")
-    add("--out", default=None, help="folder of the run (default: data/runs/PRESET, or the folder's name)")
-    add("--streams",
-        help="folder of token streams (default: built from what lib.music.maestro finds)")
-    add("--midi", help="folder of MIDI files to learn from, with --init; what was gained and what "
-                       "was forgotten is measured at the end")
+    add(
+        "--out",
+        default=None,
+        help="folder of the run (default: data/runs/PRESET, or the folder's name)",
+    )
+    add(
+        "--streams",
+        help="folder of token streams (default: built from what lib.music.maestro finds)",
+    )
+    add(
+        "--midi",
+        help="folder of MIDI files to learn from, with --init; what was gained and what "
+        "was forgotten is measured at the end",
+    )
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--init", help="a checkpoint folder whose weights the run starts from (data/model)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -105,6 +116,7 @@ def open_streams(args, say) -> Streams:
 
 def stop_politely(trainer: Trainer) -> None:
     """Ctrl-C, and what torchrun or a cluster sends: finish the step, save, stop. Twice: at once."""
+
     def ask(number, frame):
         if trainer.stop_asked:
             raise KeyboardInterrupt

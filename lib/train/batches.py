@@ -24,8 +24,9 @@ class Crops:
 
     def __init__(self, streams: Streams, pieces: list[Piece], config):
         if not pieces:
-            raise UserError("there is no training piece in these streams: build them from the "
-                            "train split")
+            raise UserError(
+                "there is no training piece in these streams: build them from the train split"
+            )
         self.streams = streams
         self.pieces = pieces
         self.config = config
@@ -72,8 +73,10 @@ class Crops:
         length = self.config.length
         part = self.streams.stream(self.pieces[number])[at : at + length + 1]
         if part.max() >= self.streams.vocab_size:
-            raise UserError("the token streams changed while they were read, or are damaged: "
-                            "delete their folder, build them again and go on with --resume")
+            raise UserError(
+                "the token streams changed while they were read, or are damaged: "
+                "delete their folder, build them again and go on with --resume"
+            )
         self.rows[row] = [number, at + length, left - 1]
         if self.changes:
             part = self.changes.apply(part, *self.drawn[row])
@@ -96,8 +99,10 @@ class Crops:
         batch = self.config.batch
         fits = len(self.rows) == batch and len(self.drawn) == batch
         if not fits or max(number for number, _, _ in self.rows) >= len(self.pieces):
-            raise UserError("the checkpoint is not one of this run (crops are of other pieces or of "
-                            "another batch): choose another --out")
+            raise UserError(
+                "the checkpoint is not one of this run (crops are of other pieces or of "
+                "another batch): choose another --out"
+            )
         self.rng.bit_generator.state = position["rng"]
 
 
@@ -117,8 +122,9 @@ class Changes:
         self.streams = streams
         self.range: dict[int, tuple[int, int]] = {}  # lowest, highest pitch of a piece, by offset
         if not self.pitches or not (in_a_row(self.pitches) and in_a_row(self.velocities)):
-            raise UserError("these tokens have no row of pitches that could be shifted: "
-                            "leave --transpose out")
+            raise UserError(
+                "these tokens have no row of pitches that could be shifted: leave --transpose out"
+            )
 
     def draw(self, rng: np.random.Generator, piece: Piece, config) -> list[int]:
         """Semitones and loudness levels, such that no note of the piece leaves the keyboard."""
@@ -156,17 +162,21 @@ def in_a_row(ids: list[int]) -> bool:
 def base_names(streams: Streams) -> list[str]:
     """The name of each token, for streams without byte-pair merges."""
     if streams.folder is None:
-        raise UserError("--transpose and --louder need the names of the tokens: give streams that "
-                        "lie in a folder")
+        raise UserError(
+            "--transpose and --louder need the names of the tokens: give streams that "
+            "lie in a folder"
+        )
     names = read_index(Path(streams.folder)).names
     if names is None:  # streams of the course's first version: ask MidiTok
         from lib.music.tokens import Tokenizer
 
         names = [" ".join(piece) for piece in Tokenizer.load(streams.folder).pieces]
     if any(" " in name for name in names):
-        raise UserError("--transpose and --louder shift base tokens, and these streams have "
-                        "byte-pair merges: build them with python -m lib.music encode "
-                        "--vocab-size 0, or train on their augmented copies")
+        raise UserError(
+            "--transpose and --louder shift base tokens, and these streams have "
+            "byte-pair merges: build them with python -m lib.music encode "
+            "--vocab-size 0, or train on their augmented copies"
+        )
     return names
 
 

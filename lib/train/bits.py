@@ -19,9 +19,16 @@ from lib.music.token_names import count_in, duration_of, kind_of
 
 
 @torch.inference_mode()
-def piece_bits(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
-               segment: int = 512, progress: bool = False,
-               autocast: torch.dtype | None = None) -> np.ndarray:
+def piece_bits(
+    model,
+    streams: Streams,
+    pieces: list[Piece],
+    *,
+    batch: int = 16,
+    segment: int = 512,
+    progress: bool = False,
+    autocast: torch.dtype | None = None,
+) -> np.ndarray:
     """Bits that each whole piece costs the model, float64 of shape (pieces,).
 
     Every token after BOS is predicted once, EOS included, with all that came before it: the
@@ -45,8 +52,9 @@ def piece_bits(model, streams: Streams, pieces: list[Piece], *, batch: int = 16,
     return bits
 
 
-def _segments(model, streams: Streams, pieces: list[Piece], segment: int,
-              autocast: torch.dtype | None) -> Iterator[list[float]]:
+def _segments(
+    model, streams: Streams, pieces: list[Piece], segment: int, autocast: torch.dtype | None
+) -> Iterator[list[float]]:
     """Read pieces side by side, a segment after another; yields each one's nats in it.
 
     Pieces come longest first, so that rows which have ended are dropped from the batch's end.
@@ -66,8 +74,9 @@ def _segments(model, streams: Streams, pieces: list[Piece], segment: int,
         yield nats.sum(1).tolist()
 
 
-def _crop(streams: Streams, pieces: list[Piece], begin: int,
-          segment: int) -> tuple[np.ndarray, np.ndarray]:
+def _crop(
+    streams: Streams, pieces: list[Piece], begin: int, segment: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (rows, segment + 1) from `begin` on, and which of those to predict there are."""
     tokens = np.zeros((len(pieces), segment + 1), np.int64)
     valid = np.zeros((len(pieces), segment), bool)
@@ -130,8 +139,9 @@ def counting_baselines(streams: Streams, pieces: list[Piece]) -> dict[str, float
     return {name: float(value / notes) for name, value in bits.items()}
 
 
-def interval(bits: np.ndarray, notes: np.ndarray, *, draws: int = 2000,
-             seed: int = 0) -> tuple[float, float]:
+def interval(
+    bits: np.ndarray, notes: np.ndarray, *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """95 % bootstrap interval of bits per note over pieces: bits and notes of shape (pieces,)."""
     rows = np.random.default_rng(seed).integers(len(bits), size=(draws, len(bits)))
     means = bits[rows].sum(1) / notes[rows].sum(1)
@@ -152,8 +162,19 @@ def held_out(tokenizer, performances: Sequence, *, progress: bool = False) -> St
         music = read_midi(p.path)
         ids = tokenizer.encode(music, end=True)
         arrays.append(ids)
-        pieces.append(Piece(p.path.name, p.composer, p.title, p.split, 0, offset, len(ids),
-                            len(music.notes), p.seconds))
+        pieces.append(
+            Piece(
+                p.path.name,
+                p.composer,
+                p.title,
+                p.split,
+                0,
+                offset,
+                len(ids),
+                len(music.notes),
+                p.seconds,
+            )
+        )
         offset += len(ids)
     return Streams(np.concatenate(arrays), pieces, tokenizer.vocab_size, tokenizer.bos)
 
@@ -177,8 +198,9 @@ def dequantisation_bits(tokenizer, ids: np.ndarray, *, grid_ms: float = 10.0) ->
     return float(onset[ids].sum() * cell + duration[ids].sum())
 
 
-def likelihood(model, tokenizer, performances: Sequence, *, progress: bool = False,
-               **options) -> dict:
+def likelihood(
+    model, tokenizer, performances: Sequence, *, progress: bool = False, **options
+) -> dict:
     """Bits per note of whole performances, on the tokens' own grid and at 10 ms.
 
     Each with a 95 % interval over pieces.

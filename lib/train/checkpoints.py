@@ -1,8 +1,8 @@
 """The files of a training run: written whole or not at all, kept few, checked when they are read.
 
-A run's folder holds `last.safetensors`, `previous.safetensors` in case the last is damaged, `log.csv`
-and `best/`. A checkpoint is tensors and, in its metadata, JSON: no code can hide in it. A checksum
-over both finds a flipped bit.
+A run's folder holds `last.safetensors`, `previous.safetensors` in case the last is damaged,
+`log.csv` and `best/`. A checkpoint is tensors and, in its metadata, JSON: no code can hide in it. A
+checksum over both finds a flipped bit.
 """
 
 import csv
@@ -66,7 +66,13 @@ class Position(TypedDict):
     """What `lib.train.batches.Crops.position` gives."""
 
     rows: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
-    drawn: NotRequired[list[Annotated[list[Annotated[int, Field(ge=-128, le=128)]], Field(min_length=2, max_length=2)]]]
+    drawn: NotRequired[
+        list[
+            Annotated[
+                list[Annotated[int, Field(ge=-128, le=128)]], Field(min_length=2, max_length=2)
+            ]
+        ]
+    ]
     first: bool
     rng: Generator
 
@@ -103,7 +109,9 @@ Look = Callable[[Facts, int], None]
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], facts: str) -> str:
-    """SHA-256 of the facts and of every tensor's name, type, shape and bytes, by the order of their names."""
+    """SHA-256 of the facts and of every tensor's name, type, shape and bytes,
+    by the order of their names.
+    """
     digest = hashlib.sha256(facts.encode())
     for name, tensor in tensors:
         tensor = tensor.contiguous()
@@ -133,7 +141,9 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint of a run, whole or not, or a link to one, wherever it leads."""
+    """Whether the folder holds a checkpoint of a run, whole or not, or a link to one,
+    wherever it leads.
+    """
     return any(os.path.lexists(folder / name) for name in (LAST, PREVIOUS))
 
 
@@ -149,8 +159,9 @@ def stamp(folder: Path) -> tuple[int, ...] | None:
 def read(folder: Path, say=print, look: Look | None = None) -> tuple[dict[str, Tensor], Facts]:
     """Tensors and facts of the run's last checkpoint that is whole.
 
-    Before a tensor is read, `look` is given the facts and the bytes of the file, and may raise. Raises
-    `UserError` where no checkpoint is whole, or where one cannot be read and may be whole nevertheless.
+    Before a tensor is read, `look` is given the facts and the bytes of the file, and may
+    raise. Raises `UserError` where no checkpoint is whole, or where one cannot be read and may
+    be whole nevertheless.
     """
     faults = []
     for name in (LAST, PREVIOUS):
@@ -186,7 +197,9 @@ def open_one(path: Path, look: Look | None = None) -> tuple[dict[str, Tensor], F
 
 
 def _notes(file) -> tuple[str, str | None]:
-    """The facts as they were written and their checksum, which runs of the course's first version lack."""
+    """The facts as they were written and their checksum,
+    which runs of the course's first version lack.
+    """
     notes = file.metadata() or {}
     if "run" not in notes:
         raise ValueError("it says nothing of a run")
@@ -194,14 +207,18 @@ def _notes(file) -> tuple[str, str | None]:
 
 
 def check_size(folder: Path, size: int, weights: int, rows: int) -> None:
-    """Raise `UserError` where a checkpoint has far more bytes than the training of such weights keeps.
+    """Raise `UserError` where a checkpoint has far more bytes than the training of such
+    weights keeps.
 
     A row's state is smaller than the weights, among which A has as many numbers as the states.
     """
     most = (MOST_TIMES + 2 * rows) * weights + SPARE
     if size > most:
-        raise UserError(f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, and training this model keeps less "
-                        f"than {most / 1e6:,.0f} MB: it is of another model, choose another folder")
+        raise UserError(
+            f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, "
+            "and training this model keeps less "
+            f"than {most / 1e6:,.0f} MB: it is of another model, choose another folder"
+        )
 
 
 @contextmanager
@@ -233,7 +250,9 @@ def alone(folder: Path):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"another process trains in {folder}: wait for it, or choose another --out") from error
+            raise UserError(
+                f"another process trains in {folder}: wait for it, or choose another --out"
+            ) from error
     try:
         for part in [*folder.glob(".*.part.*"), *folder.glob("best/.*.part.*")]:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
@@ -243,9 +262,13 @@ def alone(folder: Path):
 
 
 def history(folder: Path) -> dict:
-    """Where weights in a checkpoint folder come from: its name, and the training behind it where that is known."""
+    """Where weights in a checkpoint folder come from:
+    its name, and the training behind it where that is known.
+    """
     folder = Path(folder).resolve()
-    facts = {"folder": str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name}
+    facts = {
+        "folder": str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name
+    }
     if exists(folder.parent) and folder.name == "best":  # of a run
         weights = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
         look = lambda facts, size: check_size(folder.parent, size, weights, MOST_ROWS)
@@ -253,9 +276,16 @@ def history(folder: Path) -> dict:
         before = run.get("init") or {}
         row = min(run["log"], key=lambda row: row["validation_bits_per_note"], default=None)
         if row and not (before and "tokens" not in before):
-            facts |= {"steps": row["step"] + before.get("steps", 0), "tokens": row["tokens"] + before.get("tokens", 0),
-                      "hours": round(row["minutes"] / 60 + before.get("hours", 0), 3)}
+            facts |= {
+                "steps": row["step"] + before.get("steps", 0),
+                "tokens": row["tokens"] + before.get("tokens", 0),
+                "hours": round(row["minutes"] / 60 + before.get("hours", 0), 3),
+            }
     elif folder == ROOT / "data" / "model" and (RESULTS / "model.json").exists():  # the shipped one
         model = read_results("model")
-        facts |= {"steps": model["steps"], "tokens": model["tokens_seen"], "hours": round(model["hours"], 3)}
+        facts |= {
+            "steps": model["steps"],
+            "tokens": model["tokens_seen"],
+            "hours": round(model["hours"], 3),
+        }
     return facts

@@ -6,8 +6,18 @@ from dataclasses import dataclass, fields
 from lib.env.errors import UserError
 
 OPTIMIZERS = ("adamw", "muon")
-AT_LEAST_ONE = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "steps", "accumulate",
-                "eval_every", "save_every")
+AT_LEAST_ONE = (
+    "d_model",
+    "n_layer",
+    "d_state",
+    "batch",
+    "length",
+    "carry",
+    "steps",
+    "accumulate",
+    "eval_every",
+    "save_every",
+)
 SHARES = ("dropout", "warmup", "hold", "final_lr", "beta2")
 POSITIVE = ("minutes", "lr", "clip")
 NOT_NEGATIVE = ("transpose", "louder", "patience", "weight_decay", "seed")
@@ -58,8 +68,10 @@ class TrainConfig:
             if not 0 <= value < 1 and not stays:
                 raise UserError(f"{name}={value} is a share: give a number from 0 to below 1")
         if self.warmup + self.hold >= 1:
-            raise UserError(f"warmup={self.warmup} and hold={self.hold} leave no time for the rate "
-                            "to come down: together they must stay below 1")
+            raise UserError(
+                f"warmup={self.warmup} and hold={self.hold} leave no time for the rate "
+                "to come down: together they must stay below 1"
+            )
         for name in POSITIVE:
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -72,27 +84,70 @@ class TrainConfig:
             choices = " or ".join(OPTIMIZERS)
             raise UserError(f"optimizer {self.optimizer!r} is unknown: choose {choices}")
         if self.batch % self.accumulate:
-            raise UserError(f"batch={self.batch} cannot be read in {self.accumulate} equal parts: "
-                            "change accumulate")
+            raise UserError(
+                f"batch={self.batch} cannot be read in {self.accumulate} equal parts: "
+                "change accumulate"
+            )
 
 
 # the data and the model decide these together: a run goes on only with the same
-FIXED = ("d_model", "n_layer", "d_state", "batch", "length", "carry", "copies", "transpose",
-         "louder", "seed", "optimizer")
+FIXED = (
+    "d_model",
+    "n_layer",
+    "d_state",
+    "batch",
+    "length",
+    "carry",
+    "copies",
+    "transpose",
+    "louder",
+    "seed",
+    "optimizer",
+)
 
 PRESETS = {
     # seconds: for tests, and to see that everything works
-    "quick": TrainConfig(d_model=64, n_layer=2, d_state=8, batch=4, length=128, steps=60,
-                         minutes=1.0, lr=5e-3, eval_every=30, eval_tokens=6_000, save_every=30),
+    "quick": TrainConfig(
+        d_model=64,
+        n_layer=2,
+        d_state=8,
+        batch=4,
+        length=128,
+        steps=60,
+        minutes=1.0,
+        lr=5e-3,
+        eval_every=30,
+        eval_tokens=6_000,
+        save_every=30,
+    ),
     # an evening on two or more CPU cores
     "laptop": TrainConfig(minutes=90.0),
     # a T4, within one session
-    "colab": TrainConfig(d_model=384, n_layer=8, dropout=0.1, batch=32, minutes=150.0, lr=2e-3,
-                         patience=6, eval_tokens=200_000, save_every=500),
+    "colab": TrainConfig(
+        d_model=384,
+        n_layer=8,
+        dropout=0.1,
+        batch=32,
+        minutes=150.0,
+        lr=2e-3,
+        patience=6,
+        eval_tokens=200_000,
+        save_every=500,
+    ),
     # one large GPU, about 600 million tokens
-    "h100": TrainConfig(d_model=512, n_layer=12, dropout=0.1, batch=64, length=1024, steps=9_200,
-                        minutes=600.0, lr=2e-3, eval_every=250, eval_tokens=400_000,
-                        save_every=250),
+    "h100": TrainConfig(
+        d_model=512,
+        n_layer=12,
+        dropout=0.1,
+        batch=64,
+        length=1024,
+        steps=9_200,
+        minutes=600.0,
+        lr=2e-3,
+        eval_every=250,
+        eval_tokens=400_000,
+        save_every=250,
+    ),
 }
 
 

@@ -68,16 +68,24 @@ def plan(trainer, steps: int = 4) -> str:
         model += f", from {json.dumps(trainer.init)}"
     streams = trainer.crops.pieces
     tokens = sum(p.length for p in streams)
-    data = (f"{tokens:,} training tokens in {_count(len(streams), 'stream', 'streams')}, "
-            f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}")
-    machine = (f"on {where(trainer.device)} in {trainer.precision or torch.float32}, "
-               f"{_count(trainer.world.size, 'process', 'processes')}")
-    measured = (f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
-                f"{found['tokens_per_second']:,.0f} tokens/s, "
-                f"{found['bytes'] / 2**30:.2f} GiB of memory at most")
-    expected = (f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, "
-                f"{found['tokens'] / 1e6:,.1f} million tokens, "
-                f"{found['tokens'] / tokens:.2f} passes over the data")
+    data = (
+        f"{tokens:,} training tokens in {_count(len(streams), 'stream', 'streams')}, "
+        f"validation on {_count(len(trainer.held_out), 'whole piece', 'whole pieces')}"
+    )
+    machine = (
+        f"on {where(trainer.device)} in {trainer.precision or torch.float32}, "
+        f"{_count(trainer.world.size, 'process', 'processes')}"
+    )
+    measured = (
+        f"measured over {steps} steps: {found['step_seconds']:.3g} s a step, "
+        f"{found['tokens_per_second']:,.0f} tokens/s, "
+        f"{found['bytes'] / 2**30:.2f} GiB of memory at most"
+    )
+    expected = (
+        f"expected: {found['minutes']:.1f} minutes, {found['steps']:,} steps, "
+        f"{found['tokens'] / 1e6:,.1f} million tokens, "
+        f"{found['tokens'] / tokens:.2f} passes over the data"
+    )
     choices = textwrap.fill(choices, 110, break_on_hyphens=False)
     return "\n".join([choices, model, data, machine, measured, expected])
 

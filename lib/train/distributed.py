@@ -30,8 +30,10 @@ class World:
     def mine(self, rows: int) -> slice:
         """Our rows of the global batch. Raises `UserError` where they cannot be shared out."""
         if rows % self.size:
-            raise UserError(f"a batch of {rows} rows cannot be shared by {self.size} processes: "
-                            "give --batch a multiple of that")
+            raise UserError(
+                f"a batch of {rows} rows cannot be shared by {self.size} processes: "
+                "give --batch a multiple of that"
+            )
         share = rows // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
@@ -77,14 +79,17 @@ def start(device: str | None = None) -> tuple[World, torch.device]:
     if "LOCAL_RANK" not in os.environ:
         return World(), kind
     if not dist.is_available():
-        raise UserError("this PyTorch was built without distributed training: run it without "
-                        "torchrun")
+        raise UserError(
+            "this PyTorch was built without distributed training: run it without torchrun"
+        )
     if kind.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise UserError(f"process {local} finds no GPU of its own: there are "
-                            f"{torch.cuda.device_count()}, give torchrun that many processes, or "
-                            "--device cpu")
+            raise UserError(
+                f"process {local} finds no GPU of its own: there are "
+                f"{torch.cuda.device_count()}, give torchrun that many processes, or "
+                "--device cpu"
+            )
         kind = torch.device("cuda", local)
         torch.cuda.set_device(kind)
     if not dist.is_initialized():
@@ -103,14 +108,21 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
 
 @contextmanager
 def together(world: World):
-    """Say in a sentence that another process has died, where gloo and NCCL raise errors of their own."""
+    """Say in a sentence that another process has died,
+    where gloo and NCCL raise errors of their own.
+    """
     try:
         yield
     except RuntimeError as error:
-        if world.size == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")):
+        if world.size == 1 or not any(
+            word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer")
+        ):
             raise
-        raise UserError("another process of this run has ended, see what it said above: start all of them again with "
-                        "--resume, and the run goes on from its last checkpoint") from error
+        raise UserError(
+            "another process of this run has ended, see what it said above: "
+            "start all of them again with "
+            "--resume, and the run goes on from its last checkpoint"
+        ) from error
 
 
 def stop() -> None:

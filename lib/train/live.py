@@ -64,8 +64,10 @@ class LivePlot:
         speed = trainer.tokens / max(trainer.seconds, 1e-9)
         title = f"step {trainer.step:,}, {speed:,.0f} tokens a second: {now}"
         ax.set_title(title)
-        alt = (f"Training and validation loss in bits per note over {trainer.step:,} steps, with "
-               f"the baselines {', '.join(self.baselines)}. {title}.")
+        alt = (
+            f"Training and validation loss in bits per note over {trainer.step:,} steps, with "
+            f"the baselines {', '.join(self.baselines)}. {title}."
+        )
         return fig, alt
 
     def _draw_training(self, ax, step: int, losses: np.ndarray, width: int) -> None:
@@ -79,5 +81,11 @@ class LivePlot:
         """A dashed line each, named at its right end."""
         for name, bits in self.baselines.items():
             ax.axhline(bits, color=plots.GREY, linestyle="--", linewidth=1)
-            ax.annotate(f"{name} {bits:.1f} ", (1, bits), xycoords=("axes fraction", "data"),
-                        ha="right", va="bottom", color=plots.GREY)
+            ax.annotate(
+                f"{name} {bits:.1f} ",
+                (1, bits),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                color=plots.GREY,
+            )

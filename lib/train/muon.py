@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024) for many matrices at once.
 
-It replaces the momentum of a matrix by the nearest matrix whose singular values are all about one. Matrices
-of one shape, which the layers of a model have, are stacked and go through the same few products together:
-in eight layers that takes an eighth of the calls that one matrix after another would make.
+It replaces the momentum of a matrix by the nearest matrix whose singular values are all about
+one. Matrices of one shape, which the layers of a model have, are stacked and go through the same
+few products together: in eight layers that takes an eighth of the calls that one matrix after
+another would make.
 """
 
 from collections import defaultdict
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from lib.scan.native import bfloat16_is_fast
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a, a^3 and a^5 for a singular value a: five rounds bring it near one
+# of a, a^3 and a^5 for a singular value a: five rounds bring it near one
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 MOMENTUM = 0.95
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About U V^T for each of (n, rows, columns) with singular values U S V^T, by Newton and Schulz's iteration."""
+    """About U V^T for each of (n, rows, columns) with singular values U S V^T,
+    by Newton and Schulz's iteration.
+    """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the square products are then of the shorter side
     x = x / x.norm(dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp(min=1e-7).to(x.dtype)
@@ -33,8 +37,9 @@ def orthogonal(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum and decoupled weight decay, for parameters of two dimensions.
 
-    The step is scaled by 0.2 sqrt(larger side), so that AdamW's learning rate fits (Liu et al. 2025, eq. 4).
-    Numbers and state are those of `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`, up to rounding.
+    The step is scaled by 0.2 sqrt(larger side), so that AdamW's learning rate fits (Liu et al.
+    2025, eq. 4). Numbers and state are those of `torch.optim.Muon(...,
+    adjust_lr_fn="match_rms_adamw")`, up to rounding.
     """
 
     def __init__(self, params, lr: float, weight_decay: float = 0.1):
@@ -55,7 +60,9 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
 
     def _direction(self, parameter: Tensor) -> Tensor:
-        """Nesterov's momentum, in bfloat16 where products are faster in it: singular values need not be exact."""
+        """Nesterov's momentum, in bfloat16 where products are faster in it:
+        singular values need not be exact.
+        """
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,4 +1,6 @@
-"""Optimisers, the learning rate, precision, and recomputing: what a step of training does beside the model."""
+"""Optimisers, the learning rate, precision, and recomputing:
+what a step of training does beside the model.
+"""
 
 import math
 
@@ -21,20 +23,29 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for all parameters, or for what is left by Muon, which takes the matrices inside the blocks.
+def optimizers(
+    model: nn.Module, config: TrainConfig, device: torch.device
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for all parameters, or for what is left by Muon,
+    which takes the matrices inside the blocks.
 
-    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix whose singular values are
-    all about one; scaled as in Liu et al. (2025, eq. 4), it shares AdamW's learning rate and weight decay.
-    The keys are the names that their numbers have in a checkpoint.
+    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix whose singular
+    values are all about one; scaled as in Liu et al. (2025, eq. 4), it shares AdamW's learning rate
+    and weight decay. The keys are the names that their numbers have in a checkpoint.
     """
     decay, rest = parameter_groups(model, config.weight_decay)
     inner = {id(p) for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
     matrices = [p for p in decay["params"] if id(p) in inner] if config.optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     decay["params"] = [p for p in decay["params"] if id(p) not in taken]
-    chosen = {"optimizer": torch.optim.AdamW([decay, rest], lr=config.lr, betas=(0.9, config.beta2),
-                                             fused=device.type in ("cuda", "cpu"))}
+    chosen = {
+        "optimizer": torch.optim.AdamW(
+            [decay, rest],
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            fused=device.type in ("cuda", "cpu"),
+        )
+    }
     if matrices:
         chosen["muon"] = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay)
     return chosen
@@ -43,8 +54,8 @@ def optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> d
 def learning_rate(progress: float, config: TrainConfig) -> float:
     """Linear warm-up, `hold`, then a cosine down to `final_lr`; `progress` goes from 0 to 1.
 
-    A rate that is held (Hu et al. 2024, MiniCPM, section 4) lets a run be made longer while it is under way:
-    the length must be known only when the cosine begins.
+    A rate that is held (Hu et al. 2024, MiniCPM, section 4) lets a run be made longer while it is
+    under way: the length must be known only when the cosine begins.
     """
     if progress < config.warmup:
         return config.lr * min(1.0, max(progress, 1e-3) / config.warmup)
@@ -66,12 +77,19 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
 
 
 def recompute(model: nn.Module) -> None:
-    """Gradient checkpointing: each block keeps its input alone, and computes the rest again backward."""
+    """Gradient checkpointing: each block keeps its input alone,
+    and computes the rest again backward.
+    """
     from torch.utils.checkpoint import checkpoint
 
     def wrap(forward):
         def again(*args):
-            return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+            return (
+                checkpoint(forward, *args, use_reentrant=False)
+                if torch.is_grad_enabled()
+                else forward(*args)
+            )
+
         return again
 
     for layer in model.backbone.layers:

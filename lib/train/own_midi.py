@@ -22,8 +22,14 @@ from lib.train.config import TrainConfig
 from lib.train.warm_start import TOKENIZER_FILES
 
 # what suits weights that know much already, where the command line says nothing else
-GENTLE = {"minutes": 10.0, "lr": 5e-4, "warmup": 0.05, "dropout": 0.1, "eval_every": 100,
-          "save_every": 100}
+GENTLE = {
+    "minutes": 10.0,
+    "lr": 5e-4,
+    "warmup": 0.05,
+    "dropout": 0.1,
+    "eval_every": 100,
+    "save_every": 100,
+}
 MAESTRO_PIECES = 12  # that tell what was forgotten
 FEWEST_PIECES = 5  # that an interval over pieces can be drawn from
 FACTS = "own_midi.json"
@@ -71,8 +77,9 @@ def open_streams(folder: str | Path, init: str | Path, out: Path, say=print) -> 
     return streams
 
 
-def before_and_after(before: MambaLM, after: MambaLM, streams: Streams,
-                     pieces: list[Piece]) -> dict:
+def before_and_after(
+    before: MambaLM, after: MambaLM, streams: Streams, pieces: list[Piece]
+) -> dict:
     """Bits per note of whole pieces by both models, and the difference with its interval."""
     notes = np.array([p.notes for p in pieces])
     was = piece_bits(before, streams, pieces)
@@ -87,7 +94,9 @@ def before_and_after(before: MambaLM, after: MambaLM, streams: Streams,
 
 
 def maestro_pieces(tokenizer, say=print) -> Streams | None:
-    """Some of MAESTRO's validation pieces, or of its sample what is not for training; None: none."""
+    """Some of MAESTRO's validation pieces, or of its sample what is not for training;
+    None: none.
+    """
     from lib.music.maestro import performances
 
     try:
@@ -95,7 +104,9 @@ def maestro_pieces(tokenizer, say=print) -> Streams | None:
     except UserError as error:
         say(f"what is forgotten of MAESTRO is not measured: {error}")
         return None
-    pieces = [p for p in found if p.split == "validation"] or [p for p in found if p.split == "test"]
+    pieces = [p for p in found if p.split == "validation"] or [
+        p for p in found if p.split == "test"
+    ]
     chosen = np.random.default_rng(7).permutation(len(pieces))[:MAESTRO_PIECES]
     return held_out(tokenizer, [pieces[i] for i in sorted(chosen)])
 
@@ -109,7 +120,9 @@ def measure(before: MambaLM, after: MambaLM, streams: Streams, maestro: Streams 
 
 
 def report(trainer, init: str | Path, command: str, say=print) -> dict:
-    """Measure a finished run, write its card and its facts beside the best weights, and say both."""
+    """Measure a finished run, write its card and its facts beside the best weights,
+    and say both.
+    """
     from lib.music.tokens import Tokenizer
 
     best = trainer.folder / "best"
@@ -118,8 +131,9 @@ def report(trainer, init: str | Path, command: str, say=print) -> dict:
     after = mamba.load(best, trainer.device)
     result = measure(mamba.load(init, trainer.device), after, trainer.streams, maestro)
     pieces = trainer.streams.select
-    result["files"] = {split: [p.name for p in pieces(split)]
-                       for split in ("train", "validation", "test")}
+    result["files"] = {
+        split: [p.name for p in pieces(split)] for split in ("train", "validation", "test")
+    }
     result |= {"steps": trainer.step, "minutes": trainer.seconds / 60, "init": str(init)}
     result |= provenance(command, seed=trainer.config.seed)
     write_json(best / FACTS, result)
@@ -138,14 +152,22 @@ def card(result: dict, folder: Path, params: int) -> str:
     for key, name in names.items():
         if key in result:
             found = result[key]
-            rows.append(f"| {name} ({found['pieces']}) | {found['before']:.2f} | "
-                        f"{found['after']:.2f} | {change(found)} |")
+            rows.append(
+                f"| {name} ({found['pieces']}) | {found['before']:.2f} | "
+                f"{found['after']:.2f} | {change(found)} |"
+            )
         else:
             rows.append(f"| {name} | not measured | not measured | |")
     counts = {split: len(names) for split, names in result["files"].items()}
-    return CARD.format(title=folder.parent.name, params=params, rows="\n".join(rows), facts=FACTS,
-                       folder=folder, **counts, **{key: result[key] for key in (
-                           "minutes", "steps", "device", "init")})
+    return CARD.format(
+        title=folder.parent.name,
+        params=params,
+        rows="\n".join(rows),
+        facts=FACTS,
+        folder=folder,
+        **counts,
+        **{key: result[key] for key in ("minutes", "steps", "device", "init")},
+    )
 
 
 def change(found: dict) -> str:
@@ -159,11 +181,15 @@ def change(found: dict) -> str:
 def lines(result: dict) -> list[str]:
     """What a run has brought, a sentence a measure."""
     own = result["folder"]
-    said = [f"held-out files of the folder: {own['before']:.2f} bits a note before, "
-            f"{own['after']:.2f} after: {change(own)}, pieces: {own['pieces']}"]
+    said = [
+        f"held-out files of the folder: {own['before']:.2f} bits a note before, "
+        f"{own['after']:.2f} after: {change(own)}, pieces: {own['pieces']}"
+    ]
     if "maestro" in result:
         other = result["maestro"]
-        said.append(f"held-out pieces of MAESTRO: {other['before']:.2f} before, "
-                    f"{other['after']:.2f} after: {change(other)}, pieces: "
-                    f"{other['pieces']}")
+        said.append(
+            f"held-out pieces of MAESTRO: {other['before']:.2f} before, "
+            f"{other['after']:.2f} after: {change(other)}, pieces: "
+            f"{other['pieces']}"
+        )
     return said

@@ -17,8 +17,19 @@ from lib.music.streams import Piece, Streams
 from lib.train.trainer import TrainConfig, Trainer
 
 NEAR_ZERO = 0.02  # bits a token
-HEART = TrainConfig(d_model=64, n_layer=2, batch=4, length=250, carry=8, steps=1500, minutes=30.0,
-                    lr=1e-2, weight_decay=0.0, eval_every=10**9, save_every=10**9)
+HEART = TrainConfig(
+    d_model=64,
+    n_layer=2,
+    batch=4,
+    length=250,
+    carry=8,
+    steps=1500,
+    minutes=30.0,
+    lr=1e-2,
+    weight_decay=0.0,
+    eval_every=10**9,
+    save_every=10**9,
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,15 @@ def by_heart(ids: np.ndarray, vocab_size: int) -> Streams:
     return Streams(ids, [piece], vocab_size, int(ids[0]), {"id": f"by heart {len(ids)}"})
 
 
-def memorise(streams: Streams, folder: Path, config: TrainConfig = HEART, *,
-             build: Callable[[], nn.Module] | None = None,
-             watch: Callable[[Trainer], None] | None = None,
-             device: str | None = None) -> Trainer:
+def memorise(
+    streams: Streams,
+    folder: Path,
+    config: TrainConfig = HEART,
+    *,
+    build: Callable[[], nn.Module] | None = None,
+    watch: Callable[[Trainer], None] | None = None,
+    device: str | None = None,
+) -> Trainer:
     """Train until the loss is near zero and each token is the likeliest, or to `config`'s end."""
     ids = torch.from_numpy(np.asarray(streams.tokens, np.int64))[None]
 
@@ -86,6 +102,8 @@ def climb(name: str, ids: np.ndarray, vocab_size: int, folder: Path, **options) 
     loss = float(np.mean(trainer.losses[-10:]))
     right = recite(trainer.model, int(ids[0]), len(ids)) == ids
     passed = bool(loss < NEAR_ZERO and right.all())
-    said = (f"{loss:.3f} bits a token after {trainer.step} steps, "
-            f"{right.sum():,} of {len(ids):,} tokens right")
+    said = (
+        f"{loss:.3f} bits a token after {trainer.step} steps, "
+        f"{right.sum():,} of {len(ids):,} tokens right"
+    )
     return Rung(name, passed, loss, trainer.step, said)

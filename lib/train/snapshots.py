@@ -48,8 +48,10 @@ def restore_random_states(tensors: dict[str, Tensor], rank: int, device: torch.d
         try:
             torch.set_rng_state(own)
         except (RuntimeError, TypeError) as error:
-            raise UserError("the checkpoint is damaged (rng is no state of torch's random generator): "
-                            "delete its folder and start again") from error
+            raise UserError(
+                "the checkpoint is damaged (rng is no state of torch's random generator): "
+                "delete its folder and start again"
+            ) from error
     own = tensors.get(f"rng_cuda.{rank}")
     if own is not None and device.type == "cuda":
         torch.cuda.set_rng_state(own, device)

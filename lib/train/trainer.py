@@ -33,26 +33,25 @@ from lib.train.bits import piece_bits
 from lib.train.checkpoints import LAST, LOG, LOG_FIELDS
 from lib.train.config import FIXED, PRESETS, TrainConfig
 from lib.train.distributed import World
-from lib.train.optim import (
-    choose_precision,
-    learning_rate,
-    optimizers,
-    parameter_groups,
-    recompute,
-)
-from lib.train.snapshots import (
-    flat,
-    load_optimizer,
-    random_states,
-    restore_random_states,
-    under,
-)
+from lib.train.optim import choose_precision, learning_rate, optimizers, parameter_groups, recompute
+from lib.train.snapshots import flat, load_optimizer, random_states, restore_random_states, under
 from lib.train.warm_start import TOKENIZER_FILES, sizes_of, warm_start
 
-__all__ = ["LAST", "LOG", "PRESETS", "Crops", "TrainConfig", "Trainer", "choose_precision",
-           "learning_rate", "parameter_groups", "validation_pieces"]
+__all__ = [
+    "LAST",
+    "LOG",
+    "PRESETS",
+    "Crops",
+    "TrainConfig",
+    "Trainer",
+    "choose_precision",
+    "learning_rate",
+    "parameter_groups",
+    "validation_pieces",
+]
 
-KEPT = {"optimizer": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}  # tensors a parameter
+# tensors a parameter
+KEPT = {"optimizer": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
 RECENT = 100  # steps that the training loss in the log is the mean of
 
 
@@ -65,10 +64,19 @@ class Trainer:
     configured sizes, with the same interface; `save` writes it into a folder.
     """
 
-    def __init__(self, streams: Streams, config: TrainConfig, folder: str | Path, *,
-                 device: str | None = None, resume: bool = False, init: str | Path | None = None,
-                 build: Callable[[], nn.Module] | None = None,
-                 save: Callable[[nn.Module, Path], None] = mamba.save, say=print):
+    def __init__(
+        self,
+        streams: Streams,
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        resume: bool = False,
+        init: str | Path | None = None,
+        build: Callable[[], nn.Module] | None = None,
+        save: Callable[[nn.Module, Path], None] = mamba.save,
+        say=print,
+    ):
         self.streams = streams
         self.config = config
         self.folder = Path(folder)
@@ -132,15 +140,17 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------
 
-    def run(self, progress: bool = True,
-            watch: Callable[["Trainer"], None] | None = None) -> list[dict]:
+    def run(
+        self, progress: bool = True, watch: Callable[["Trainer"], None] | None = None
+    ) -> list[dict]:
         """Train to the end; returns the rows of the log. `watch` is called after every step."""
         before = time.monotonic()
         lock = checkpoints.alone(self.folder) if self.world.first else nullcontext()
         with lock, progress_bar(self, progress) as bar:
             if self.world.first and checkpoints.stamp(self.folder) != self.seen:
-                raise UserError(f"another process has trained on in {self.folder}: start again "
-                                "with --resume")
+                raise UserError(
+                    f"another process has trained on in {self.folder}: start again with --resume"
+                )
             while not self.finished:
                 self.train_step()
                 now = time.monotonic()
@@ -206,8 +216,12 @@ class Trainer:
                 loss, state = self.forward(inputs, state, return_state=True, targets=targets)
             else:
                 logits, state = self.forward(inputs, state, return_state=True)
-                loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(),
-                                       ignore_index=-1, reduction="sum")
+                loss = F.cross_entropy(
+                    logits.float().flatten(0, 1),
+                    targets.flatten(),
+                    ignore_index=-1,
+                    reduction="sum",
+                )
         return loss / (count / self.world.size), state  # times the size, for gradients are averaged
 
     def _update(self, nats: float) -> None:
@@ -217,8 +231,10 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         scaled = self.precision is torch.float16  # the scaler skips a step that overflows
         if not math.isfinite(nats) or not (scaled or torch.isfinite(norm)):
-            raise UserError(f"the loss is no longer a number at step {self.step}: resume from the "
-                            "last checkpoint with a smaller --lr")
+            raise UserError(
+                f"the loss is no longer a number at step {self.step}: resume from the "
+                "last checkpoint with a smaller --lr"
+            )
         for optimizer in self.optimizers.values():
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
@@ -303,8 +319,10 @@ class Trainer:
         tensors, facts = self.snapshot()
         weights = under("model", tensors).values()
         if not all(torch.isfinite(weight).all() for weight in weights):
-            raise UserError(f"a weight is no longer a number at step {self.step}: resume from the "
-                            "last checkpoint with a smaller --lr")
+            raise UserError(
+                f"a weight is no longer a number at step {self.step}: resume from the "
+                "last checkpoint with a smaller --lr"
+            )
         if self.world.first:
             checkpoints.write(self.folder, tensors, facts)
             self.seen = checkpoints.stamp(self.folder)
@@ -318,16 +336,18 @@ def own_rows(world: World, config: TrainConfig) -> slice:
     rows = world.mine(config.batch)
     count = rows.stop - rows.start
     if count % config.accumulate:
-        raise UserError(f"{count} rows a process cannot be read in {config.accumulate} equal "
-                        "parts: change --accumulate or --batch")
+        raise UserError(
+            f"{count} rows a process cannot be read in {config.accumulate} equal "
+            "parts: change --accumulate or --batch"
+        )
     return rows
 
 
 def prepare_processor(say: Callable[[str], None]) -> None:
     """Build the fused scan before the first step, and keep the memory that a step lets go.
 
-    Numbers below 1e-38 count as zero from here on: a processor is many times slower with them, and sharp
-    attention is full of them.
+    Numbers below 1e-38 count as zero from here on:
+    a processor is many times slower with them, and sharp attention is full of them.
     """
     from lib.scan import cpu as scan_cpu
 
@@ -341,8 +361,10 @@ def prepare_processor(say: Callable[[str], None]) -> None:
 
 def emptied(state: State, rows: Tensor) -> State:
     """The state, float32, without its history; zeros in the rows (B,) that are marked."""
-    return [tuple(t.detach().float().masked_fill(rows[:, None, None], 0) for t in layer)
-            for layer in state]
+    return [
+        tuple(t.detach().float().masked_fill(rows[:, None, None], 0) for t in layer)
+        for layer in state
+    ]
 
 
 def in_parts(state: State, count: int) -> list[State]:
@@ -364,9 +386,14 @@ def progress_bar(run: Trainer, shown: bool):
     """A bar from 0 to 1; where nobody looks at a terminal, a line a minute."""
     from tqdm import tqdm
 
-    return tqdm(total=1.0, initial=min(1.0, run.progress), disable=not (shown and run.world.first),
-                desc="training", mininterval=0.1 if sys.stderr.isatty() else 60,
-                bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}")
+    return tqdm(
+        total=1.0,
+        initial=min(1.0, run.progress),
+        disable=not (shown and run.world.first),
+        desc="training",
+        mininterval=0.1 if sys.stderr.isatty() else 60,
+        bar_format="{desc} {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}",
+    )
 
 
 def recent_loss(run: Trainer) -> float:
@@ -377,23 +404,33 @@ def recent_loss(run: Trainer) -> float:
 def standing(run: Trainer) -> str:
     """What the bar says beside the time."""
     speed = run.tokens / max(run.seconds, 1e-9)  # a coarse clock may not have moved yet
-    return (f"step {run.step}, {speed:,.0f} tokens/s, {recent_loss(run):.2f} bits/token, "
-            f"best {run.best:.2f} bits/note")
+    return (
+        f"step {run.step}, {speed:,.0f} tokens/s, {recent_loss(run):.2f} bits/token, "
+        f"best {run.best:.2f} bits/note"
+    )
 
 
 def log_row(run: Trainer, bits: float) -> dict:
     """A row of the log for a validation that found so many bits per note."""
     rate = run.optimizers["optimizer"].param_groups[0]["lr"]
-    values = (run.step, run.tokens, round(run.seconds / 60, 3), round(rate, 7),
-              round(recent_loss(run), 6), round(bits, 6))
+    values = (
+        run.step,
+        run.tokens,
+        round(run.seconds / 60, 3),
+        round(rate, 7),
+        round(recent_loss(run), 6),
+        round(bits, 6),
+    )
     return dict(zip(LOG_FIELDS, values, strict=True))
 
 
 def last_row_said(run: Trainer) -> str:
     """The log's last row as a sentence."""
     row = run.log[-1]
-    return (f"step {row['step']}: {row['train_bits_per_token']:.3f} bits a token, "
-            f"validation {row['validation_bits_per_note']:.2f} bits a note")
+    return (
+        f"step {row['step']}: {row['train_bits_per_token']:.3f} bits a token, "
+        f"validation {row['validation_bits_per_note']:.2f} bits a note"
+    )
 
 
 # ---- its folder ------------------------------------------------------------------------------
@@ -406,8 +443,9 @@ def open_folder(run: Trainer, resume: bool) -> None:
             run.say(f"nothing to resume in {run.folder.name} yet: starting at the beginning")
         return
     if not resume:
-        raise UserError(f"{run.folder} holds a run already: add --resume to go on, or choose "
-                        "another --out")
+        raise UserError(
+            f"{run.folder} holds a run already: add --resume to go on, or choose another --out"
+        )
     tensors, facts = checkpoints.read(run.folder, run.say, partial(look_at, run))
     check_same_run(run, facts)
     check_tensors_fit(run, tensors)
@@ -416,7 +454,9 @@ def open_folder(run: Trainer, resume: bool) -> None:
 
 
 def look_at(run: Trainer, facts: dict, size: int) -> None:
-    """Raise `UserError` for a checkpoint that is too large to be this run's, before its tensors are read."""
+    """Raise `UserError` for a checkpoint that is too large to be this run's,
+    before its tensors are read.
+    """
     weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
     try:
         checkpoints.check_size(run.folder, size, weights, run.config.batch)
@@ -429,18 +469,24 @@ def check_same_run(run: Trainer, facts: dict) -> None:
     """Raise `UserError` where a checkpoint is of other data or of other choices than this run's."""
     same_settings = facts["settings"].get("id") == run.streams.settings.get("id")
     if not same_settings or facts.get("data", run.data) != run.data:
-        raise UserError(f"the token streams are not those that {run.folder} was trained on: "
-                        "build them with the same settings, or choose another --out")
+        raise UserError(
+            f"the token streams are not those that {run.folder} was trained on: "
+            "build them with the same settings, or choose another --out"
+        )
     known = asdict(TrainConfig()) | facts["config"]  # older runs lack newer fields
     for name in FIXED:
         wanted = getattr(run.config, name)
         if known[name] != wanted:
-            raise UserError(f"{run.folder} was trained with {name}={known[name]}, not {wanted}: "
-                            "resume with the same, or choose another --out")
+            raise UserError(
+                f"{run.folder} was trained with {name}={known[name]}, not {wanted}: "
+                "resume with the same, or choose another --out"
+            )
 
 
 def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
-    """Raise `UserError` where a checkpoint's tensors are not those of this run's model and optimisers."""
+    """Raise `UserError` where a checkpoint's tensors are not those of this run's model
+    and optimisers.
+    """
     wanted = {f"model.{name}": tensor.shape for name, tensor in run.model.state_dict().items()}
     for i, layer in enumerate(run.state):
         for j, part in enumerate(layer):
@@ -453,14 +499,20 @@ def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
     for name, shape in wanted.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != torch.Size(shape) or not tensor.is_floating_point():
-            found = "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise UserError(f"the checkpoint in {run.folder} is not one of this run ({name} should be "
-                            f"floats of shape {tuple(shape)}, it is {found}): choose another --out")
+            found = (
+                "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+            raise UserError(
+                f"the checkpoint in {run.folder} is not one of this run ({name} should be "
+                f"floats of shape {tuple(shape)}, it is {found}): choose another --out"
+            )
     ours = tuple(f"{name}." for name in ("model", "state", *run.optimizers))
     extra = [name for name in tensors if name.startswith(ours) and name not in wanted]
     if extra:
-        raise UserError(f"the checkpoint in {run.folder} is not one of this run (it holds "
-                        f"{extra[0][:80]}): choose another --out")
+        raise UserError(
+            f"the checkpoint in {run.folder} is not one of this run (it holds "
+            f"{extra[0][:80]}): choose another --out"
+        )
 
 
 def keep_best(run: Trainer) -> None:

@@ -19,8 +19,9 @@ TOKENIZER_FILES = (BPE_MODEL, SETTINGS)
 
 def sizes_of(streams: Streams, config: TrainConfig) -> MambaConfig:
     """The Mamba that these choices ask for."""
-    return MambaConfig(streams.vocab_size, config.d_model, config.n_layer, config.d_state,
-                       dropout=config.dropout)
+    return MambaConfig(
+        streams.vocab_size, config.d_model, config.n_layer, config.d_state, dropout=config.dropout
+    )
 
 
 def warm_start(folder: str | Path, streams: Streams, config: TrainConfig) -> tuple[MambaLM, dict]:
@@ -46,25 +47,34 @@ def _check_sizes(folder: str | Path, has: MambaConfig, wanted: MambaConfig) -> N
         theirs = getattr(has, name)
         ours = getattr(wanted, name)
         if theirs != ours:
-            raise UserError(f"the weights in {folder} have {name}={theirs}, the run {name}={ours}: "
-                            "start from a checkpoint of the same sizes and tokens, or of fewer "
-                            "layers")
+            raise UserError(
+                f"the weights in {folder} have {name}={theirs}, the run {name}={ours}: "
+                "start from a checkpoint of the same sizes and tokens, or of fewer "
+                "layers"
+            )
 
 
 def _check_tokens(folder: str | Path, streams: Streams) -> None:
-    """Where both have a tokenizer, it is the same, whatever versions of the libraries wrote it down."""
+    """Where both have a tokenizer, it is the same,
+    whatever versions of the libraries wrote it down.
+    """
     if streams.folder is None:
         return
     for name in TOKENIZER_FILES:
         ours = Path(streams.folder) / name
         theirs = Path(folder) / name
         if ours.exists() and theirs.exists() and _content(ours) != _content(theirs):
-            raise UserError(f"the weights in {folder} speak other tokens than these streams "
-                            f"({name} differs): build the streams with that tokenizer's settings")
+            raise UserError(
+                f"the weights in {folder} speak other tokens than these streams "
+                f"({name} differs): build the streams with that tokenizer's settings"
+            )
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a file of a tokenizer says, without the versions that wrote it. Raises `UserError` where it is damaged."""
+    """What a file of a tokenizer says, without the versions that wrote it.
+
+    Raises `UserError` where it is damaged.
+    """
     found = read_json(path, dict[str, Any], do=AGAIN)
     if path.name == SETTINGS:
         return {"kind": "REMI"} | found  # files of before knew no other language

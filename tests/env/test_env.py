@@ -50,7 +50,9 @@ def test_music_libraries_are_pinned_and_torch_is_a_range():
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="CI installs exactly requirements.txt")
 def test_a_fresh_installation_has_every_requirement():
-    assert [c.text for c in map(install.check, (w for w, _ in install.requirements())) if not c.ok] == []
+    assert [
+        c.text for c in map(install.check, (w for w, _ in install.requirements())) if not c.ok
+    ] == []
 
 
 def test_check_says_what_to_do(monkeypatch):
@@ -260,9 +262,17 @@ def test_printed_text_is_put_together_wherever_it_was_cut():
     def stream(name, text):
         return nbformat.v4.new_output("stream", name=name, text=text)
 
-    outputs = [stream("stdout", "a\n"), stream("stdout", "b\n"), stream("stderr", "c"), stream("stdout", "d")]
+    outputs = [
+        stream("stdout", "a\n"),
+        stream("stdout", "b\n"),
+        stream("stderr", "c"),
+        stream("stdout", "d"),
+    ]
     assert [(out.name, out.text) for out in execute.joined(outputs)] == [
-        ("stdout", "a\nb\n"), ("stderr", "c"), ("stdout", "d")]
+        ("stdout", "a\nb\n"),
+        ("stderr", "c"),
+        ("stdout", "d"),
+    ]
 
 
 def test_execute_writes_nothing_when_a_cell_fails(folder):

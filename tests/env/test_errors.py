@@ -1,4 +1,6 @@
-"""Claims about lib.env.errors and lib.env.files: a command ends in words, on any terminal, with any name."""
+"""Claims about lib.env.errors and lib.env.files: a command ends in words, on any terminal,
+with any name.
+"""
 
 import json
 import os
@@ -17,15 +19,27 @@ LATIN = os.fsdecode(b"F\xfcr Elise")  # a name that was written on a machine of 
 
 
 def run(code, **environment):
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=os.environ | environment
+    )
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"},
-                                         {"PYTHONIOENCODING": "utf-8"}], ids=str)
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "utf-8"},
+    ],
+    ids=str,
+)
 def test_what_a_terminal_cannot_show_is_escaped(environment):
-    code = ("from lib.env.errors import UserError, cli\n"
-            f"def main(argv):\n    print({LATIN!r}, 'Pr\\u00e9lude')\n    raise UserError({LATIN!r} + ' is no file')\n"
-            "cli(main)")
+    code = (
+        "from lib.env.errors import UserError, cli\n"
+        f"def main(argv):\n    print({LATIN!r}, 'Pr\\u00e9lude')\n    raise UserError({LATIN!r} + "
+        "' is no file')\n"
+        "cli(main)"
+    )
     done = run(code, **environment)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert b"F\\udcfcr Elise" in done.stdout and b"error: F\\udcfcr Elise is no file" in done.stderr
@@ -40,16 +54,29 @@ def test_a_sentence_stays_a_sentence_whatever_a_stranger_s_file_says():
 
 def test_a_name_that_is_no_utf8_is_the_same_after_json(tmp_path):
     write_json(tmp_path / "a.json", {LATIN: [LATIN, "Pr\u00e9lude"]})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {LATIN: [LATIN, "Pr\u00e9lude"]}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        LATIN: [LATIN, "Pr\u00e9lude"]
+    }
     write_text(tmp_path / "a.txt", LATIN)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "F\\udcfcr Elise"
 
 
-COMMANDS = ["lib.env", "lib.music", "lib.train", "lib.generate", "lib.lab.bench", "lib.lab.experiments",
-            "lib.lab.judge", "lib.lab.pages", "lib.lab.release"]
+COMMANDS = [
+    "lib.env",
+    "lib.music",
+    "lib.train",
+    "lib.generate",
+    "lib.lab.bench",
+    "lib.lab.experiments",
+    "lib.lab.judge",
+    "lib.lab.pages",
+    "lib.lab.release",
+]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends a signal to itself in another way")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows sends a signal to itself in another way"
+)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_while_a_command_is_still_importing_is_one_word(command, tmp_path):
     """It comes the moment a module that every command needs is looked for."""
@@ -61,8 +88,13 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 """)
-    done = subprocess.run([sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
     assert (done.returncode, done.stderr, done.stdout) == (130, "stopped\n", "")
 
 

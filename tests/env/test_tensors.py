@@ -1,4 +1,6 @@
-"""Claims about safetensors files: opened under any name, refused for the true reason, never waited for."""
+"""Claims about safetensors files: opened under any name, refused for the true reason,
+never waited for.
+"""
 
 import os
 from pathlib import Path
@@ -10,7 +12,9 @@ from lib.env.errors import Damaged, UserError
 from lib.env.tensors import load_tensors, open_tensors, save_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
-UNIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name and links are POSIX's")
+UNIX = pytest.mark.skipif(
+    not hasattr(os, "mkfifo"), reason="pipes with a name and links are POSIX's"
+)
 
 
 @pytest.mark.parametrize("name", [b"plain", b"M\xfcller", "❄ $x$".encode(), b"\xff\xfe"], ids=repr)
@@ -37,11 +41,17 @@ def refused(path) -> UserError:
     return error.value
 
 
-@pytest.mark.parametrize("content", [b"", b"\1" * 7, b"\1" * 300, b"\0" * 300, b"\2\0\0\0\0\0\0\0{}more"], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"", b"\1" * 7, b"\1" * 300, b"\0" * 300, b"\2\0\0\0\0\0\0\0{}more"], ids=repr
+)
 def test_content_that_is_none_is_damaged(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     error = refused(tmp_path / "x")
-    assert isinstance(error, Damaged) and "is damaged" in str(error) and str(error).endswith("fetch it again")
+    assert (
+        isinstance(error, Damaged)
+        and "is damaged" in str(error)
+        and str(error).endswith("fetch it again")
+    )
 
 
 def test_a_shape_beyond_all_counting_is_damaged(tmp_path):
@@ -51,9 +61,17 @@ def test_a_shape_beyond_all_counting_is_damaged(tmp_path):
 
 
 @UNIX
-@pytest.mark.parametrize("what, words", [
-    ("pipe", "is a pipe"), ("folder", "is a folder"), ("loop", "symbolic links"), ("lost", "No such file"),
-    ("nothing", "No such file"), ("behind a file", "Not a directory")])
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("pipe", "is a pipe"),
+        ("folder", "is a folder"),
+        ("loop", "symbolic links"),
+        ("lost", "No such file"),
+        ("nothing", "No such file"),
+        ("behind a file", "Not a directory"),
+    ],
+)
 def test_what_cannot_be_read_is_not_called_damaged(tmp_path, what, words):
     path = tmp_path / "x"
     if what == "pipe":

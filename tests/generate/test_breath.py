@@ -61,7 +61,9 @@ def test_a_clock_at_one_moves_as_often_as_the_model_would_however_cold_the_rest_
 def test_a_floor_below_the_temperature_changes_nothing():
     plain = Sampling(0.9).probabilities(LOGITS, MOVES)
     for floor in (0.0, 0.5, 0.9):
-        assert torch.equal(Sampling(0.9, clock_temperature=floor).probabilities(LOGITS, MOVES), plain)
+        assert torch.equal(
+            Sampling(0.9, clock_temperature=floor).probabilities(LOGITS, MOVES), plain
+        )
 
 
 def test_where_the_clock_must_or_must_not_move_the_others_share_everything():

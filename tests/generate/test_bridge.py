@@ -1,4 +1,6 @@
-"""Claims about lib.generate.bridge: it arrives in time, weighs by what follows, and forks as it says."""
+"""Claims about lib.generate.bridge: it arrives in time, weighs by what follows,
+and forks as it says.
+"""
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def tiny():
     """A model of random weights with the shipped words."""
     tokenizer = Tokenizer.load(MODEL)
     torch.manual_seed(4)
-    return mamba.MambaLM(mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=2, d_state=4)).eval(), tokenizer
+    return mamba.MambaLM(
+        mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=2, d_state=4)
+    ).eval(), tokenizer
 
 
 def scale(first=60, notes=10, late=0.0):
@@ -58,7 +62,9 @@ def test_the_whole_is_the_first_piece_new_music_and_the_second_in_time(tiny):
 
 
 def test_the_same_seed_builds_the_same_bridge_and_another_seed_another(tiny):
-    one, two, other = (bridge(*tiny, scale(), scale(40), seconds=2, rows=4, seed=s)[0].notes for s in (1, 1, 2))
+    one, two, other = (
+        bridge(*tiny, scale(), scale(40), seconds=2, rows=4, seed=s)[0].notes for s in (1, 1, 2)
+    )
     assert len(one) == len(two) and (one == two).all()
     assert len(one) != len(other) or (one != other).any()
 
@@ -78,7 +84,8 @@ def test_what_follows_has_the_tokens_that_it_has_in_a_whole_piece(tiny):
 def test_the_likelihood_is_that_of_reading_on(tiny):
     model, tokenizer = tiny
     start, goal = start_and_goal(tiny)
-    ahead = Row(hear(model, tokenizer, [goal.bar_line], start), there=True)  # a row that is a bar further on
+    # a row that is a bar further on
+    ahead = Row(hear(model, tokenizer, [goal.bar_line], start), there=True)
     rows = [Row(start, there=True), ahead, Row(start)]
     found = log_likelihood(model, rows, goal, count=12)
     behind = log_likelihood(model, rows[:2], goal, skip=12, count=7)
@@ -102,7 +109,9 @@ def test_every_row_arrives_and_says_nothing_late(tiny):
     for row in crossing.rows:
         assert row.there
         notes = NoteReader(tiny[1], start.grammar).notes(row.tokens)
-        assert not len(notes) or (notes["start"].max() < goal.second and notes["start"].min() >= 2.5 - 1e-9)
+        assert not len(notes) or (
+            notes["start"].max() < goal.second and notes["start"].min() >= 2.5 - 1e-9
+        )
         afresh = hear(*tiny, row.tokens, start)
         torch.testing.assert_close(row.moment.logits, afresh.logits, atol=1e-4, rtol=1e-4)
 
@@ -133,7 +142,9 @@ def test_resampling_takes_each_row_about_as_often_as_its_weight_says():
         counts = np.bincount(resample(weights, dice), minlength=4)
         assert counts.sum() == 4 and counts[3] == 0
         assert (np.abs(counts - 4 * weights) < 1).all()
-    mean = np.mean([np.bincount(resample(weights, d), minlength=4) for d in np.linspace(0, 0.999, 500)], 0)
+    mean = np.mean(
+        [np.bincount(resample(weights, d), minlength=4) for d in np.linspace(0, 0.999, 500)], 0
+    )
     np.testing.assert_allclose(mean, 4 * weights, atol=0.02)
 
 
@@ -156,18 +167,34 @@ def test_the_command_writes_the_way_from_one_file_to_the_other(tiny, tmp_path, m
     monkeypatch.setattr("lib.generate.__main__.load_model", lambda folder: tiny)
     write_midi(scale(), tmp_path / "a.mid")
     write_midi(scale(40), tmp_path / "b.mid")
-    main(["--from", str(tmp_path / "a.mid"), "--to", str(tmp_path / "b.mid"), "--seconds", "2", "--rows", "3",
-          "--out", str(tmp_path / "out")])
+    main(
+        [
+            "--from",
+            str(tmp_path / "a.mid"),
+            "--to",
+            str(tmp_path / "b.mid"),
+            "--seconds",
+            "2",
+            "--rows",
+            "3",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     assert len(read_midi(tmp_path / "out" / "a-to-b-seed1.mid").notes) >= 20
     assert "the bridge goes from second 2.5 to second 4.5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--from", "a.mid"], "name both files"),
-    (["--to", "a.mid"], "name both files"),
-    (["--from", "a.mid", "--to", "b.mid", "--prompt", "c.mid"], "leave out --prompt"),
-    (["--from", "a.mid", "--to", "b.mid", "--tempo", "2"], "leave out --tempo"),
-    (["--from", "a.mid", "--to", "b.mid", "--stream"], "leave out")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--from", "a.mid"], "name both files"),
+        (["--to", "a.mid"], "name both files"),
+        (["--from", "a.mid", "--to", "b.mid", "--prompt", "c.mid"], "leave out --prompt"),
+        (["--from", "a.mid", "--to", "b.mid", "--tempo", "2"], "leave out --tempo"),
+        (["--from", "a.mid", "--to", "b.mid", "--stream"], "leave out"),
+    ],
+)
 def test_words_that_do_not_go_together_are_refused(words, says):
     with pytest.raises(UserError, match=says):
         parse(words)

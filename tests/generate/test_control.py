@@ -1,4 +1,6 @@
-"""lib.generate.control: each control moves its attribute, zero changes nothing, tilts are what they say."""
+"""lib.generate.control: each control moves its attribute, zero changes nothing,
+tilts are what they say.
+"""
 
 import numpy as np
 import pytest
@@ -26,14 +28,18 @@ def at(tokenizer, *names):
 
 def test_zero_changes_nothing(shipped):
     assert not Steering(Controls(tempo=2.0), shipped[1])
-    plain, asked = (generate(*shipped, seconds=4, seed=3, **more) for more in ({}, {"controls": Controls()}))
+    plain, asked = (
+        generate(*shipped, seconds=4, seed=3, **more) for more in ({}, {"controls": Controls()})
+    )
     assert (plain.notes == asked.notes).all()
 
 
 def test_a_key_an_octave_higher_gains_what_was_promised_and_the_share_of_keys_stays(shipped):
     tokenizer = shipped[1]
     grammar, single = at(tokenizer, "Position_0", "Pitch_40", "Velocity_63", "Duration_0.10.50")
-    logits = grammar.mask(torch.randn(tokenizer.vocab_size, generator=torch.Generator().manual_seed(0)).double())[None]
+    logits = grammar.mask(
+        torch.randn(tokenizer.vocab_size, generator=torch.Generator().manual_seed(0)).double()
+    )[None]
     tilted = Steering(Controls(register=2.0), tokenizer).apply(logits, [grammar])
     change = (tilted - logits)[0]
     assert change[single["Pitch_72"]] - change[single["Pitch_60"]] == pytest.approx(2 * 12 / KEYS)
@@ -64,27 +70,38 @@ def test_elapsed_is_what_reading_does_to_the_clock(shipped):
 
 
 def measure(name, music, seconds):
-    return {"density": len(music.notes) / seconds, "register": music.notes["pitch"].mean(),
-            "loudness": music.notes["velocity"].mean()}[name]
+    return {
+        "density": len(music.notes) / seconds,
+        "register": music.notes["pitch"].mean(),
+        "loudness": music.notes["velocity"].mean(),
+    }[name]
 
 
 @pytest.mark.parametrize("name", ["density", "register", "loudness"])
 def test_a_control_moves_its_attribute(shipped, name):
-    """Paired over seeds, up against down; data/results/generation.json has 30 seeds against the model's own."""
+    """Paired over seeds, up against down; data/results/generation.json has 30 seeds against
+    the model's own.
+    """
     seeds = range(8)
-    up, down = (variations(*shipped, seeds=seeds, seconds=10, controls=Controls(**{name: value}))
-                for value in (2.0, -2.0))
+    up, down = (
+        variations(*shipped, seeds=seeds, seconds=10, controls=Controls(**{name: value}))
+        for value in (2.0, -2.0)
+    )
     assert sum(measure(name, a, 10) > measure(name, b, 10) for a, b in zip(up, down)) >= 7
 
 
 def test_tempo_stretches_the_new_notes_and_plays_as_long(shipped):
     plain = generate(*shipped, seconds=12, seed=1)
     fast = generate(*shipped, seconds=6, seed=1, controls=Controls(tempo=2.0))
-    assert len(plain.notes) == len(fast.notes) and (plain.notes["pitch"] == fast.notes["pitch"]).all()
+    assert (
+        len(plain.notes) == len(fast.notes) and (plain.notes["pitch"] == fast.notes["pitch"]).all()
+    )
     np.testing.assert_allclose(fast.notes["start"], plain.notes["start"] / 2, atol=1e-9)
 
 
-@pytest.mark.parametrize("settings", [{"density": 4}, {"register": -3.1}, {"loudness": float("nan")}, {"tempo": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"density": 4}, {"register": -3.1}, {"loudness": float("nan")}, {"tempo": 0}]
+)
 def test_a_control_out_of_range_is_one_sentence(settings):
     with pytest.raises(UserError) as error:
         Controls(**settings)

@@ -1,4 +1,6 @@
-"""Claims about lib.generate.endless: it plays on in constant memory and constant time, and its file is always whole."""
+"""Claims about lib.generate.endless: it plays on in constant memory and constant time,
+and its file is always whole.
+"""
 
 import errno
 import re
@@ -20,11 +22,15 @@ from lib.music.tokens import TokenConfig, Tokenizer
 
 
 def tiny(seed=0):
-    """A player with a random model over the smallest vocabulary: what is claimed does not hang on its size."""
+    """A player with a random model over the smallest vocabulary:
+    what is claimed does not hang on its size.
+    """
     tokenizer = Tokenizer(TokenConfig(grid_ms=125, vocab_size=None, velocities=4))
     torch.manual_seed(0)
     model = MambaLM(MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=1)).eval()
-    return Player(model, tokenizer, [hear(model, tokenizer, [tokenizer.bos])], [seed], Sampling(top_p=1.0))
+    return Player(
+        model, tokenizer, [hear(model, tokenizer, [tokenizer.bos])], [seed], Sampling(top_p=1.0)
+    )
 
 
 def resident():
@@ -36,8 +42,10 @@ def resident():
 
 
 def test_a_hundred_thousand_tokens_take_no_more_memory_and_no_more_time_a_token(tmp_path):
-    """The processor's own time is compared, which other programs do not change; a cost that grew with the
-    piece, as attention's does, would be twenty times as high in the last tenth as in the first half."""
+    """The processor's own time is compared, which other programs do not change; a cost that grew
+    with the piece, as attention's does, would be twenty times as high in the last tenth as in
+    the first half.
+    """
     player, count, tenth = tiny(), 100_000, 10_000
     memory, seconds, state, before = [], [], [], time.process_time()
     with GrowingMidi(tmp_path / "endless.mid") as midi:
@@ -57,7 +65,8 @@ def test_a_hundred_thousand_tokens_take_no_more_memory_and_no_more_time_a_token(
     assert len(set(state)) == 1
     assert np.median(seconds[-3:]) < 2 * np.median(seconds[:3])
     if memory[0] is not None:
-        assert memory[-1] - memory[1] < 2_000_000  # the notes alone would take more, as Python objects
+        # the notes alone would take more, as Python objects
+        assert memory[-1] - memory[1] < 2_000_000
     assert midi.notes > 30_000
     assert len(read_midi(tmp_path / "endless.mid").notes) == midi.notes
 
@@ -102,13 +111,23 @@ def test_the_file_holds_the_notes_that_were_played(tmp_path):
 
 def test_notes_read_token_by_token_are_those_of_the_whole_piece():
     model, tokenizer = load_model()
-    ids = [tokenizer.bos, *(t for t, _ in sample(model, tokenizer, np.array([tokenizer.bos]), until=20, seed=2))]
+    ids = [
+        tokenizer.bos,
+        *(t for t, _ in sample(model, tokenizer, np.array([tokenizer.bos]), until=20, seed=2)),
+    ]
     ours, theirs = NoteReader(tokenizer).notes(ids), tokenizer.decode(ids).notes
     assert len(ours) == len(theirs) > 20
     for name in ("start", "pitch", "velocity"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
-    later = np.array([any(theirs["start"][(theirs["pitch"] == n["pitch"]) & (theirs["start"] > n["start"])] < n["end"])
-                      for n in ours])  # `decode` also ends a note where its key is struck again
+    later = np.array(
+        [
+            any(
+                theirs["start"][(theirs["pitch"] == n["pitch"]) & (theirs["start"] > n["start"])]
+                < n["end"]
+            )
+            for n in ours
+        ]
+    )  # `decode` also ends a note where its key is struck again
     np.testing.assert_allclose(ours["end"][~later], theirs["end"][~later], atol=1e-6)
 
 
@@ -148,7 +167,9 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 class Full:
-    """A file on a disk that takes so many bytes more, and a half of the write that is one too many."""
+    """A file on a disk that takes so many bytes more,
+    and a half of the write that is one too many.
+    """
 
     def __init__(self, file, room):
         self.file, self.room = file, room
@@ -177,7 +198,9 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, room):
 def test_a_disk_that_fills_up_leaves_the_name_free_and_keeps_what_was_played(tmp_path, room):
     path = tmp_path / "new.mid"
     for attempt in (1, 2):
-        with pytest.raises(UserError, match=f"the disk is full.*played until then is in .*new-until-{attempt}.mid"):
+        with pytest.raises(
+            UserError, match=f"the disk is full.*played until then is in .*new-until-{attempt}.mid"
+        ):
             with GrowingMidi(path) as midi:
                 midi.add(0, 1, 60, 80)
                 midi.add(0.5, 2, 64, 80)
@@ -198,7 +221,10 @@ def test_what_fails_before_the_first_note_leaves_nothing(tmp_path):
 
 def test_a_file_as_long_as_can_be_stays_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(endless, "FULL", 60)
-    with pytest.raises(UserError, match="as long as a MIDI file can be"), GrowingMidi(tmp_path / "new.mid") as midi:
+    with (
+        pytest.raises(UserError, match="as long as a MIDI file can be"),
+        GrowingMidi(tmp_path / "new.mid") as midi,
+    ):
         for pitch in range(40, 60):
             midi.add(0, 1, pitch, 80)
             midi.flush()

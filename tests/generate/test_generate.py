@@ -79,7 +79,9 @@ def test_a_short_prompt_is_read_whole(shipped, opening):
 def phrase(*rows, pedal=()):
     """Rows of (start, end, key)."""
     start, end, pitch = np.array(rows, float).T
-    return Music(make_notes(start, end, pitch, np.full(len(rows), 70)), np.array(pedal, float).reshape(-1, 2))
+    return Music(
+        make_notes(start, end, pitch, np.full(len(rows), 70)), np.array(pedal, float).reshape(-1, 2)
+    )
 
 
 def test_a_prompt_is_heard_out_to_the_end_of_its_last_chord(shipped):
@@ -111,9 +113,13 @@ def test_silence_before_the_first_note_is_left_out(shipped, opening):
     late = Music(opening.notes.copy())
     for edge in ("start", "end"):
         late.notes[edge] += 50
-    one, two = (generate(*shipped, piece, prompt_seconds=3, seconds=4, seed=1) for piece in (opening, late))
+    one, two = (
+        generate(*shipped, piece, prompt_seconds=3, seconds=4, seed=1) for piece in (opening, late)
+    )
     assert (one.notes["pitch"] == two.notes["pitch"]).all()
-    assert np.abs(one.notes["start"] - two.notes["start"]).max() < 1e-9 and one.notes["start"][0] == 0
+    assert (
+        np.abs(one.notes["start"] - two.notes["start"]).max() < 1e-9 and one.notes["start"][0] == 0
+    )
 
 
 def test_a_prompt_comes_back_as_it_was_played(shipped):
@@ -130,10 +136,18 @@ def test_a_prompt_without_a_note_is_one_sentence(shipped):
 
 def test_the_prompt_changes_what_follows(shipped, opening):
     tokenizer = shipped[1]
-    other = Music(make_notes(opening.notes["start"], opening.notes["end"], opening.notes["pitch"] - 30,
-                             opening.notes["velocity"]))
-    one, two = ([t for t, _ in sample(*shipped, first_seconds(tokenizer, m, 4), until=8, seed=5)]
-                for m in (opening, other))
+    other = Music(
+        make_notes(
+            opening.notes["start"],
+            opening.notes["end"],
+            opening.notes["pitch"] - 30,
+            opening.notes["velocity"],
+        )
+    )
+    one, two = (
+        [t for t, _ in sample(*shipped, first_seconds(tokenizer, m, 4), until=8, seed=5)]
+        for m in (opening, other)
+    )
     assert one != two
 
 
@@ -159,8 +173,17 @@ def test_every_token_sequence_decodes_without_an_error(shipped):
 
     model, tokenizer = shipped
     for seed in range(3):
-        ids = [t for t, _ in sample(model, tokenizer, np.array([tokenizer.bos], np.uint16), until=10, seed=seed,
-                                    sampling=Sampling(temperature=3.0, top_p=1.0))]  # nearly noise
+        ids = [
+            t
+            for t, _ in sample(
+                model,
+                tokenizer,
+                np.array([tokenizer.bos], np.uint16),
+                until=10,
+                seed=seed,
+                sampling=Sampling(temperature=3.0, top_p=1.0),
+            )
+        ]  # nearly noise
         names = [n for token in tokenizer.names(ids) for n in token]
         kinds = ["start"] + [n.split("_")[0] for n in names]
         assert all(b in FOLLOWS[a] for a, b in zip(kinds, kinds[1:]))
@@ -178,18 +201,33 @@ def test_every_token_sequence_decodes_without_an_error(shipped):
 
 
 def test_the_mask_holds_inside_long_merges():
-    """A tokenizer with so many merges that tokens hold whole chords and bars, and logits that know nothing."""
+    """A tokenizer with so many merges that tokens hold whole chords and bars,
+    and logits that know nothing.
+    """
     from miditok import TokSequence
 
-    rng, tokenizer = np.random.default_rng(0), Tokenizer(TokenConfig(grid_ms=125, vocab_size=900, velocities=2))
+    rng, tokenizer = (
+        np.random.default_rng(0),
+        Tokenizer(TokenConfig(grid_ms=125, vocab_size=900, velocities=2)),
+    )
     bar = [(0.0, 48), (0.0, 64), (0.5, 67), (1.0, 60), (1.0, 64), (1.0, 72)]
-    start, pitch = np.array([(2 * i + t, p + rng.integers(0, 3)) for i in range(200) for t, p in bar]).T
-    tokenizer.learn([tokenizer.encode_base(Music(make_notes(start, start + 0.25, pitch, np.full(len(start), 70))))])
+    start, pitch = np.array(
+        [(2 * i + t, p + rng.integers(0, 3)) for i in range(200) for t, p in bar]
+    ).T
+    tokenizer.learn(
+        [
+            tokenizer.encode_base(
+                Music(make_notes(start, start + 0.25, pitch, np.full(len(start), 70)))
+            )
+        ]
+    )
     assert max(map(len, tokenizer.pieces)) > 8  # several notes in one token
     random, grammar, ids = dice(1), Grammar(tokenizer), []
     grammar.read(tokenizer.bos)
     for _ in range(3000):
-        p = torch.softmax(grammar.mask(torch.from_numpy(random.normal(0, 2, tokenizer.vocab_size))), 0)
+        p = torch.softmax(
+            grammar.mask(torch.from_numpy(random.normal(0, 2, tokenizer.vocab_size))), 0
+        )
         ids.append(int(draw(p[None], torch.tensor([random.random()]))))
         grammar.read(ids[-1])
     assert sum(len(tokenizer.pieces[i]) > 3 for i in ids) > 100
@@ -232,9 +270,14 @@ def test_playing_without_a_compiler_is_the_same_music(shipped, monkeypatch):
 
 def test_a_repeated_key_is_discouraged(shipped):
     """A heavy penalty, over the last 64 tokens, leaves fewer keys struck again soon."""
+
     def again(repetition):
-        pieces = [generate(*shipped, seconds=8, seed=s, repetition=repetition).notes["pitch"] for s in range(4)]
-        return np.mean([p[i] in p[max(0, i - 8):i] for p in pieces for i in range(8, len(p))])
+        pieces = [
+            generate(*shipped, seconds=8, seed=s, repetition=repetition).notes["pitch"]
+            for s in range(4)
+        ]
+        return np.mean([p[i] in p[max(0, i - 8) : i] for p in pieces for i in range(8, len(p))])
+
     assert again(50.0) < 0.7 * again(1.0)
 
 
@@ -245,7 +288,9 @@ def test_at_one_instant_ten_keys_are_enough(shipped):
     for name in ("BOS_None", "Bar_None", "Position_0"):
         grammar.read(single[name])
     for pitch in range(40, 50):
-        assert torch.isfinite(grammar.mask(torch.zeros(tokenizer.vocab_size))[single[f"Pitch_{pitch}"]])
+        assert torch.isfinite(
+            grammar.mask(torch.zeros(tokenizer.vocab_size))[single[f"Pitch_{pitch}"]]
+        )
         for name in (f"Pitch_{pitch}", "Velocity_63", "Duration_0.10.50"):
             grammar.read(single[name])
     masked = grammar.mask(torch.zeros(tokenizer.vocab_size))
@@ -257,18 +302,29 @@ def test_a_key_is_struck_once_at_an_instant(shipped):
     tokenizer = shipped[1]
     single = {t[0]: i for i, t in enumerate(tokenizer.pieces) if len(t) == 1}
     grammar = Grammar(tokenizer)
-    for name in ("BOS_None", "Bar_None", "Position_0", "Pitch_60", "Velocity_63", "Duration_0.10.50"):
+    for name in (
+        "BOS_None",
+        "Bar_None",
+        "Position_0",
+        "Pitch_60",
+        "Velocity_63",
+        "Duration_0.10.50",
+    ):
         grammar.read(single[name])
     masked = grammar.mask(torch.zeros(tokenizer.vocab_size))
     assert masked[single["Pitch_60"]] == -torch.inf and masked[single["Pitch_61"]] == 0
-    merged = [i for i, names in enumerate(tokenizer.pieces) if len(names) > 1 and names[0] == "Pitch_60"]
+    merged = [
+        i for i, names in enumerate(tokenizer.pieces) if len(names) > 1 and names[0] == "Pitch_60"
+    ]
     assert merged and (masked[merged] == -torch.inf).all()
     grammar.read(single["Position_1"])
     assert grammar.mask(torch.zeros(tokenizer.vocab_size))[single["Pitch_60"]] == 0
 
 
 def test_sampling_keeps_to_its_time(shipped):
-    times = [now for _, now in sample(*shipped, np.array([shipped[1].bos], np.uint16), until=4, seed=2)]
+    times = [
+        now for _, now in sample(*shipped, np.array([shipped[1].bos], np.uint16), until=4, seed=2)
+    ]
     assert times == sorted(times) and 2 < times[-1] < 4
 
 
@@ -300,15 +356,30 @@ def test_the_command_writes_midi_sound_and_picture(tmp_path, capsys):
     assert len(notes) == sum(m.type == "note_on" and m.velocity > 0 for m in mido.MidiFile(path))
     audio, rate = soundfile.read(out / "new-seed1.mp3")
     facts = check(audio, rate)
-    assert not facts["silent"] and facts["clipped"] == 0 and facts["peak"] > 0.3 and facts["seconds"] > 5
+    assert (
+        not facts["silent"]
+        and facts["clipped"] == 0
+        and facts["peak"] > 0.3
+        and facts["seconds"] > 5
+    )
     assert (out / "new-seed1.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_command_goes_on_from_a_state(tmp_path):
     """A second of the same seed after four is the fifth of five, moved to the file's beginning."""
     main(["--seconds", "4", "--seed", "3", "--keep-state", "--out", str(tmp_path / "a")])
-    main(["--state", str(tmp_path / "a" / "new-seed3.safetensors"), "--seed", "3", "--seconds", "4",
-          "--out", str(tmp_path / "b")])
+    main(
+        [
+            "--state",
+            str(tmp_path / "a" / "new-seed3.safetensors"),
+            "--seed",
+            "3",
+            "--seconds",
+            "4",
+            "--out",
+            str(tmp_path / "b"),
+        ]
+    )
     main(["--seconds", "9", "--seed", "3", "--out", str(tmp_path / "c")])
     later = read_midi(tmp_path / "b" / "new-seed3-seed3.mid").notes
     straight = read_midi(tmp_path / "c" / "new-seed3.mid").notes
@@ -327,8 +398,13 @@ def test_the_command_streams_into_one_file(tmp_path, capsys):
 
 
 def shell(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "lib.generate", *arguments], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        [sys.executable, "-m", "lib.generate", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def drums(path):
@@ -351,23 +427,50 @@ def test_a_bad_prompt_is_one_sentence_and_writes_nothing(tmp_path, capsys, case)
     make, words = PROMPTS[case]
     make(tmp_path / "prompt.mid")
     with pytest.raises(UserError, match=words) as error:
-        main(["--prompt", str(tmp_path / "prompt.mid"), "--seconds", "3", "--out", str(tmp_path / "out")])
+        main(
+            [
+                "--prompt",
+                str(tmp_path / "prompt.mid"),
+                "--seconds",
+                "3",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_users_mistake_shows_no_traceback(tmp_path):
     done = shell("--prompt", "nowhere.mid", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--temperature", "-1"], ["--top-p", "0"], ["--top-k", "-3"], ["--min-p", "1"],
-                                       ["--seconds", "0"], ["--seconds", "nan"], ["--variations", "0"],
-                                       ["--seed", "-1"], ["--model", "nowhere"], ["--repetition", "0.9"],
-                                       ["--density", "9"], ["--tempo", "0"], ["--state", "nowhere"],
-                                       ["--stream", "--tempo", "2"], ["--stream", "--variations", "2"],
-                                       ["--stream", "--seconds", "-1"], ["--prompt", "a.mid", "--state", "b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--temperature", "-1"],
+        ["--top-p", "0"],
+        ["--top-k", "-3"],
+        ["--min-p", "1"],
+        ["--seconds", "0"],
+        ["--seconds", "nan"],
+        ["--variations", "0"],
+        ["--seed", "-1"],
+        ["--model", "nowhere"],
+        ["--repetition", "0.9"],
+        ["--density", "9"],
+        ["--tempo", "0"],
+        ["--state", "nowhere"],
+        ["--stream", "--tempo", "2"],
+        ["--stream", "--variations", "2"],
+        ["--stream", "--seconds", "-1"],
+        ["--prompt", "a.mid", "--state", "b"],
+    ],
+)
 def test_a_bad_setting_is_one_sentence(tmp_path, arguments):
     with pytest.raises(UserError) as error:
         main([*arguments, "--out", str(tmp_path / "out")])
@@ -383,5 +486,11 @@ def test_the_folder_cannot_be_a_file(tmp_path):
 
 def test_the_shipped_folder_is_small_and_complete():
     names = {p.name for p in MODEL.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokens.json", "README.md"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokens.json",
+        "README.md",
+    } <= names
     assert sum(p.stat().st_size for p in MODEL.iterdir()) < 25e6

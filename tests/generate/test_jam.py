@@ -1,4 +1,6 @@
-"""Claims about lib.generate.jam: it listens, comes in, stops, and carries one state through it all."""
+"""Claims about lib.generate.jam: it listens, comes in, stops,
+and carries one state through it all.
+"""
 
 import mido
 import numpy as np
@@ -35,7 +37,9 @@ def tiny():
     """A model of random weights with the shipped words."""
     tokenizer = Tokenizer.load(MODEL)
     torch.manual_seed(3)
-    return mamba.MambaLM(mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=2, d_state=4)).eval(), tokenizer
+    return mamba.MambaLM(
+        mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=2, d_state=4)
+    ).eval(), tokenizer
 
 
 class Table:
@@ -66,7 +70,10 @@ class Table:
 
 
 def key(at, pitch, lasts=0.2):
-    return [(at, Message("note_on", note=pitch, velocity=70)), (at + lasts, Message("note_off", note=pitch))]
+    return [
+        (at, Message("note_on", note=pitch, velocity=70)),
+        (at + lasts, Message("note_off", note=pitch)),
+    ]
 
 
 def scale(notes=12, gap=0.25, first=60):
@@ -123,7 +130,9 @@ def session_of_turns(tiny):
     return table
 
 
-def test_no_token_is_read_twice_and_the_state_is_that_of_everything_that_was_heard(tiny, monkeypatch):
+def test_no_token_is_read_twice_and_the_state_is_that_of_everything_that_was_heard(
+    tiny, monkeypatch
+):
     read = []
     truly = jam.hear
 
@@ -203,30 +212,46 @@ def test_a_file_plays_in_the_place_of_a_keyboard(tiny, tmp_path):
     music = Music(make_notes(start, start + 0.2, 60 + np.arange(6), np.full(6, 70)))
     sent, said = [], []
     partner = Partner(*tiny, lambda *note: sent.append(note), clock)
-    session(partner, File(music, lambda: clock() - begin).messages, pause=clock.wait, until=begin + 6, say=said.append)
+    session(
+        partner,
+        File(music, lambda: clock() - begin).messages,
+        pause=clock.wait,
+        until=begin + 6,
+        say=said.append,
+    )
     assert sent and said[0].startswith("takeover 1: its first note came after ")
     assert not partner.playing, "no key stays down when the session ends"
 
 
-def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(tmp_path, monkeypatch, capsys, tiny):
+def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
+    tmp_path, monkeypatch, capsys, tiny
+):
     clock = Clock()
     monkeypatch.setattr(jam, "load_model", lambda folder: tiny)
     monkeypatch.setattr(jam.time, "monotonic", clock)
     monkeypatch.setattr(jam.time, "sleep", clock.wait)
     start = np.arange(8) * 0.2
-    write_midi(Music(make_notes(start, start + 0.1, 60 + np.arange(8), np.full(8, 70))), tmp_path / "a.mid")
-    jam.main(["--mock", str(tmp_path / "a.mid"), "--seconds", "6", "--keep", str(tmp_path / "both.mid")])
+    write_midi(
+        Music(make_notes(start, start + 0.1, 60 + np.arange(8), np.full(8, 70))), tmp_path / "a.mid"
+    )
+    jam.main(
+        ["--mock", str(tmp_path / "a.mid"), "--seconds", "6", "--keep", str(tmp_path / "both.mid")]
+    )
     said = capsys.readouterr().out
     assert "takeover 1" in said and "in 1 takeovers" in said
     notes = read_midi(tmp_path / "both.mid").notes
     assert (notes["pitch"][:8] == 60 + np.arange(8)).all() and len(notes) > 8
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--mock", "a.mid", "--in", "x"], "leave out --in and --out"),
-    (["--silence", "0"], "outside 0.2 to 60"),
-    (["--pedal", "64"], "64 has music to do"),
-    (["--mock", "nowhere.mid"], "there is no file")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--mock", "a.mid", "--in", "x"], "leave out --in and --out"),
+        (["--silence", "0"], "outside 0.2 to 60"),
+        (["--pedal", "64"], "64 has music to do"),
+        (["--mock", "nowhere.mid"], "there is no file"),
+    ],
+)
 def test_what_makes_no_sense_is_refused_in_a_sentence(words, says):
     with pytest.raises(UserError, match=says):
         jam.main(words)

@@ -1,4 +1,6 @@
-"""Claims about lib.generate.moment: a place in a piece can be kept, forked, saved, and only what is sound is opened."""
+"""Claims about lib.generate.moment: a place in a piece can be kept, forked, saved,
+and only what is sound is opened.
+"""
 
 import json
 
@@ -30,7 +32,10 @@ def tokens_of(model, tokenizer, start, seed, until):
 
 def test_a_long_prompt_read_in_segments_is_the_prompt_read_at_once(small):
     model, tokenizer = small
-    ids = [tokenizer.bos, *tokens_of(model, tokenizer, hear(model, tokenizer, [tokenizer.bos]), 3, 80)]
+    ids = [
+        tokenizer.bos,
+        *tokens_of(model, tokenizer, hear(model, tokenizer, [tokenizer.bos]), 3, 80),
+    ]
     assert len(ids) > 2 * moments.SEGMENT + 1
     logits, state = model.prefill(torch.tensor([ids]))
     heard = hear(model, tokenizer, ids)
@@ -39,7 +44,10 @@ def test_a_long_prompt_read_in_segments_is_the_prompt_read_at_once(small):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     in_two = hear(model, tokenizer, ids[700:], hear(model, tokenizer, ids[:700]))
     torch.testing.assert_close(in_two.logits, logits, rtol=1e-4, atol=1e-4)
-    assert (in_two.grammar.bar, in_two.grammar.position) == (heard.grammar.bar, heard.grammar.position)
+    assert (in_two.grammar.bar, in_two.grammar.position) == (
+        heard.grammar.bar,
+        heard.grammar.position,
+    )
 
 
 def test_playing_on_leaves_the_moment_as_it_was_and_forks_differ(small):
@@ -48,7 +56,9 @@ def test_playing_on_leaves_the_moment_as_it_was_and_forks_differ(small):
     before = [part.clone() for layer in start.state for part in layer]
     futures = [tokens_of(model, tokenizer, start, seed, 5) for seed in (1, 2, 3, 1)]
     assert futures[0] == futures[3] and futures[0] != futures[1] != futures[2]
-    assert all(torch.equal(a, b) for a, b in zip(before, (p for layer in start.state for p in layer)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (p for layer in start.state for p in layer))
+    )
     assert start.grammar.bar == -1
 
 
@@ -74,7 +84,9 @@ def test_a_saved_state_plays_on_as_if_it_had_never_stopped(small, tmp_path):
     assert [again.step()[0] for _ in range(150)] == on
     other = Player(model, tokenizer, [back], [8])
     assert [other.step()[0] for _ in range(150)] != on
-    assert back.recent[1:] == tuple(first) and again.grammars[0].seconds == player.grammars[0].seconds
+    assert (
+        back.recent[1:] == tuple(first) and again.grammars[0].seconds == player.grammars[0].seconds
+    )
 
 
 def rewritten(path, change):
@@ -88,23 +100,42 @@ def rewritten(path, change):
 def facts(**new):
     def change(tensors, notes):
         notes["facts"] = json.dumps(json.loads(notes["facts"]) | new)
+
     return change
 
 
 BROKEN = {
     "a truncated file": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "damaged"),
     "noise": (lambda p: p.write_bytes(b"\x01" * 300), "damaged"),
-    "a number that is none": (lambda p: rewritten(p, lambda t, n: t["1.h"].fill_(float("nan"))), "damaged"),
+    "a number that is none": (
+        lambda p: rewritten(p, lambda t, n: t["1.h"].fill_(float("nan"))),
+        "damaged",
+    ),
     "a layer missing": (lambda p: rewritten(p, lambda t, n: t.pop("1.h")), "damaged"),
-    "another shape": (lambda p: rewritten(p, lambda t, n: t.update({"0.h": t["0.h"][:, :-1]})), "damaged"),
-    "another precision": (lambda p: rewritten(p, lambda t, n: t.update({"0.h": t["0.h"].double()})), "damaged"),
-    "a token outside the vocabulary": (lambda p: rewritten(p, lambda t, n: t["recent"].fill_(60_000)), "damaged"),
+    "another shape": (
+        lambda p: rewritten(p, lambda t, n: t.update({"0.h": t["0.h"][:, :-1]})),
+        "damaged",
+    ),
+    "another precision": (
+        lambda p: rewritten(p, lambda t, n: t.update({"0.h": t["0.h"].double()})),
+        "damaged",
+    ),
+    "a token outside the vocabulary": (
+        lambda p: rewritten(p, lambda t, n: t["recent"].fill_(60_000)),
+        "damaged",
+    ),
     "a place that is none": (lambda p: rewritten(p, facts(bar=-5)), "damaged"),
     "an end that is none": (lambda p: rewritten(p, facts(end="Coda")), "damaged"),
     "dice thrown less than never": (lambda p: rewritten(p, facts(drawn=-1)), "damaged"),
-    "facts that are no facts": (lambda p: rewritten(p, lambda t, n: n.update(facts="[1]")), "damaged"),
+    "facts that are no facts": (
+        lambda p: rewritten(p, lambda t, n: n.update(facts="[1]")),
+        "damaged",
+    ),
     "no state": (lambda p: rewritten(p, lambda t, n: n.update(format="weights")), "no state"),
-    "another model's": (lambda p: rewritten(p, lambda t, n: n.update(model="0" * 16)), "another model"),
+    "another model's": (
+        lambda p: rewritten(p, lambda t, n: n.update(model="0" * 16)),
+        "another model",
+    ),
     "no file": (lambda p: p.unlink(), "no file"),
 }
 

@@ -1,4 +1,6 @@
-"""Claims about lib.generate.sampling: filters keep what they should, repetition is discouraged, never rewarded."""
+"""Claims about lib.generate.sampling: filters keep what they should, repetition is discouraged,
+never rewarded.
+"""
 
 import numpy as np
 import pytest
@@ -10,9 +12,17 @@ from lib.generate.sampling import Sampling, draw
 FOUR = torch.log(torch.tensor([0.5, 0.3, 0.12, 0.08]))
 
 
-@pytest.mark.parametrize("settings, kept", [
-    ({"top_p": 1.0}, [0, 1, 2, 3]), ({"top_k": 2, "top_p": 1.0}, [0, 1]), ({"top_p": 0.7}, [0, 1]),
-    ({"top_p": 0.1}, [0]), ({"min_p": 0.3, "top_p": 1.0}, [0, 1]), ({"temperature": 0.0}, [0])])
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        ({"top_p": 1.0}, [0, 1, 2, 3]),
+        ({"top_k": 2, "top_p": 1.0}, [0, 1]),
+        ({"top_p": 0.7}, [0, 1]),
+        ({"top_p": 0.1}, [0]),
+        ({"min_p": 0.3, "top_p": 1.0}, [0, 1]),
+        ({"temperature": 0.0}, [0]),
+    ],
+)
 def test_filters_keep_what_they_should(settings, kept):
     p = Sampling(**settings).probabilities(FOUR)
     assert torch.nonzero(p).flatten().tolist() == kept
@@ -24,7 +34,9 @@ def test_filters_keep_what_they_should(settings, kept):
 def test_temperature_flattens_and_sharpens():
     logits = torch.log(torch.tensor([0.6, 0.4]))
     cold, warm = (Sampling(temperature=t, top_p=1.0).probabilities(logits)[0] for t in (0.5, 2.0))
-    assert cold == pytest.approx(0.36 / 0.52) and warm == pytest.approx(0.6**0.5 / (0.6**0.5 + 0.4**0.5))
+    assert cold == pytest.approx(0.36 / 0.52) and warm == pytest.approx(
+        0.6**0.5 / (0.6**0.5 + 0.4**0.5)
+    )
 
 
 def test_rows_are_filtered_each_for_itself():
@@ -56,7 +68,9 @@ def test_repetition_divides_the_odds_whatever_the_sign_of_the_logits():
     for shift in (-20.0, 0.0, 20.0):  # a softmax does not know where zero lies
         p = sampling.probabilities(sampling.discourage(FOUR + shift, recent))
         odds = p / p[1]
-        torch.testing.assert_close(odds, torch.exp(FOUR.double()) / 0.3 / torch.tensor([3, 1, 1, 3]), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            odds, torch.exp(FOUR.double()) / 0.3 / torch.tensor([3, 1, 1, 3]), rtol=1e-5, atol=0
+        )
 
 
 @pytest.mark.parametrize("value", [0.9, 0.0, -1, float("nan"), float("inf")])
@@ -65,8 +79,17 @@ def test_a_penalty_that_rewards_repeats_is_refused(value):
         Sampling(repetition=value)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_k": -3},
-                                      {"min_p": 1}, {"window": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_k": -3},
+        {"min_p": 1},
+        {"window": 0},
+    ],
+)
 def test_a_setting_out_of_range_is_one_sentence(settings):
     with pytest.raises(UserError) as error:
         Sampling(**settings)

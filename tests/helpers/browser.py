@@ -1,4 +1,5 @@
-"""A real browser for tests: Chromium without a window, driven through a pipe by its DevTools protocol.
+"""A real browser for tests: Chromium without a window,
+driven through a pipe by its DevTools protocol.
 
 https://chromedevtools.github.io/devtools-protocol. No package and no port is needed.
 """
@@ -21,7 +22,9 @@ def found() -> str | None:
     """The browser to use: what CHROME names, or one that is installed; None where there is none."""
     if os.name == "nt":  # its pipes have no numbers
         return None
-    return next((name for name in (os.environ.get("CHROME"), *NAMES) if name and shutil.which(name)), None)
+    return next(
+        (name for name in (os.environ.get("CHROME"), *NAMES) if name and shutil.which(name)), None
+    )
 
 
 class Page:
@@ -46,18 +49,35 @@ class Page:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, address: str, scripts: bool = True, before: str = "", width: int = 1000,
-             height: int = 800) -> None:
-        """Show an address in a new tab. `before` is a script that runs first; what happens gathers in `events`."""
+    def open(
+        self,
+        address: str,
+        scripts: bool = True,
+        before: str = "",
+        width: int = 1000,
+        height: int = 800,
+    ) -> None:
+        """Show an address in a new tab.
+
+        `before` is a script that runs first; what happens gathers in `events`.
+        """
         if self._session:
             self.call("Page.close")
         self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         if before:
             self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         self.events.clear()
@@ -70,8 +90,13 @@ class Page:
 
     def run(self, expression: str):
         """What a JavaScript expression gives; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True,
-                           userGesture=True)
+        answer = self.call(
+            "Runtime.evaluate",
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -86,27 +111,47 @@ class Page:
     def click(self, x: float, y: float) -> None:
         """Press and release the mouse at a place in the window."""
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="left",
+                buttons=1,
+                clickCount=1,
+            )
 
     def key(self, name: str, code: int) -> None:
         """Press and release a key: its name in JavaScript, and its number in Windows."""
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code
+            )
 
     def requests(self) -> list[str]:
         """The addresses that the page asked for, without those that lie in itself."""
         self.run("1")
-        asked = [event["params"]["request"]["url"] for event in self.events
-                 if event.get("method") == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
         return [address for address in asked if not address.startswith(("data:", "blob:"))]
 
     def errors(self) -> list[str]:
         """What went wrong in the page's scripts."""
         self.run("1")
-        thrown = [str(event["params"]["exceptionDetails"]) for event in self.events
-                  if event.get("method") == "Runtime.exceptionThrown"]
-        logged = [event["params"]["entry"]["text"] for event in self.events
-                  if event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] == "error"]
+        thrown = [
+            str(event["params"]["exceptionDetails"])
+            for event in self.events
+            if event.get("method") == "Runtime.exceptionThrown"
+        ]
+        logged = [
+            event["params"]["entry"]["text"]
+            for event in self.events
+            if event.get("method") == "Log.entryAdded"
+            and event["params"]["entry"]["level"] == "error"
+        ]
         return [text[:600] for text in thrown + logged]
 
     def picture(self, path: Path) -> None:
@@ -118,9 +163,17 @@ class Page:
 def browser(folder: Path):
     """A `Page` of a new browser that keeps its files in `folder`."""
     command = [
-        found(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--autoplay-policy=no-user-gesture-required", "--mute-audio", "--remote-debugging-pipe",
-        f"--user-data-dir={folder / 'profile'}"]
+        found(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--autoplay-policy=no-user-gesture-required",
+        "--mute-audio",
+        "--remote-debugging-pipe",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
     its_in, our_out = os.pipe()
     our_in, its_out = os.pipe()
 

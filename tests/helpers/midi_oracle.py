@@ -4,7 +4,7 @@ mido reads the events, and plain loops join them, one note after another, by the
 `lib.music.keyboard`. By hand, at a larger scale than the tests:
 
     python tests/helpers/midi_oracle.py 1000 [SEED]    random files
-    python tests/helpers/midi_oracle.py FOLDER [EVERY [FIRST]]    the files in a folder, or every so many
+    python tests/helpers/midi_oracle.py FOLDER [EVERY [FIRST]]    a folder's files, or every so many
 """
 
 import io
@@ -30,6 +30,7 @@ QUARTER, SECOND = 480, 960  # ticks, at 120 BPM
 
 
 # --- files by hand --------------------------------------------------------------------------
+
 
 def on(key, velocity=64, channel=0):
     return bytes((0x90 | channel, key, velocity))
@@ -60,7 +61,9 @@ def tempo(microseconds):
 
 
 def track(*events, end=0) -> bytes:
-    """A track of (tick, bytes), whose end comes `end` ticks after the last; at one tick as they stand."""
+    """A track of (tick, bytes), whose end comes `end` ticks after the last;
+    at one tick as they stand.
+    """
     body, now = b"", 0
     for tick, event in sorted(events, key=lambda event: event[0]):
         body += variable(tick - now) + event
@@ -83,6 +86,7 @@ def read(folder: Path, data: bytes) -> Music:
 
 # --- an oracle of another make --------------------------------------------------------------
 
+
 def oracle(data: bytes) -> list[tuple[float, float, int, int]]:
     """(start, end, key, velocity) of every string that sounds in a file, one note after another."""
     events = joined(data)
@@ -97,7 +101,9 @@ def oracle(data: bytes) -> list[tuple[float, float, int, int]]:
         message = events[stroke].message
         channel, piano = message.channel, is_piano(changes[message.channel], stroke)
         if (channel, piano) not in pedals:
-            pedals[channel, piano] = [obeyed(events, p, changes, channel, piano) for p in (middle, right)]
+            pedals[channel, piano] = [
+                obeyed(events, p, changes, channel, piano) for p in (middle, right)
+            ]
         sostenuto, sustain_pedal = pedals[channel, piano]
         release = max([release, *(up for down, up in sostenuto if stroke < down < release < up)])
         release = max([release, *(up for down, up in sustain_pedal if down < release < up)])
@@ -125,7 +131,9 @@ class Event(NamedTuple):
 
 
 def joined(data: bytes) -> list[Event]:
-    """The events of all tracks in playing order, without the drums'; each track has an end_of_track."""
+    """The events of all tracks in playing order, without the drums';
+    each track has an end_of_track.
+    """
     division = int.from_bytes(data[12:14])
     file = mido.MidiFile(file=io.BytesIO(data), clip=True)
     events, begin = [], 0
@@ -172,9 +180,15 @@ def paired(events: list[Event]) -> list[tuple[int, int]]:
                 free -= 1
         strokes = [place for place, stroke in kept if stroke]
         pairs.extend(zip(sorted(answered), (place for place, stroke in kept if not stroke)))
-        pairs.extend(pair for pair in zip(strokes, [*strokes[1:], silence]) if pair[0] not in answered)
+        pairs.extend(
+            pair for pair in zip(strokes, [*strokes[1:], silence]) if pair[0] not in answered
+        )
 
-    ends = {event.track: place for place, event in enumerate(events) if event.message.type == "end_of_track"}
+    ends = {
+        event.track: place
+        for place, event in enumerate(events)
+        if event.message.type == "end_of_track"
+    }
     for place, (_, number, message, _) in enumerate(events):
         if message.type in ("note_on", "note_off"):
             stroke = message.type == "note_on" and message.velocity > 0
@@ -191,7 +205,11 @@ def spans(events: list[Event], number: int, channel: int) -> list[tuple[int, int
     """The places between which one channel's pedal is down."""
     found, down = [], None
     for place, (_, _, message, _) in enumerate(events):
-        if message.type == "control_change" and message.channel == channel and message.control in (number, 121):
+        if (
+            message.type == "control_change"
+            and message.channel == channel
+            and message.control in (number, 121)
+        ):
             pressed = message.control == number and message.value >= 64
             if pressed and down is None:
                 down = place
@@ -207,11 +225,15 @@ def is_piano(changes: list[tuple[int, int]], place: int) -> bool:
 
 
 def obeyed(events, pedals, changes, channel: int, piano: bool) -> list[tuple[int, int]]:
-    """The spans of the pedal that a note obeys: its channel's and, for a piano, the other pianos'."""
+    """The spans of the pedal that a note obeys: its channel's and, for a piano,
+    the other pianos'.
+    """
     own = pedals[channel]
     kept = list(own)
     for other in range(16) if piano else ():
-        theirs = [span for span in pedals[other] if all(is_piano(changes[other], place) for place in span)]
+        theirs = [
+            span for span in pedals[other] if all(is_piano(changes[other], place) for place in span)
+        ]
         if other != channel:
             kept = sorted([*kept, *(span for span in theirs if not is_copy(events, span, kept))])
     if len(kept) == len(own):
@@ -226,17 +248,23 @@ def obeyed(events, pedals, changes, channel: int, piano: bool) -> list[tuple[int
 
 
 def is_copy(events, span: tuple[int, int], known: list[tuple[int, int]]) -> bool:
-    """Whether a span's ends lie within 0.1 s of those of the known one beginning before it, or after."""
+    """Whether a span's ends lie within 0.1 s of those of the known one beginning
+    before it, or after.
+    """
     if not known:
         return False
     begins = [events[down].time for down, _ in known]
     later = bisect_left(begins, events[span[0]].time)
     beside = known[max(later - 1, 0)], known[min(later, len(known) - 1)]
-    apart = [[round(abs(events[a].time - events[b].time), 6) for a, b in zip(span, one)] for one in beside]
+    apart = [
+        [round(abs(events[a].time - events[b].time), 6) for a, b in zip(span, one)]
+        for one in beside
+    ]
     return min(map(max, apart)) <= 0.1
 
 
 # --- random files ---------------------------------------------------------------------------
+
 
 def random_file(seed) -> bytes:
     """One to eight tracks of everything that there are rules for, with many events at one tick."""
@@ -298,12 +326,16 @@ def disagreement(path: Path) -> str:
         return f"the oracle has {len(theirs)} notes, but {error}" if theirs else ""
     if len(ours) != len(theirs):
         return f"{len(ours)} notes, and {len(theirs)} of the oracle"
-    by_key = [sorted((key, a, round(b, 6), velocity) for a, b, key, velocity in rows) for rows in (ours, theirs)]
+    by_key = [
+        sorted((key, a, round(b, 6), velocity) for a, b, key, velocity in rows)
+        for rows in (ours, theirs)
+    ]
     apart = [pair for pair in zip(*by_key) if np.abs(np.subtract(*pair)).max() > 2e-6]
     return f"{len(apart)} of {len(ours)} notes, the first {apart[0]}" if apart else ""
 
 
 # --- by hand --------------------------------------------------------------------------------
+
 
 def main() -> None:
     """Compare with the oracle: random files, or every so many files in a folder."""

@@ -1,9 +1,11 @@
-"""Give every operator and kernel door odd arguments, one at a time, and say what became of each call.
+"""Give every operator and kernel door odd arguments, one at a time,
+and say what became of each call.
 
-`python tests/helpers/odd_calls.py [NAME]` prints a line of JSON a call: the door, the dtype, the argument,
-what was done to it, what is wanted ("refused", "right", or "either") and what came: "refused", "right",
-or a complaint. All calls run in one fork; where one of them ends it, its signal is the complaint, and
-another fork goes on behind it. tests/mamba/test_kernel_doors.py holds what comes to what is wanted.
+`python tests/helpers/odd_calls.py [NAME]` prints a line of JSON a call: the door, the dtype, the
+argument, what was done to it, what is wanted ("refused", "right", or "either") and what came:
+"refused", "right", or a complaint. All calls run in one fork; where one of them ends it, its signal
+is the complaint, and another fork goes on behind it. tests/mamba/test_kernel_doors.py holds what
+comes to what is wanted.
 """
 
 import json
@@ -49,19 +51,37 @@ OTHER_DTYPES = {  # read as what they are, or refused
 LAID_OUT = {  # right: the same numbers, elsewhere in memory
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
     "every second number": lambda t: torch.stack([t, t + 1], -1)[..., 0],
-    "inside longer rows": lambda t: torch.cat([t + 1, t, t + 1], -1)[..., t.shape[-1] : 2 * t.shape[-1]],
+    "inside longer rows": lambda t: torch.cat([t + 1, t, t + 1], -1)[
+        ..., t.shape[-1] : 2 * t.shape[-1]
+    ],
     "one row for all": lambda t: t[:1].expand(t.shape),
     "marked as negative": lambda t: torch.complex(t * 0, -t).conj().imag,
 }
-OTHER_PRECISIONS = (torch.float16, torch.float64, torch.int8, torch.int64, torch.complex64, torch.bool)
+OTHER_PRECISIONS = (
+    torch.float16,
+    torch.float64,
+    torch.int8,
+    torch.int64,
+    torch.complex64,
+    torch.bool,
+)
 ROWS = ("no row", "one row", "half the rows")
 
 
 def scan(dtype: torch.dtype) -> list:
     """What the scans read, in their order, without h0."""
     moving = lambda columns: random(BATCH, LENGTH, columns).to(dtype)
-    return [moving(CHANNELS), moving(CHANNELS), -random(CHANNELS, STATES).exp(), moving(STATES), moving(STATES),
-            random(CHANNELS), moving(CHANNELS), random(CHANNELS), True]
+    return [
+        moving(CHANNELS),
+        moving(CHANNELS),
+        -random(CHANNELS, STATES).exp(),
+        moving(STATES),
+        moving(STATES),
+        random(CHANNELS),
+        moving(CHANNELS),
+        random(CHANNELS),
+        True,
+    ]
 
 
 def state() -> torch.Tensor:
@@ -80,8 +100,23 @@ def block(dtype: torch.dtype) -> list:
     conv_w, conv_b = random(CHANNELS, 1, TAPS), random(CHANNELS)
     x_w, dt_w, dt_b = random(RANK + 2 * STATES, CHANNELS), random(CHANNELS, RANK), random(CHANNELS)
     mask = torch.ones(BATCH, LENGTH, WIDTH, dtype=dtype)
-    return [mask, dtype, 1e-5, random(WIDTH), in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b,
-            random(CHANNELS, STATES), random(CHANNELS), random(WIDTH, CHANNELS), random(WIDTH)]
+    return [
+        mask,
+        dtype,
+        1e-5,
+        random(WIDTH),
+        in_w,
+        in_b,
+        conv_w,
+        conv_b,
+        x_w,
+        dt_w,
+        dt_b,
+        random(CHANNELS, STATES),
+        random(CHANNELS),
+        random(WIDTH, CHANNELS),
+        random(WIDTH),
+    ]
 
 
 def kernels_of_the_cpu(dtype: torch.dtype):
@@ -103,7 +138,11 @@ def kernels_of_the_cpu(dtype: torch.dtype):
     yield block_cpu.BLOCK, [x, before, state(), *weights, True]
     yield block_cpu.BLOCK_BACKWARD, [x, before, *weights, *kept, *like(result, after, last)]
 
-    norm, head, targets = random(WIDTH), random(WORDS, WIDTH), torch.randint(2, WORDS, (BATCH, LENGTH))
+    norm, head, targets = (
+        random(WIDTH),
+        random(WORDS, WIDTH),
+        torch.randint(2, WORDS, (BATCH, LENGTH)),
+    )
     _, _, du, dhead = block_cpu.LOSS(x, norm, head, targets, 1e-5, dtype, True)
     yield block_cpu.LOSS, [x, norm, head, targets, 1e-5, dtype, True]
     yield block_cpu.LOSS_BACKWARD, [x, norm, 1e-5, du, dhead, torch.tensor(2.0)]
@@ -126,7 +165,9 @@ def kernels_of_triton(dtype: torch.dtype):
 
 
 def functions(dtype: torch.dtype):
-    """(name, function, its arguments by name) of the public functions whose way to a kernel is their own."""
+    """(name, function, its arguments by name) of the public functions whose way to a
+    kernel is their own.
+    """
     names = ("x", "norm", "head", "targets", "eps", "dtype", "reduce")
     x, targets = random(BATCH, LENGTH, WIDTH), torch.randint(2, WORDS, (BATCH, LENGTH))
     given = dict(zip(names, (x, random(WIDTH), random(WORDS, WIDTH), targets, 1e-5, dtype, True)))
@@ -136,9 +177,15 @@ def functions(dtype: torch.dtype):
     given = dict(zip(scan_cpu.Inputs._fields, scan(dtype)))
     y, last, kept = scan_cpu.forward(scan_cpu.Inputs(*given.values()), None, True)
     forward = lambda h0, keep, **given: scan_cpu.forward(scan_cpu.Inputs(**given), h0, keep)
-    backward = lambda kept, dy, dlast, **given: scan_cpu.backward(scan_cpu.Inputs(**given), kept, dy, dlast)
+    backward = lambda kept, dy, dlast, **given: scan_cpu.backward(
+        scan_cpu.Inputs(**given), kept, dy, dlast
+    )
     yield "scan_cpu.forward", forward, given | {"h0": state(), "keep": True}
-    yield "scan_cpu.backward", backward, given | {"kept": kept, **dict(zip(("dy", "dlast"), like(y, last)))}
+    yield (
+        "scan_cpu.backward",
+        backward,
+        given | {"kept": kept, **dict(zip(("dy", "dlast"), like(y, last)))},
+    )
 
 
 def doors(dtype: torch.dtype):
@@ -152,13 +199,18 @@ def doors(dtype: torch.dtype):
 
 
 def odd(name: str, value):
-    """(what is done, the argument then, what is wanted) in all the ways that make a difference to it."""
+    """(what is done, the argument then, what is wanted) in all the ways that make a
+    difference to it.
+    """
     if isinstance(value, torch.dtype):
         for other in OTHER_PRECISIONS:
             yield str(other)[6:], other, "refused"
     if not isinstance(value, torch.Tensor):
         return
-    same = lambda t: (t.shape, t.dtype, t.device, t.layout) == (value.shape, value.dtype, value.device, value.layout)
+    same = lambda t: (
+        (t.shape, t.dtype, t.device, t.layout)
+        == (value.shape, value.dtype, value.device, value.layout)
+    )
     for how, spoil in SPOILT.items():
         if not value.dim() and how in (*ROWS, "one column"):
             continue
@@ -205,7 +257,7 @@ def all_outcomes(calls: list) -> list[str]:
         read, write = os.pipe()
         child = os.fork()
         if not child:
-            for call in calls[len(found):]:
+            for call in calls[len(found) :]:
                 signal.alarm(SECONDS)
                 os.write(write, json.dumps(call()).encode() + b"\n")
             os._exit(0)
@@ -214,12 +266,16 @@ def all_outcomes(calls: list) -> list[str]:
             found += map(json.loads, lines)
         _, status = os.waitpid(child, 0)
         if len(found) < len(calls):
-            found.append(f"ended by {signal.Signals(os.WTERMSIG(status)).name}" if status else "ended")
+            found.append(
+                f"ended by {signal.Signals(os.WTERMSIG(status)).name}" if status else "ended"
+            )
     return found
 
 
 def main(only: str = "") -> None:
-    """Try all, or those of one door, and print a line each; before them the names of all operators."""
+    """Try all, or those of one door, and print a line each;
+    before them the names of all operators.
+    """
     torch.set_num_threads(1)  # a fork has no share in the threads of what it was forked from
     torch.manual_seed(0)
     labels, calls = [], []
@@ -228,14 +284,24 @@ def main(only: str = "") -> None:
             if only not in door:
                 continue
             trials = [("nothing", "as it should be", None, "right")]
-            trials += [(name, *odd_one) for name, value in given.items() for odd_one in odd(name, value)]
+            trials += [
+                (name, *odd_one) for name, value in given.items() for odd_one in odd(name, value)
+            ]
             if "triton" in door:  # its interpreter takes too long for what is right
                 trials = [trial for trial in trials if trial[-1] == "refused"]
             for name, how, value, wanted in trials:
                 labels.append((door, str(dtype)[6:], name, how, wanted))
                 name = None if name == "nothing" else name
-                calls.append(lambda call=call, given=given, name=name, value=value: tried(call, given, name, value))
-    names = [name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith(NAMESPACE)]
+                calls.append(
+                    lambda call=call, given=given, name=name, value=value: tried(
+                        call, given, name, value
+                    )
+                )
+    names = [
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith(NAMESPACE)
+    ]
     print(json.dumps(sorted(names)))
     for label, outcome in zip(labels, all_outcomes(calls), strict=True):
         print(json.dumps([*label, outcome]))

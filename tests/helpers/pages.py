@@ -9,7 +9,18 @@ import pytest
 from lib.env.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NOT_OURS = {".git", ".pytest_cache", ".ruff_cache", ".build", "node_modules", "cache", "runs", "out", "venv", ".venv"}
+NOT_OURS = {
+    ".git",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".build",
+    "node_modules",
+    "cache",
+    "runs",
+    "out",
+    "venv",
+    ".venv",
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
 
@@ -21,9 +32,14 @@ FENCED = re.compile(r"^ *(```|~~~).*?^ *\1", re.DOTALL | re.MULTILINE)
 def files(*patterns: str) -> list[Path]:
     """The course's own files that fit a pattern, wherever they lie."""
     found = {path for pattern in patterns for path in ROOT.rglob(pattern) if path.is_file()}
-    others = NOT_OURS | {path.parent.name for path in ROOT.glob("*/pyvenv.cfg")}  # an environment, whatever its name
-    return sorted(path for path in found if not others & set(path.relative_to(ROOT).parts)
-                  and not path.relative_to(ROOT).as_posix().startswith("data/maestro-"))
+    # an environment, whatever its name
+    others = NOT_OURS | {path.parent.name for path in ROOT.glob("*/pyvenv.cfg")}
+    return sorted(
+        path
+        for path in found
+        if not others & set(path.relative_to(ROOT).parts)
+        and not path.relative_to(ROOT).as_posix().startswith("data/maestro-")
+    )
 
 
 def load(path) -> dict:
@@ -55,7 +71,9 @@ def shown(out) -> list[tuple[str, str]]:
 
 
 def broken_links(text: str, page: Path) -> list[str]:
-    """Links and images of a Markdown text that lead to no file, or to no heading, here; web links are not tried."""
+    """Links and images of a Markdown text that lead to no file, or to no heading, here;
+    web links are not tried.
+    """
     broken = []
     for _, _, target in LINK.findall(FENCED.sub("", text)):
         if re.match(r"[a-z][a-z0-9+.-]*:", target):
@@ -64,7 +82,11 @@ def broken_links(text: str, page: Path) -> list[str]:
         there = page.parent / name if name else page
         if not there.exists():
             broken.append(target)
-        elif heading and there.suffix in (".md", ".ipynb") and heading not in headings(there, None if name else text):
+        elif (
+            heading
+            and there.suffix in (".md", ".ipynb")
+            and heading not in headings(there, None if name else text)
+        ):
             broken.append(target)
     return broken
 
@@ -72,7 +94,13 @@ def broken_links(text: str, page: Path) -> list[str]:
 def headings(path: Path, text: str | None = None) -> set[str]:
     """The anchors that the headings of a page have, in the manner of GitHub and of Jupyter."""
     if text is None:
-        text = "\n".join(markdown(load(path))) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+        text = (
+            "\n".join(markdown(load(path)))
+            if path.suffix == ".ipynb"
+            else path.read_text(encoding="utf-8")
+        )
     found = re.findall(r"^#+ +(.+?) *$", FENCED.sub("", text), re.MULTILINE)
     plain = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading) for heading in found]
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in plain} | {h.replace(" ", "-") for h in plain}
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in plain} | {
+        h.replace(" ", "-") for h in plain
+    }

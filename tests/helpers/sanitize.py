@@ -1,9 +1,11 @@
-"""Drive the kernels under AddressSanitizer and UBSan: `python tests/helpers/sanitize.py [SEEDS]`, by hand, on Linux.
+"""Drive the kernels under AddressSanitizer and UBSan:
+`python tests/helpers/sanitize.py [SEEDS]`, by hand, on Linux.
 
-The sources are compiled again with g++'s sanitizers (a minute or two, once), and this process begins
-anew with their library loaded before all others. Random shapes of the scan, its step, the convolution,
-the block, the loss and the whole-model step follow, in float32 and bfloat16, on one to three threads.
-A read or write that is out of bounds ends it with a report; without one it says what was run.
+The sources are compiled again with g++'s sanitizers (a minute or two, once), and this process
+begins anew with their library loaded before all others. Random shapes of the scan, its step, the
+convolution, the block, the loss and the whole-model step follow, in float32 and bfloat16, on one
+to three threads. A read or write that is out of bounds ends it with a report; without one it says
+what was run.
 """
 
 import os
@@ -13,8 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # -O1: at -O3 the compiler takes some minutes a kernel
-FLAGS = ("-march=native -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all "
-         "-fsanitize=address,bounds,integer-divide-by-zero,shift,signed-integer-overflow,alignment")
+FLAGS = (
+    "-march=native -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all "
+    "-fsanitize=address,bounds,integer-divide-by-zero,shift,signed-integer-overflow,alignment"
+)
 BUILD = """
 from lib.mamba import block_cpu, step_cpu
 from lib.scan import cpu, native
@@ -28,12 +32,16 @@ MOVING = ("x", "delta", "B", "C", "z")  # what a scan has at every step of time
 
 def begin_anew() -> None:
     """Compile in a process like any other, then start with the sanitizer in front."""
-    where = lambda name: subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True,
-                                        text=True).stdout.strip()
+    where = lambda name: subprocess.run(
+        ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     environment = os.environ | {"CPU_FLAGS": FLAGS, "CXX": "g++", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", BUILD], check=True, cwd=ROOT, env=environment)
     # libstdc++ beside it, or the sanitizer does not find what throws exceptions
-    environment |= {"LD_PRELOAD": f"{where('libasan.so')} {where('libstdc++.so')}", "ASAN_OPTIONS": "detect_leaks=0"}
+    environment |= {
+        "LD_PRELOAD": f"{where('libasan.so')} {where('libstdc++.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 

@@ -22,8 +22,11 @@ def test_the_products_by_weights_are_those_that_torch_counts():
     model = build("transformer", 100, SIZE)
     with FlopCounterMode(display=False) as counter:
         model(torch.randint(100, (2, length))).sum().backward()
-    counted = counter.get_total_flops() / (2 * length)  # without attention, which this counter does not know
-    mixing = sum(mixing_operations(layer.mixer, model, 2, length) for layer in model.backbone.layers)
+    # without attention, which this counter does not know
+    counted = counter.get_total_flops() / (2 * length)
+    mixing = sum(
+        mixing_operations(layer.mixer, model, 2, length) for layer in model.backbone.layers
+    )
     norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
     assert counted == pytest.approx(operations(model, 2, length) - 3 * mixing - 6 * norms)
 
@@ -34,7 +37,9 @@ def test_a_query_meets_the_keys_before_it_and_no_others():
     afresh = mixing_operations(model.backbone.layers[0].mixer, model, 1, 5)
     assert afresh == pytest.approx(4 * width * (1 + 2 + 3 + 3 + 3) / 5)
     carried = build("transformer_xl", 100, Size(64, 4, 16, window=3))
-    assert mixing_operations(carried.backbone.layers[0].mixer, carried, 1, 5) == pytest.approx(4 * width * 3)
+    assert mixing_operations(carried.backbone.layers[0].mixer, carried, 1, 5) == pytest.approx(
+        4 * width * 3
+    )
 
 
 def test_attention_costs_more_with_its_reach_and_a_state_does_not():

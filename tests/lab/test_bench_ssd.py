@@ -23,7 +23,9 @@ def test_all_forms_give_the_same_and_stand_at_every_place():
 def test_the_courses_result_has_every_form_at_every_place():
     found = env.read_results("ssd_cpu")
     sizes = ssd.Sizes()
-    places = {(length, sizes.state) for length in sizes.lengths} | {(sizes.length, n) for n in sizes.states}
+    places = {(length, sizes.state) for length in sizes.lengths} | {
+        (sizes.length, n) for n in sizes.states
+    }
     wanted = {(form, *place) for form in ssd.FORMS for place in places}
     assert {(row["form"], row["length"], row["d_state"]) for row in found["rows"]} == wanted
 

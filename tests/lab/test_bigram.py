@@ -21,8 +21,15 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def streams(tokenizer, tmp_path_factory):
     found = performances(quick=True, say=lambda text: None)
-    return build(found, None, Augmentation(copies=0), folder=tmp_path_factory.mktemp("streams"), tokenizer=tokenizer,
-                 progress=False, say=lambda text: None)[0]
+    return build(
+        found,
+        None,
+        Augmentation(copies=0),
+        folder=tmp_path_factory.mktemp("streams"),
+        tokenizer=tokenizer,
+        progress=False,
+        say=lambda text: None,
+    )[0]
 
 
 def test_its_bits_are_those_of_the_counting_baseline(streams):

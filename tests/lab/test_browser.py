@@ -1,6 +1,8 @@
-"""Claims about lib.lab.browser and data/play.html: the page plays what `lib` plays, alone, in a real browser.
+"""Claims about lib.lab.browser and data/play.html:
+the page plays what `lib` plays, alone, in a real browser.
 
-Where Chromium or Chrome is missing, the page is still held to its sources, its weights and its table.
+Where Chromium or Chrome is missing, the page is still held to its sources,
+its weights and its table.
 """
 
 import base64
@@ -63,7 +65,9 @@ def test_the_page_holds_the_shipped_weights_and_what_lib_says_of_the_vocabulary(
 
 def test_the_page_names_no_other_address_and_keeps_its_size(text):
     rest = re.sub(r"[A-Za-z0-9+/=]{1000,}", "", text)
-    assert not re.search(r"""\b(src|href)\s*=\s*["']|@import|\bfetch\(|XMLHttpRequest|importScripts""", rest)
+    assert not re.search(
+        r"""\b(src|href)\s*=\s*["']|@import|\bfetch\(|XMLHttpRequest|importScripts""", rest
+    )
     assert build.PAGE.stat().st_size <= build.LARGEST
 
 
@@ -91,7 +95,8 @@ def test_without_a_compiler_for_webassembly_the_command_says_what_to_install(mon
 # ---- the program in it, beside lib ----------------------------------------------------------
 
 needs_browser = pytest.mark.skipif(found() is None, reason="needs Chromium or Chrome")
-KEEP_WEIGHTS = "Element.prototype.remove = function () {};"  # in the page, for a model of the test's own
+# in the page, for a model of the test's own
+KEEP_WEIGHTS = "Element.prototype.remove = function () {};"
 MODEL = """(async () => {
   const program = $("engine").textContent + "\\nreturn { Dice, Rules, Grammar, Encoder, Model, Player };";
   globalThis.lib = new Function(program)();
@@ -131,26 +136,42 @@ def call(page, function, *arguments):
 def some_music(seed, seconds=12.0, count=90):
     """Chords, repeats, notes of all lengths and strengths, and bars without a note."""
     rng = np.random.default_rng(seed)
-    start = np.sort(rng.choice([0.0, 1.0, 7.0], count) + rng.integers(0, 400, count) * seconds / 1600)
+    start = np.sort(
+        rng.choice([0.0, 1.0, 7.0], count) + rng.integers(0, 400, count) * seconds / 1600
+    )
     length = rng.choice([0.004, 0.05, 0.3, 1.5, 5.0, 18.0], count)
     pedal = np.array([[0.5, 1.7], [2.0, 2.5]]) if seed % 2 else np.zeros((0, 2))
-    return Music(make_notes(start, start + length, rng.integers(21, 109, count), rng.integers(1, 128, count)), pedal)
+    return Music(
+        make_notes(
+            start, start + length, rng.integers(21, 109, count), rng.integers(1, 128, count)
+        ),
+        pedal,
+    )
 
 
 @needs_browser
 def test_the_dice_are_those_of_numpy(page):
     for seed in (0, 1, 7, 2026, 2**31, 2**32 + 5, 2**53 - 1):
         ours = dice(seed).random(20).tolist()
-        assert page.run(f"(d => Array.from({{length: 20}}, () => d.throw()))(new lib.Dice({seed}n))") == ours
+        assert (
+            page.run(f"(d => Array.from({{length: 20}}, () => d.throw()))(new lib.Dice({seed}n))")
+            == ours
+        )
 
 
 @needs_browser
-@pytest.mark.parametrize("seed, sampling, controls, prompt", [
-    (1, Sampling(), Controls(), None),
-    (0, Sampling(0.6, min_p=0.05), Controls(-3, -3, -3), 4),
-    (2**53 - 1, Sampling(1.4), Controls(3, 3, 3), 9),
-    (3, Sampling(0, top_p=1), Controls(density=1), 3)])
-def test_the_same_seed_plays_the_same_tokens_as_lib(page, shipped, seed, sampling, controls, prompt):
+@pytest.mark.parametrize(
+    "seed, sampling, controls, prompt",
+    [
+        (1, Sampling(), Controls(), None),
+        (0, Sampling(0.6, min_p=0.05), Controls(-3, -3, -3), 4),
+        (2**53 - 1, Sampling(1.4), Controls(3, 3, 3), 9),
+        (3, Sampling(0, top_p=1), Controls(density=1), 3),
+    ],
+)
+def test_the_same_seed_plays_the_same_tokens_as_lib(
+    page, shipped, seed, sampling, controls, prompt
+):
     model, tokenizer = shipped
     tokens, begin = [tokenizer.bos], 0.0
     if prompt:
@@ -164,14 +185,22 @@ def test_the_same_seed_plays_the_same_tokens_as_lib(page, shipped, seed, samplin
         if i % 50 == 0:
             allowed.append(np.flatnonzero(player.grammars[0].may_follow()).tolist())
         played += player.step()
-    settings = {"temperature": sampling.temperature, "topP": sampling.top_p, "minP": sampling.min_p,
-                "density": controls.density, "register": controls.register, "loudness": controls.loudness}
+    settings = {
+        "temperature": sampling.temperature,
+        "topP": sampling.top_p,
+        "minP": sampling.min_p,
+        "density": controls.density,
+        "register": controls.register,
+        "loudness": controls.loudness,
+    }
     theirs = call(page, "lib.play", tokens, begin, seed, settings, STEPS)
     assert theirs["played"] == played and theirs["choices"] == allowed
     for logits, name in ((start.logits, "first"), (player.logits, "last")):
         assert torch.allclose(torch.tensor(theirs[name]), logits[0], atol=2e-4, rtol=0), name
     notes = NoteReader(tokenizer, start.grammar).notes(played).tolist()
-    assert np.allclose(sorted(theirs["notes"], key=lambda note: (note[0], note[2])), notes, atol=1e-9)
+    assert np.allclose(
+        sorted(theirs["notes"], key=lambda note: (note[0], note[2])), notes, atol=1e-9
+    )
 
 
 @needs_browser
@@ -180,7 +209,9 @@ def test_a_file_becomes_the_opening_that_lib_makes_of_it(page, shipped, tmp_path
     _, tokenizer = shipped
     write_midi(some_music(seed), tmp_path / "opening.mid")
     data = base64.b64encode((tmp_path / "opening.mid").read_bytes()).decode()
-    opening = page.run(f"firstSeconds(readMidi(Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0))), 10)")
+    opening = page.run(
+        f"firstSeconds(readMidi(Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0))), 10)"
+    )
     music = read_midi(tmp_path / "opening.mid")
     end = prompt_end(music, 10)
     assert opening["split"] == pytest.approx(end, abs=1e-6)
@@ -271,9 +302,15 @@ def test_a_file_that_is_no_music_is_one_sentence_and_playing_goes_on(page):
     page.until("piece.state === 'playing'")
     header = b"MThd\0\0\0\6\0\1\0\1\1\xe0"
     drums = header + b"MTrk\0\0\0\x0c\0\x99\x24\x50\x10\x89\x24\0\0\xff\x2f\0"
-    for data, words in ((b"", "empty"), (b"hello", "not a MIDI file"), (header[:9], "damaged"),
-                        (header + b"MTrk\0\0\0\xff", "damaged"), (header, "no notes"), (drums, "no notes"),
-                        (header[:12] + b"\0\0" + drums[14:], "damaged")):
+    for data, words in (
+        (b"", "empty"),
+        (b"hello", "not a MIDI file"),
+        (header[:9], "damaged"),
+        (header + b"MTrk\0\0\0\xff", "damaged"),
+        (header, "no notes"),
+        (drums, "no notes"),
+        (header[:12] + b"\0\0" + drums[14:], "damaged"),
+    ):
         drop(page, data)
         page.until(f"$('says').textContent.includes('{words}')", seconds=10)
     assert page.run("piece.state") == "playing" and not page.errors()
@@ -283,8 +320,13 @@ def test_a_file_that_is_no_music_is_one_sentence_and_playing_goes_on(page):
 def test_what_a_reader_plays_becomes_the_opening_and_the_model_takes_over(page):
     for letter in "adg":
         for kind in ("keyDown", "keyUp"):
-            page.call("Input.dispatchKeyEvent", type=kind, key=letter, code=f"Key{letter.upper()}",
-                      windowsVirtualKeyCode=ord(letter.upper()))
+            page.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=letter,
+                code=f"Key{letter.upper()}",
+                windowsVirtualKeyCode=ord(letter.upper()),
+            )
     assert page.run("piece.state") == "listening"
     page.until("piece.state === 'playing' && piece.notes.length > 6")
     notes, split = page.run("piece.notes"), page.run("piece.split")
@@ -297,6 +339,9 @@ def test_what_a_reader_plays_becomes_the_opening_and_the_model_takes_over(page):
 @needs_browser
 def test_what_was_played_more_than_an_hour_ago_is_let_go(page):
     page.run("piece.number++; piece.state = 'idle'")  # nobody adds to it
-    page.run("piece.notes = Array.from({length: 7200}, (_, i) => [i, i + 0.5, 60, 60]); piece.zero = piano.now - 7200;"
-             "tick()")
+    page.run(
+        "piece.notes = Array.from({length: 7200}, (_, i) => [i, i + 0.5, 60, 60]); "
+        "piece.zero = piano.now - 7200;"
+        "tick()"
+    )
     assert 3590 <= page.run("piece.notes.length") <= 3610

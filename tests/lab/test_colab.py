@@ -1,8 +1,10 @@
-"""Claims about lone notebooks: the first cell fetches the course, installs what is missing, leaves torch alone.
+"""Claims about lone notebooks: the first cell fetches the course, installs what is missing,
+leaves torch alone.
 
-Colab is pretended: an empty folder with nothing but the notebook, a fresh virtual environment with a
-module `google.colab`, the repository served from a local address, and wheels from a local folder in place
-of a package index. `python -m lib.lab.pages lone` does the same in earnest, with everything to install.
+Colab is pretended: an empty folder with nothing but the notebook, a fresh virtual environment with
+a module `google.colab`, the repository served from a local address, and wheels from a local folder
+in place of a package index. `python -m lib.lab.pages lone` does the same in earnest, with
+everything to install.
 """
 
 import json
@@ -62,24 +64,37 @@ for book in sys.argv[1:]:
 
 
 def git(folder, *arguments):
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=folder, check=True,
-                   capture_output=True)
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
 
 
 def wheel(folder, name, number, needs=()):
     """A wheel of one empty module, made by hand."""
     module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{number}.dist-info"
-    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}", *(f"Requires-Dist: {n}" for n in needs)]
+    lines = [
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}",
+        *(f"Requires-Dist: {n}" for n in needs),
+    ]
     with zipfile.ZipFile(folder / f"{module}-{number}-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{module}.py", "")
         archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(
+            f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
 
 
 @pytest.fixture(scope="module")
 def pretended(tmp_path_factory):
-    """A pretended Colab: its Python, its environment variables, and the served repository's work tree."""
+    """A pretended Colab: its Python, its environment variables,
+    and the served repository's work tree.
+    """
     place = tmp_path_factory.mktemp("colab")
     venv.create(place / "python", with_pip=False)
     python = place / "python" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -89,7 +104,9 @@ def pretended(tmp_path_factory):
     (site / "google" / "colab").mkdir(parents=True)
     (site / "google" / "colab" / "__init__.py").write_text("")
     # all that is installed here is there too, pip included; what is installed there stays there
-    (site / "here.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    (site / "here.pth").write_text(
+        "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    )
 
     wheels = place / "wheels"
     wheels.mkdir()
@@ -106,10 +123,18 @@ def pretended(tmp_path_factory):
     git(served, "add", ".")
     git(served, "commit", "-q", "-m", "served")
 
-    hidden = {name: value for name, value in os.environ.items()
-              if not name.startswith(("PIP_", "GIT_")) and name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    there = hidden | {"MUSIC_REPO": served.as_uri(), "MUSIC_QUICK": "1", "PIP_NO_INDEX": "1",
-                      "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PIP_", "GIT_")) and name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
+    there = hidden | {
+        "MUSIC_REPO": served.as_uri(),
+        "MUSIC_QUICK": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
     return python, there, served
 
 
@@ -123,15 +148,23 @@ def lone_copies(folder, names):
 
 def run_first_cells(pretended, books, **changed):
     python, there, _ = pretended
-    return subprocess.run([str(python), "-c", DRIVER, *books], env=there | changed, check=False,
-                          capture_output=True, text=True, timeout=250)
+    return subprocess.run(
+        [str(python), "-c", DRIVER, *books],
+        env=there | changed,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
 
 
 def test_each_notebook_starts_alone_twice_and_leaves_torch(pretended, tmp_path):
     names = env.notebook_names()
     done = run_first_cells(pretended, lone_copies(tmp_path, names))
     assert done.returncode == 0, done.stderr[-2000:]
-    reports = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("REPORT")]
+    reports = [
+        json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("REPORT")
+    ]
     assert len(reports) == len(names)
     for number, (name, report) in enumerate(zip(names, reports)):
         assert report["there"] == [f"{name}.ipynb", "course"]
@@ -152,14 +185,18 @@ def test_what_wants_another_torch_fails_in_one_sentence(pretended, tmp_path):
     other = tmp_path / "other"
     git(tmp_path, "clone", "-q", served.as_uri(), str(other))
     text = (other / "requirements.txt").read_text(encoding="utf-8")
-    (other / "requirements.txt").write_text(text.replace(f"{TINY}==1.0", f"{TINY}==2.0"), encoding="utf-8")
+    (other / "requirements.txt").write_text(
+        text.replace(f"{TINY}==1.0", f"{TINY}==2.0"), encoding="utf-8"
+    )
     git(other, "commit", "-q", "-am", "wants another torch")
     books = lone_copies(tmp_path, env.notebook_names()[:1])
     done = run_first_cells(pretended, books, MUSIC_REPO=other.as_uri())
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("pip could not install what the course needs (")
     ask = "from importlib.metadata import version; print(version('torch'))"
-    assert subprocess.check_output([str(python), "-c", ask], env=there, text=True).strip() == version("torch")
+    assert subprocess.check_output(
+        [str(python), "-c", ask], env=there, text=True
+    ).strip() == version("torch")
 
 
 @pytest.mark.parametrize("missing", ["repository", "git"])
@@ -177,10 +214,15 @@ def test_no_way_to_the_repository_is_one_sentence(pretended, tmp_path, missing):
 def test_no_package_index_is_one_sentence(pretended, tmp_path):
     python, there, _ = pretended
     subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", TINY], env=there, check=True)
-    done = run_first_cells(pretended, lone_copies(tmp_path, env.notebook_names()[:1]), PIP_FIND_LINKS="")
+    done = run_first_cells(
+        pretended, lone_copies(tmp_path, env.notebook_names()[:1]), PIP_FIND_LINKS=""
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert f"No matching distribution found for {TINY}==1.0" in done.stderr and "run this cell again" in done.stderr
+    assert (
+        f"No matching distribution found for {TINY}==1.0" in done.stderr
+        and "run this cell again" in done.stderr
+    )
 
 
 # ---- what counts as missing
@@ -201,14 +243,25 @@ def asked(monkeypatch):
 
 
 def test_only_what_is_missing_is_installed_and_torch_is_pinned(asked, monkeypatch):
-    lines = [("numpy>=1", "there"), ("no-such-thing==3", "missing"), ("torch<0.1", "too new"), ("pytest>=99", "tests")]
+    lines = [
+        ("numpy>=1", "there"),
+        ("no-such-thing==3", "missing"),
+        ("torch<0.1", "too new"),
+        ("pytest>=99", "tests"),
+    ]
     monkeypatch.setattr(install, "requirements", lambda: lines)
     said = []
     install.install_missing(said.append)
-    (command, keep), = asked
-    assert command[-1] == "no-such-thing==3" and "torch<0.1" not in command and "pytest>=99" not in command
+    ((command, keep),) = asked
+    assert (
+        command[-1] == "no-such-thing==3"
+        and "torch<0.1" not in command
+        and "pytest>=99" not in command
+    )
     assert f"torch=={version('torch')}\n" in keep
-    assert said[0].endswith("was not tested, <0.1 was; it is left as it is") and said[0].startswith("torch ")
+    assert said[0].endswith("was not tested, <0.1 was; it is left as it is") and said[0].startswith(
+        "torch "
+    )
     assert said[1].startswith("installing a package")
 
 
@@ -223,7 +276,11 @@ def test_a_machine_without_packaging_still_finds_out(monkeypatch):
         raise UserError("packaging is missing")
 
     monkeypatch.setattr(install, "check", no_packaging)
-    monkeypatch.setattr(install, "requirements", lambda: [("numpy>=1", ""), ("no-such-thing==3", ""), ("torch>99", "")])
+    monkeypatch.setattr(
+        install,
+        "requirements",
+        lambda: [("numpy>=1", ""), ("no-such-thing==3", ""), ("torch>99", "")],
+    )
     assert install.missing() == ["no-such-thing==3"]
 
 
@@ -242,21 +299,34 @@ def test_what_is_loaded_has_its_version():
 
 
 def test_what_is_never_installed_is_never_imported():
-    """The packages that a lone notebook does without are imported by no notebook and no module of lib."""
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lib").rglob("*.py")
-               if path.name not in ("lone.py", "stamp.py", "teaching.py")]
+    """The packages that a lone notebook does without are imported by no notebook and no
+    module of lib.
+    """
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "lib").rglob("*.py")
+        if path.name not in ("lone.py", "stamp.py", "teaching.py")
+    ]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    words = {word for text in sources for line in text.splitlines()
-             if line.lstrip().startswith(("import ", "from ")) for word in line.replace(".", " ").split()[1:2]}
+    words = {
+        word
+        for text in sources
+        for line in text.splitlines()
+        if line.lstrip().startswith(("import ", "from "))
+        for word in line.replace(".", " ").split()[1:2]
+    }
     assert {"numpy", "torch"} <= words and not words & set(install.NOT_NEEDED)
 
 
 def test_pip_reason_is_the_last_error():
     text = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x.\nnote\n"
     assert install.pip_reason(text) == "No matching distribution found for x"
-    assert install.pip_reason("") == "it gave no reason" and install.pip_reason("python: No module named pip") != ""
+    assert (
+        install.pip_reason("") == "it gave no reason"
+        and install.pip_reason("python: No module named pip") != ""
+    )
 
 
 # ---- the address
@@ -264,7 +334,11 @@ def test_pip_reason_is_the_last_error():
 
 def test_the_address_stands_in_one_place():
     """In the code only in lib/lab/pages/address.py; in notebooks and README only as stamped."""
-    for path in [*ROOT.glob("lib/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("notebooks/*.py")]:
+    for path in [
+        *ROOT.glob("lib/**/*.py"),
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("notebooks/*.py"),
+    ]:
         text = path.read_text(encoding="utf-8")
         assert text.count(colab.REPOSITORY) == (path.name == "address.py"), path.name
     assert colab.REPOSITORY in colab.first_cell()
@@ -275,7 +349,10 @@ def test_a_fork_is_stamped_everywhere(monkeypatch):
     name = env.notebook_names()[0]
     old = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
     new = stamp.notebook(old, name)
-    assert new.count("https://github.com/ada/piano.git") == 1 and new.count("/github/ada/piano/blob/main/") == 1
+    assert (
+        new.count("https://github.com/ada/piano.git") == 1
+        and new.count("/github/ada/piano/blob/main/") == 1
+    )
     assert stamp.notebook(new, name) == new
     outputs = [[cell.get("outputs") for cell in json.loads(text)["cells"]] for text in (old, new)]
     assert outputs[0] == outputs[1]
@@ -292,7 +369,9 @@ def test_colab_opens_from_github_only(monkeypatch):
 def test_a_notebook_that_lost_its_first_cell_is_not_overwritten():
     import nbformat
 
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# x"), nbformat.v4.new_code_cell("1 + 1")])
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# x"), nbformat.v4.new_code_cell("1 + 1")]
+    )
     with pytest.raises(UserError, match="first code cell of 00_x.ipynb"):
         stamp.notebook(nbformat.writes(book), "00_x")
 
@@ -314,7 +393,9 @@ def test_colab_check_stops_at_the_first_sound():
         outputs = [nbformat.v4.new_output("display_data", {"text/html": text}) for text in html]
         return nbformat.v4.new_code_cell("x", outputs=outputs)
 
-    book = nbformat.v4.new_notebook(cells=[cell(), cell("<img>"), cell("<p>", "<audio controls>"), cell("<audio>")])
+    book = nbformat.v4.new_notebook(
+        cells=[cell(), cell("<img>"), cell("<p>", "<audio controls>"), cell("<audio>")]
+    )
     cut, plays = colab_check.to_first_sound(book)
     assert plays and len(cut.cells) == 3
     silent, plays = colab_check.to_first_sound(nbformat.v4.new_notebook(cells=[cell("<img>")]))
@@ -325,5 +406,10 @@ def test_colab_minutes_name_notebooks_and_keep_torch():
     found = env.read_results("colab")
     assert set(found) <= set(env.notebook_names())
     for entry in found.values():
-        assert entry["torch_before_and_after"] and entry["run"]["device"] and entry["run"]["command"]
-        assert entry.get("minutes_to_first_sound", entry.get("minutes_to_the_end")) >= entry["minutes_of_first_cell"]
+        assert (
+            entry["torch_before_and_after"] and entry["run"]["device"] and entry["run"]["command"]
+        )
+        assert (
+            entry.get("minutes_to_first_sound", entry.get("minutes_to_the_end"))
+            >= entry["minutes_of_first_cell"]
+        )

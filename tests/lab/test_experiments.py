@@ -1,4 +1,6 @@
-"""Claims about lib.lab.experiments.runner: it runs, stops and goes on; its numbers are what they say they are."""
+"""Claims about lib.lab.experiments.runner: it runs, stops and goes on;
+its numbers are what they say they are.
+"""
 
 import json
 import math
@@ -47,18 +49,68 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = Size(16, 2, 4, window=12, fixed_state=4)
 TINY = Protocol(
-    "quick", SIZE, TrainConfig(precision="fp32", batch=2, length=12, carry=2, minutes=1e9, eval_every=2, eval_tokens=100, save_every=1),
-    Likelihood(archs=("transformer", "mamba"), seeds=(0, 1), rates=(1e-3, 1e-2), grid_tokens=24, tokens=96, rounds=2),
-    Race(archs=("lstm", "transformer", "mamba"), headline=("mamba", "transformer"), seeds=(0, 1, 2), few=1, rates=(1e-3, 1e-2),
-         trial_tokens=48, tokens=96, budgets=(24, 48), orders=(1, 2, 3)),
-    Efficiency(archs=("transformer", "mamba"), vocabulary=20, lengths=(8, 16, 32), positions=(8, 16, 32), prefill=(8, 16),
-               batches=(1, 3), prompt=9, repeats=3, tokens=2, seconds=0.01),
+    "quick",
+    SIZE,
+    TrainConfig(
+        precision="fp32",
+        batch=2,
+        length=12,
+        carry=2,
+        minutes=1e9,
+        eval_every=2,
+        eval_tokens=100,
+        save_every=1,
+    ),
+    Likelihood(
+        archs=("transformer", "mamba"),
+        seeds=(0, 1),
+        rates=(1e-3, 1e-2),
+        grid_tokens=24,
+        tokens=96,
+        rounds=2,
+    ),
+    Race(
+        archs=("lstm", "transformer", "mamba"),
+        headline=("mamba", "transformer"),
+        seeds=(0, 1, 2),
+        few=1,
+        rates=(1e-3, 1e-2),
+        trial_tokens=48,
+        tokens=96,
+        budgets=(24, 48),
+        orders=(1, 2, 3),
+    ),
+    Efficiency(
+        archs=("transformer", "mamba"),
+        vocabulary=20,
+        lengths=(8, 16, 32),
+        positions=(8, 16, 32),
+        prefill=(8, 16),
+        batches=(1, 3),
+        prompt=9,
+        repeats=3,
+        tokens=2,
+        seconds=0.01,
+    ),
     Context(lengths=(4, 16), bins=(0, 10, 30), tokens=500),
     Playing(prompt_seconds=2.0, seconds=8.0),
     Tokens(grids=(62.5,), vocabularies=(None, 400), notes=60),
     Tokenizers(kinds=("TSD",), vocabularies=(600,), notes=(30, 60), measured=None),
-    Original(SIZE, pieces=2, seconds=(0, 60), measured=1, passes=4, batch=2, length=24, vocabulary=640, repaired_vocabulary=None, copies=1, carry=2,
-             seeds=(0, 1)))
+    Original(
+        SIZE,
+        pieces=2,
+        seconds=(0, 60),
+        measured=1,
+        passes=4,
+        batch=2,
+        length=24,
+        vocabulary=640,
+        repaired_vocabulary=None,
+        copies=1,
+        carry=2,
+        seeds=(0, 1),
+    ),
+)
 
 
 SCAN = env.read_results("scan_cpu_2_cores")
@@ -75,7 +127,12 @@ def found(tmp_path_factory):
     for seed, split in enumerate(("train",) * 3 + ("validation",) * 2 + ("test",) * 3):
         rng = np.random.default_rng(seed)
         start = np.sort(rng.uniform(0, 8, 40))
-        notes = make_notes(start, start + rng.uniform(0.05, 1, 40), rng.integers(50, 70, 40), rng.integers(40, 90, 40))
+        notes = make_notes(
+            start,
+            start + rng.uniform(0.05, 1, 40),
+            rng.integers(50, 70, 40),
+            rng.integers(40, 90, 40),
+        )
         write_midi(Music(notes), folder / f"{seed}.mid")
         title = "Title 0" if seed == 7 else f"Title {seed}"
         out.append(Performance(folder / f"{seed}.mid", "Composer", title, 2004, split, 8.0))
@@ -91,7 +148,9 @@ def made_up(lengths=(60, 45, 50, 30), splits=("train", "train", "validation", "t
     rng, pieces, arrays, offset = np.random.default_rng(0), [], [], 0
     for i, (length, split) in enumerate(zip(lengths, splits)):
         arrays.append(rng.integers(1, vocab, size=length).astype(np.uint16))
-        pieces.append(Piece(f"p{i}", "composer", f"t{i}", split, 0, offset, length, length // 3, 1.0))
+        pieces.append(
+            Piece(f"p{i}", "composer", f"t{i}", split, 0, offset, length, length // 3, 1.0)
+        )
         offset += length
     return Streams(np.concatenate(arrays), pieces, vocab, 1, {"id": "made-up"})
 
@@ -133,9 +192,18 @@ def test_time_runs_out_and_the_next_call_goes_on(tmp_path):
         assert calls < 42
     assert calls > 1
     outcome = json.loads((folder / OUTCOME).read_text())
-    assert outcome["steps"] == 40 and [row["step"] for row in outcome["log"]] == list(range(2, 41, 2))
-    assert outcome["body_parameters"] == outcome["parameters"] - 13 * baselines.config_of("lstm", 13, SIZE).d_model
-    assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == ["best", "log.csv", OUTCOME]
+    assert outcome["steps"] == 40 and [row["step"] for row in outcome["log"]] == list(
+        range(2, 41, 2)
+    )
+    assert (
+        outcome["body_parameters"]
+        == outcome["parameters"] - 13 * baselines.config_of("lstm", 13, SIZE).d_model
+    )
+    assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == [
+        "best",
+        "log.csv",
+        OUTCOME,
+    ]
     assert train(spec, streams, folder, deadline=0, say=quiet) == outcome  # opened, not trained
     with pytest.raises(UserError, match="another protocol"):
         train(spec_of("lstm", steps=41), streams, folder, say=quiet)
@@ -145,7 +213,13 @@ def test_time_runs_out_and_the_next_call_goes_on(tmp_path):
 
 
 def test_the_original_schedule_cuts_the_rate_tenfold(tmp_path):
-    run = Run(replace(spec_of("mamba", steps=7), cut_every=3), made_up(), tmp_path / "run", device="cpu", say=quiet)
+    run = Run(
+        replace(spec_of("mamba", steps=7), cut_every=3),
+        made_up(),
+        tmp_path / "run",
+        device="cpu",
+        say=quiet,
+    )
     rates = []
     for _ in range(7):
         run.train_step()
@@ -159,8 +233,12 @@ def test_a_transformer_reads_each_crop_afresh_and_others_carry_on(tmp_path):
         run.crops.rows = [[0, 12, 2], [1, 12, 2]]  # both rows in the middle of a piece
         run.state = [tuple(t + 1 for t in layer) for layer in run.state]
         seen = []
-        forward = run.forward
-        run.forward = lambda tokens, state, **options: (seen.append(state), forward(tokens, state, **options))[1]  # noqa: B023
+
+        def forward(tokens, state, *, seen=seen, forward=run.forward, **options):
+            seen.append(state)
+            return forward(tokens, state, **options)
+
+        run.forward = forward
         run.train_step()
         empty = all(not t.any() for layer in seen[0] for t in layer)
         assert empty == (arch == "transformer")
@@ -173,28 +251,49 @@ def test_likelihood_selects_on_validation_and_opens_the_test_once(lab, monkeypat
     result = likelihood.run(lab)
     assert len(result["grid"]) == 4 and len(result["runs"]) == 2 * 4
     for arch in ("mamba", "transformer"):
-        mine = {row["lr"]: row["validation_bits_per_note"] for row in result["grid"] if row["arch"] == arch}
+        mine = {
+            row["lr"]: row["validation_bits_per_note"]
+            for row in result["grid"]
+            if row["arch"] == arch
+        }
         assert result["rates"][arch] == min(mine, key=mine.get)
-    assert [(row["arch"], row["seed"], row["warmup"]) for row in result["checks"]] == [("mamba", 0, 0.1), ("transformer", 0, 0.1)]
+    assert [(row["arch"], row["seed"], row["warmup"]) for row in result["checks"]] == [
+        ("mamba", 0, 0.1),
+        ("transformer", 0, 0.1),
+    ]
     assert all(row["curve"][-1][0] == row["tokens"] for row in result["runs"])
     notes = np.array(result["pieces"]["notes"])
     assert len(notes) == 3 and result["pieces"]["leaks"] == [False, False, True]
-    runs = {(r["arch"], r["seed"]): np.array(r["bits"]) for r in result["test"] if r["budget"] == "tokens"}
-    model = baselines.load(lab.place(next(r["name"] for r in result["test"] if r["arch"] == "mamba")) / "best")
+    runs = {
+        (r["arch"], r["seed"]): np.array(r["bits"])
+        for r in result["test"]
+        if r["budget"] == "tokens"
+    }
+    model = baselines.load(
+        lab.place(next(r["name"] for r in result["test"] if r["arch"] == "mamba")) / "best"
+    )
     stream = torch.from_numpy(lab.base.stream(lab.base.select("test")[0]).astype(np.int64))
-    by_hand = F.cross_entropy(model(stream[None, :-1])[0], stream[1:], reduction="sum").item() / math.log(2)
+    by_hand = F.cross_entropy(
+        model(stream[None, :-1])[0], stream[1:], reduction="sum"
+    ).item() / math.log(2)
     assert runs["mamba", 0][0] == pytest.approx(by_hand, abs=0.01)
     rows = result["summary"]["budgets"]["tokens"]
     mean = {arch: (runs[arch, 0] + runs[arch, 1]) / 2 for arch in ("mamba", "transformer")}
     assert rows["mamba"]["bits_per_note"] == pytest.approx(mean["mamba"].sum() / notes.sum())
-    assert rows["mamba"]["without_leaks"]["bits_per_note"] == pytest.approx(mean["mamba"][:2].sum() / notes[:2].sum())
+    assert rows["mamba"]["without_leaks"]["bits_per_note"] == pytest.approx(
+        mean["mamba"][:2].sum() / notes[:2].sum()
+    )
     both = (mean["mamba"] - mean["transformer"]).sum() / notes.sum()
     primary = result["summary"]["primary"]
     assert primary["bits_per_note"] == pytest.approx(both)
     assert primary["interval_95"][0] <= both <= primary["interval_95"][1]
     saved = json.loads(lab.path("likelihood").read_text())
-    assert {"device", "versions", "command", "seed", "protocol"} <= saved.keys() and saved["protocol"]["scale"] == "quick"
-    monkeypatch.setattr(likelihood, "best_model", lambda *args: pytest.fail("the test split was opened again"))
+    assert {"device", "versions", "command", "seed", "protocol"} <= saved.keys() and saved[
+        "protocol"
+    ]["scale"] == "quick"
+    monkeypatch.setattr(
+        likelihood, "best_model", lambda *args: pytest.fail("the test split was opened again")
+    )
     assert likelihood.run(lab)["summary"] == json.loads(json.dumps(result["summary"]))
     assert "Transformer" in likelihood.table(result)
 
@@ -212,30 +311,45 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
     result = race.run(lab)
     for arch in TINY.race.archs:
         trials = [row for row in result["trials"] if row["arch"] == arch]
-        rates = {row["lr"]: row["validation_bits_per_note"] for row in trials if row["warmup"] == 0.1}
+        rates = {
+            row["lr"]: row["validation_bits_per_note"] for row in trials if row["warmup"] == 0.1
+        }
         inside = min(rates) < min(rates, key=rates.get) < max(rates)
         assert inside or len(rates) == 2 + race.WIDEST  # a best rate at the edge widened the grid
         best = min(trials, key=lambda row: row["validation_bits_per_note"])
         assert result["best"][arch] == {"lr": best["lr"], "warmup": best["warmup"]}
         assert {row["warmup"] for row in trials} == {0.1, 0.02}
     whole = [row for row in result["runs"] if row["steps"] == 4]
-    assert {arch: [row["seed"] for row in whole if row["arch"] == arch] for arch in TINY.race.archs} == {
-        "lstm": [0], "transformer": [0, 1, 2], "mamba": [0, 1, 2]}
+    assert {
+        arch: [row["seed"] for row in whole if row["arch"] == arch] for arch in TINY.race.archs
+    } == {"lstm": [0], "transformer": [0, 1, 2], "mamba": [0, 1, 2]}
     notes = np.array(result["pieces"]["notes"])
-    kept = {row["name"]: np.array(bits) for row, bits in zip(result["runs"], result["test"], strict=True)}
+    kept = {
+        row["name"]: np.array(bits)
+        for row, bits in zip(result["runs"], result["test"], strict=True)
+    }
     one = next(row for row in whole if row["arch"] == "mamba" and row["seed"] == 0)
     model = baselines.load(lab.place(one["name"]) / "best")
     stream = torch.from_numpy(lab.base.stream(lab.base.select("test")[0]).astype(np.int64))
-    by_hand = F.cross_entropy(model(stream[None, :-1])[0], stream[1:], reduction="sum").item() / math.log(2)
+    by_hand = F.cross_entropy(
+        model(stream[None, :-1])[0], stream[1:], reduction="sum"
+    ).item() / math.log(2)
     assert kept[one["name"]][0] == pytest.approx(by_hand, abs=0.01)
     rows = result["summary"]["budgets"]["tokens"]
-    bits = {arch: np.array([kept[row["name"]] for row in whole if row["arch"] == arch]) for arch in TINY.race.archs}
+    bits = {
+        arch: np.array([kept[row["name"]] for row in whole if row["arch"] == arch])
+        for arch in TINY.race.archs
+    }
     for arch, mine in bits.items():
         assert rows[arch]["bits_per_note"] == pytest.approx(mine.mean(0).sum() / notes.sum())
         assert rows[arch]["seeds"] == len(mine)
-    assert rows["transformer"]["first_minus_this"] == intervals.difference(bits["mamba"], bits["transformer"], notes)
+    assert rows["transformer"]["first_minus_this"] == intervals.difference(
+        bits["mamba"], bits["transformer"], notes
+    )
     assert rows["lstm"]["first_minus_this"]["shown"] is False  # one seed shows nothing
-    assert [tokens for tokens, _ in result["summary"]["curves"]["mamba"]] == sorted({row["tokens"] for row in result["runs"] if row["arch"] == "mamba"})
+    assert [tokens for tokens, _ in result["summary"]["curves"]["mamba"]] == sorted(
+        {row["tokens"] for row in result["runs"] if row["arch"] == "mamba"}
+    )
     equal = result["summary"]["budgets"]["arithmetic"]
     share = result["operations"]["mamba"] / result["operations"]["transformer"]
     worth = result["summary"]["doubling"]["transformer"]
@@ -243,7 +357,9 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
     assert equal["transformer"]["bits_per_note"] == pytest.approx(moved)
     assert equal["mamba"]["bits_per_note"] == pytest.approx(rows["mamba"]["bits_per_note"])
     assert "not shown" in race.table(result) and "-gram, counted" in race.table(result)
-    monkeypatch.setattr(race, "best_model", lambda *args: pytest.fail("the test split was opened again"))
+    monkeypatch.setattr(
+        race, "best_model", lambda *args: pytest.fail("the test split was opened again")
+    )
     assert race.run(lab)["summary"] == json.loads(json.dumps(result["summary"]))
 
 
@@ -262,13 +378,17 @@ def test_a_doubling_is_worth_what_the_last_two_budgets_say():
     assert race.doubling([(10, 9.0)]) == 0.0
 
 
-def test_what_ended_on_one_machine_is_not_trained_again_on_another(lab, found, tmp_path, monkeypatch):
+def test_what_ended_on_one_machine_is_not_trained_again_on_another(
+    lab, found, tmp_path, monkeypatch
+):
     result = race.run(lab)
     monkeypatch.setattr(race, "best_model", lambda *args: pytest.fail("no weights came along"))
     monkeypatch.setattr(Lab, "train", lambda *args: pytest.fail("trained again"))
 
     def elsewhere(protocol):
-        return Lab(protocol, tmp_path, kept=lab.kept, device="cpu", found=found, cache=lab.cache, say=quiet)
+        return Lab(
+            protocol, tmp_path, kept=lab.kept, device="cpu", found=found, cache=lab.cache, say=quiet
+        )
 
     again = race.run(elsewhere(TINY))
     assert json.dumps(again["summary"]) == json.dumps(result["summary"])
@@ -319,9 +439,19 @@ def test_runs_side_by_side_come_to_the_same_end_as_one_after_another(lab, found,
 
 def test_equal_time_follows_from_the_speeds(lab):
     rates = {"mamba": 200.0, "transformer": 100.0}
-    steps = {budget: {arch: likelihood.spec(lab, arch, lr=1e-3, seed=0, budget=budget, speeds=rates).config.steps
-                      for arch in rates} for budget in likelihood.BUDGETS}
-    assert steps == {"tokens": {"mamba": 4, "transformer": 4}, "minutes": {"mamba": 4, "transformer": 2}}
+    steps = {
+        budget: {
+            arch: likelihood.spec(
+                lab, arch, lr=1e-3, seed=0, budget=budget, speeds=rates
+            ).config.steps
+            for arch in rates
+        }
+        for budget in likelihood.BUDGETS
+    }
+    assert steps == {
+        "tokens": {"mamba": 4, "transformer": 4},
+        "minutes": {"mamba": 4, "transformer": 2},
+    }
     found = likelihood.measure_speeds(lab)
     assert set(found) == set(rates) and min(found.values()) > 0
 
@@ -329,8 +459,11 @@ def test_equal_time_follows_from_the_speeds(lab):
 def test_tokenizers_are_compared_on_one_grid(lab):
     rows = token_part.run(lab)["rows"]
     assert [row["bpe"] for row in rows] == [None, 400]
-    for row in rows:  # 62.5 ms to 10 ms: 2.64 bits for the onset, as many for durations below a second
-        assert row["bits_per_note_10_ms"] - row["native_bits_per_note"] == pytest.approx(row["added_bits_per_note"])
+    # 62.5 ms to 10 ms: 2.64 bits for the onset, as many for durations below a second
+    for row in rows:
+        assert row["bits_per_note_10_ms"] - row["native_bits_per_note"] == pytest.approx(
+            row["added_bits_per_note"]
+        )
         assert 3.5 < row["added_bits_per_note"] <= 2 * math.log2(6.25) + 0.01
     assert rows[1]["tokens"] < rows[0]["tokens"]  # the same notes in fewer tokens
 
@@ -338,15 +471,23 @@ def test_tokenizers_are_compared_on_one_grid(lab):
 def test_languages_of_tokens_are_compared_at_equal_notes_and_at_equal_operations(lab):
     rows = tokenizers.run(lab)["rows"]
     assert [(row["kind"], row["grid_ms"], row["bpe"]) for row in rows] == [
-        ("REMI", 10.0, None), ("TSD", 10.0, None), ("REMI", 10.0, 600), ("REMI", 62.5, None)]
+        ("REMI", 10.0, None),
+        ("TSD", 10.0, None),
+        ("REMI", 10.0, 600),
+        ("REMI", 62.5, None),
+    ]
     notes = np.array(rows[0]["notes"])
     for row in rows:
         bits = np.array(row["bits"])
-        assert bits.shape == (2, len(notes)) and row["bits_per_note"] == pytest.approx(bits.mean(0).sum() / notes.sum())
+        assert bits.shape == (2, len(notes)) and row["bits_per_note"] == pytest.approx(
+            bits.mean(0).sum() / notes.sum()
+        )
         (few, before), (many, after) = row["curve"]
         assert row["doubling"] == pytest.approx((after - before) / math.log2(many / few))
         share = rows[0]["operations_a_note"] / row["operations_a_note"]
-        assert row["equal_operations"] == pytest.approx(row["bits_per_note"] + math.log2(share) * row["doubling"])
+        assert row["equal_operations"] == pytest.approx(
+            row["bits_per_note"] + math.log2(share) * row["doubling"]
+        )
     assert rows[2]["tokens_a_note"] < rows[0]["tokens_a_note"]
     assert "not shown" in tokenizers.table({"rows": rows})
 
@@ -355,24 +496,37 @@ def test_the_same_pieces_are_drawn_whatever_the_tokens():
     pieces = made_up(lengths=(30,) * 9, splits=("validation",) * 9).pieces
     longer = [replace(piece, length=40) for piece in pieces[::-1]]
     some = token_part.drawn(pieces, 4)
-    assert len(some) == 4 and {p.name for p in some} == {p.name for p in token_part.drawn(longer, 4)}
+    assert len(some) == 4 and {p.name for p in some} == {
+        p.name for p in token_part.drawn(longer, 4)
+    }
     assert token_part.drawn(pieces, None) == pieces
 
 
 def test_the_original_each_repair_and_all_but_each(lab):
     result = original.run(lab)
     arms = {arm["arm"]: arm for arm in result["arms"]}
-    assert list(arms) == ["nothing", *original.REPAIRS, "everything", *(f"all but {name}" for name in original.REPAIRS)]
+    assert list(arms) == [
+        "nothing",
+        *original.REPAIRS,
+        "everything",
+        *(f"all but {name}" for name in original.REPAIRS),
+    ]
     notes = np.array(result["notes"])
     for arm in arms.values():
         bits = np.array(arm["bits"])
         assert bits.shape == (2, 1) == (len(TINY.original.seeds), len(notes))
         assert arm["bits_per_note"] == pytest.approx(bits.mean(0).sum() / notes.sum())
-        assert arm["gain"]["bits_per_note"] == pytest.approx(arms["nothing"]["bits_per_note"] - arm["bits_per_note"], abs=0.01)
-        assert arm["lost"]["bits_per_note"] == pytest.approx(arm["bits_per_note"] - arms["everything"]["bits_per_note"], abs=0.01)
+        assert arm["gain"]["bits_per_note"] == pytest.approx(
+            arms["nothing"]["bits_per_note"] - arm["bits_per_note"], abs=0.01
+        )
+        assert arm["lost"]["bits_per_note"] == pytest.approx(
+            arm["bits_per_note"] - arms["everything"]["bits_per_note"], abs=0.01
+        )
         for curve in arm["curves"]:
             assert [point["pass"] for point in curve] == [2, 4]
-    assert arms["penalty"]["bits_per_note"] == pytest.approx(arms["nothing"]["without_penalty"], abs=0.01)
+    assert arms["penalty"]["bits_per_note"] == pytest.approx(
+        arms["nothing"]["without_penalty"], abs=0.01
+    )
     assert arms["penalty"]["curves"] == arms["nothing"]["curves"]  # one training
     assert arms["vocabulary"]["vocabulary"] == 580 < arms["nothing"]["vocabulary"] <= 640
     assert "not shown" in original.table(result)
@@ -385,7 +539,9 @@ def test_held_out_bits_of_a_curve_are_those_of_the_model_at_that_pass(lab):
     one = original.spec(lab, original.trained_as("everything"), recipe, streams, 0)
     run = Run(one, streams, lab.folder / "again", judge, device="cpu", say=quiet)
     run.run(progress=False)
-    wanted = float(evaluate.piece_bits(run.model, streams, judge).sum() / sum(p.notes for p in judge))
+    wanted = float(
+        evaluate.piece_bits(run.model, streams, judge).sum() / sum(p.notes for p in judge)
+    )
     kept = next(arm for arm in original.run(lab)["arms"] if arm["arm"] == "everything")
     assert run.judged[-1] == pytest.approx(wanted)
     assert kept["curves"][0][-1]["held_out"] == pytest.approx(wanted, rel=1e-6)
@@ -397,7 +553,11 @@ def test_the_originals_chunks_overlap_and_lie_on_both_sides(lab):
     assert train and held_out and {p.name for p in held_out} <= {p.name for p in train}
     parts = [p for p in streams.pieces if p.split != "test"]
     assert all(p.length <= 25 and p.notes > 0 for p in parts)
-    shared = [min(a.offset + a.length, b.offset + b.length) - max(a.offset, b.offset) for a in train for b in held_out]
+    shared = [
+        min(a.offset + a.length, b.offset + b.length) - max(a.offset, b.offset)
+        for a in train
+        for b in held_out
+    ]
     assert max(shared) > 1  # the same bar is trained on and validated on
     repaired, same = original.data(lab, original.Recipe(split=True))
     assert [p.name for p in same] == [p.name for p in measured]
@@ -410,8 +570,16 @@ def test_the_originals_chunks_overlap_and_lie_on_both_sides(lab):
 
 
 def test_too_few_performances_are_refused_in_a_sentence(lab):
-    more = Lab(replace(TINY, original=replace(TINY.original, pieces=9)), lab.folder, device="cpu", found=lab.found, say=quiet)
-    with pytest.raises(UserError, match="only 3 train performances of 0 to 60 seconds are here, and 9 are needed"):
+    more = Lab(
+        replace(TINY, original=replace(TINY.original, pieces=9)),
+        lab.folder,
+        device="cpu",
+        found=lab.found,
+        say=quiet,
+    )
+    with pytest.raises(
+        UserError, match="only 3 train performances of 0 to 60 seconds are here, and 9 are needed"
+    ):
         original.chosen_performances(more)
 
 
@@ -443,15 +611,23 @@ def test_efficiency_measures_every_kind_and_keeps_what_it_has(lab, monkeypatch):
     for row in result["rows"]:
         if row["kind"] != "memory":
             assert 0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] and row["count"] >= 3
-    states = {(row["arch"], row["length"]): row["state_bytes"] for row in result["rows"] if row["kind"] == "generation"}
+    states = {
+        (row["arch"], row["length"]): row["state_bytes"]
+        for row in result["rows"]
+        if row["kind"] == "generation"
+    }
     assert states["mamba", 8] == states["mamba", 32]
     width, layers = baselines.config_of("transformer", 20, SIZE).d_model, 2
     assert states["transformer", 32] - states["transformer", 8] == 24 * layers * 2 * width * 4
-    wide = {(row["arch"], row["batch"]): row for row in result["rows"] if row["kind"] == "throughput"}
+    wide = {
+        (row["arch"], row["batch"]): row for row in result["rows"] if row["kind"] == "throughput"
+    }
     for arch in ("mamba", "transformer"):  # a row of a batch remembers as much as a piece alone
         assert wide[arch, 1]["state_bytes"] == wide[arch, 3]["state_bytes"]
         for batch in (1, 3):
-            assert wide[arch, batch]["tokens_per_second"] == pytest.approx(1e3 * batch / wide[arch, batch]["median_ms"])
+            assert wide[arch, batch]["tokens_per_second"] == pytest.approx(
+                1e3 * batch / wide[arch, batch]["median_ms"]
+            )
     slopes = {(row["arch"], row["quantity"]): row for row in result["exponents"]}
     assert slopes["mamba", "state_bytes"]["exponent"] == pytest.approx(0)
     assert slopes["transformer", "state_bytes"]["exponent"] == pytest.approx(1, abs=0.01)
@@ -463,13 +639,19 @@ def test_efficiency_measures_every_kind_and_keeps_what_it_has(lab, monkeypatch):
 def test_an_exponent_is_found_with_its_error():
     x = np.array([1, 2, 4, 8, 16])
     exact = efficiency.slope(x, 3 * x**2.0)
-    assert exact["exponent"] == pytest.approx(2) and exact["standard_error"] == pytest.approx(0, abs=1e-12)
+    assert exact["exponent"] == pytest.approx(2) and exact["standard_error"] == pytest.approx(
+        0, abs=1e-12
+    )
     rng, inside = np.random.default_rng(0), 0
     for _ in range(300):
         one = efficiency.slope(x, 3 * x**1.5 * np.exp(rng.normal(0, 0.1, 5)))
-        inside += abs(one["exponent"] - 1.5) < 3.18 * one["standard_error"]  # t, 3 degrees of freedom, 95 %
+        # t, 3 degrees of freedom, 95 %
+        inside += abs(one["exponent"] - 1.5) < 3.18 * one["standard_error"]
     assert 0.91 < inside / 300 < 0.99
-    assert efficiency.slope([1], [2])["exponent"] is None and efficiency.slope([1, 2], [2, 4])["standard_error"] is None
+    assert (
+        efficiency.slope([1], [2])["exponent"] is None
+        and efficiency.slope([1, 2], [2, 4])["standard_error"] is None
+    )
 
 
 @pytest.mark.parametrize("arch", ["lstm", "s4d", "hybrid", efficiency.STEPPER])
@@ -497,18 +679,27 @@ def test_a_state_at_a_position_is_that_of_the_model():
 
 def test_a_result_of_another_protocol_is_refused(lab, found):
     efficiency.run(lab)
-    other = Lab(replace(TINY, size=replace(SIZE, d_model=18)), lab.folder, device="cpu", found=found, say=quiet)
+    other = Lab(
+        replace(TINY, size=replace(SIZE, d_model=18)),
+        lab.folder,
+        device="cpu",
+        found=found,
+        say=quiet,
+    )
     with pytest.raises(UserError, match="another protocol"):
         efficiency.run(other)
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("race", "tokenizers")])  # under way
+# under way
+@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("race", "tokenizers")])
 def test_the_results_that_are_shipped_are_of_todays_protocol(part):
     lab = Lab(SCALES["cpu"], Path("unused"), device="cpu", say=quiet)
     assert lab.read(part), f"python -m lib.lab.experiments --only {part}"
 
 
-def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeypatch, tmp_path, capsys, found):
+def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(
+    monkeypatch, tmp_path, capsys, found
+):
     monkeypatch.setitem(SCALES, "quick", TINY)
     monkeypatch.setattr("lib.music.maestro.performances", lambda *args, **options: found)
     options = ["--quick", "--folder", str(tmp_path), "--only", "race"]
@@ -529,10 +720,17 @@ def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(monkeyp
 def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(env, "RESULTS", tmp_path)
     assert experiment_figures.table1().count(env.UNKNOWN) == 4 * 5
-    for draw in (experiment_figures.efficiency, partial(experiment_figures.figure3, {}), experiment_figures.context,
-                 experiment_figures.likelihood, experiment_figures.curves, experiment_figures.original,
-                 experiment_figures.tokens, experiment_figures.piece_by_piece,
-                 partial(experiment_figures.rates, tried=(1e-3, 3e-3))):
+    for draw in (
+        experiment_figures.efficiency,
+        partial(experiment_figures.figure3, {}),
+        experiment_figures.context,
+        experiment_figures.likelihood,
+        experiment_figures.curves,
+        experiment_figures.original,
+        experiment_figures.tokens,
+        experiment_figures.piece_by_piece,
+        partial(experiment_figures.rates, tried=(1e-3, 3e-3)),
+    ):
         assert plots.png_bytes(draw({}))[:4] == b"\x89PNG"
     likelihood.run(lab)
     efficiency.run(lab)
@@ -540,17 +738,33 @@ def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch
         (tmp_path / f"experiments_{part}_cpu.json").write_text(lab.path(part).read_text())
     table = experiment_figures.table1()
     assert table.count(env.UNKNOWN) == 2 * 5  # the two that this tiny protocol leaves out
-    summary = json.loads(lab.path("likelihood").read_text())["summary"]["budgets"]["tokens"]["mamba"]
+    summary = json.loads(lab.path("likelihood").read_text())["summary"]["budgets"]["tokens"][
+        "mamba"
+    ]
     assert f"{summary['bits_per_note']:.2f} (" in table
-    for name, draw in (("efficiency", experiment_figures.efficiency),
-                       ("efficiency", partial(experiment_figures.figure3, SCAN)),
-                       ("context", experiment_figures.context), ("likelihood", experiment_figures.likelihood),
-                       ("likelihood", experiment_figures.curves), ("likelihood", experiment_figures.piece_by_piece),
-                       ("likelihood", partial(experiment_figures.rates, tried=(1e-3, 3e-3))),
-                       ("tokens", experiment_figures.tokens), ("original", experiment_figures.original),
-                       ("original", experiment_figures.overfitting), ("race", experiment_figures.race),
-                       ("original", partial(experiment_figures.never_seen, arms={"nothing": "k", "everything": "b"})),
-                       ("race", experiment_figures.crossings)):
-        module = {"context": experiment_context, "tokens": token_part, "original": original, "race": race}.get(name)
+    for name, draw in (
+        ("efficiency", experiment_figures.efficiency),
+        ("efficiency", partial(experiment_figures.figure3, SCAN)),
+        ("context", experiment_figures.context),
+        ("likelihood", experiment_figures.likelihood),
+        ("likelihood", experiment_figures.curves),
+        ("likelihood", experiment_figures.piece_by_piece),
+        ("likelihood", partial(experiment_figures.rates, tried=(1e-3, 3e-3))),
+        ("tokens", experiment_figures.tokens),
+        ("original", experiment_figures.original),
+        ("original", experiment_figures.overfitting),
+        ("race", experiment_figures.race),
+        (
+            "original",
+            partial(experiment_figures.never_seen, arms={"nothing": "k", "everything": "b"}),
+        ),
+        ("race", experiment_figures.crossings),
+    ):
+        module = {
+            "context": experiment_context,
+            "tokens": token_part,
+            "original": original,
+            "race": race,
+        }.get(name)
         result = module.run(lab) if module else experiment_figures.load(name)
         assert len(plots.png_bytes(draw(result))) > 10_000

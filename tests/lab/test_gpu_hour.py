@@ -1,4 +1,6 @@
-"""The GPU hour, rehearsed: a bare machine, no music library, parts carried there and back, a call that is cut."""
+"""The GPU hour, rehearsed: a bare machine, no music library, parts carried there and back,
+a call that is cut.
+"""
 
 import os
 import subprocess
@@ -30,14 +32,21 @@ ABSENT = ("muspy", "miditok", "symusic", "requests", "pretty_midi")  # on the ma
 
 @pytest.fixture(scope="module")
 def streams(tmp_path_factory):
-    """Base tokens of one made-up piece, five times over: three to train on, one of which is in the test split too."""
+    """Base tokens of one made-up piece, five times over:
+    three to train on, one of which is in the test split too.
+    """
     rng = np.random.default_rng(3)
     start = np.cumsum(rng.uniform(0.02, 0.4, 60))
-    music = Music(make_notes(start, start + 0.3, rng.integers(40, 80, 60), rng.integers(40, 90, 60)))
+    music = Music(
+        make_notes(start, start + 0.3, rng.integers(40, 80, 60), rng.integers(40, 90, 60))
+    )
     tokenizer = Tokenizer(TokenConfig(vocab_size=None))
     ids = tokenizer.encode(music, end=True)
     made = make_streams(lengths=(9,) * 5, splits=("train", "train", "train", "validation", "test"))
-    pieces = [replace(p, offset=i * len(ids), length=len(ids), notes=60) for i, p in enumerate(made.pieces)]
+    pieces = [
+        replace(p, offset=i * len(ids), length=len(ids), notes=60)
+        for i, p in enumerate(made.pieces)
+    ]
     pieces[4] = replace(pieces[4], title=pieces[0].title)
     whole = Streams(np.tile(ids, 5), pieces, tokenizer.vocab_size, tokenizer.bos, {"id": "base"})
     names = [names[0] for names in tokenizer.pieces]
@@ -53,7 +62,9 @@ def packed(streams, tmp_path):
 
 
 def call(folder: Path, *options: str) -> str:
-    """`run --tiny` as on the machine: a process of its own in which no music library can be imported."""
+    """`run --tiny` as on the machine: a process of its own in which no music library
+    can be imported.
+    """
     site = folder / "work" / "site"
     site.mkdir(parents=True, exist_ok=True)
     for name in ABSENT:
@@ -78,11 +89,18 @@ def test_the_whole_hour_in_small_in_two_calls_and_what_comes_back(packed):
     assert (packed / "work" / "results" / "correct.json").read_bytes() == before
 
     results = {step.name: Hour(packed).read(step.name) for step in plan.STEPS}
-    assert {name: found["ended"] for name, found in results.items()} == dict.fromkeys(results, "done")
+    assert {name: found["ended"] for name, found in results.items()} == dict.fromkeys(
+        results, "done"
+    )
     assert results["correct"]["cases"] and not results["correct"]["wrong"]
     assert results["peer"]["why"] == "its sources were not carried over"
     assert results["tiles"]["best"] in results["tiles"]["rows"]
-    assert set(results["train_step"]["rows"]) == {"mamba", "mamba, plain scan", "transformer", "lstm"}
+    assert set(results["train_step"]["rows"]) == {
+        "mamba",
+        "mamba, plain scan",
+        "transformer",
+        "lstm",
+    }
     assert results["race"]["finished"]
 
     back = sorted((packed / "out").iterdir())
@@ -105,13 +123,18 @@ def test_parts_come_together_as_they_were_and_a_foreign_one_is_refused(packed, s
     part.write_bytes(bytes([part.read_bytes()[0] ^ 1]) + part.read_bytes()[1:])
     with pytest.raises(UserError, match="do not belong together"):
         parts.join(packed, tmp_path / "there")
-    assert np.array_equal(Streams.load(tmp_path / "there").tokens, streams.tokens), "the old ones are kept"
+    assert np.array_equal(Streams.load(tmp_path / "there").tokens, streams.tokens), (
+        "the old ones are kept"
+    )
 
 
 def sleeper(monkeypatch, code: str) -> None:
     """Every step becomes a program of ours."""
-    monkeypatch.setattr(hours.subprocess, "Popen", lambda command, **options: POPEN(
-        [sys.executable, "-c", code], **options))
+    monkeypatch.setattr(
+        hours.subprocess,
+        "Popen",
+        lambda command, **options: POPEN([sys.executable, "-c", code], **options),
+    )
 
 
 def test_a_step_that_outstays_its_limit_is_stopped_and_said(tmp_path, monkeypatch):
@@ -124,7 +147,9 @@ def test_a_step_that_outstays_its_limit_is_stopped_and_said(tmp_path, monkeypatc
     hours.take(plan.step_of("race"), Hour(tmp_path), 0.01, said.append)
     race = Hour(tmp_path).read("race")
     assert race["minutes"] >= 0.02, "of both calls"
-    assert not hours.over(Hour(tmp_path), plan.step_of("race")), "it goes on from where it was stopped"
+    assert not hours.over(Hour(tmp_path), plan.step_of("race")), (
+        "it goes on from where it was stopped"
+    )
 
 
 def test_a_step_that_fails_says_its_last_words_and_the_next_ones_go_on(tmp_path, monkeypatch):
@@ -159,7 +184,9 @@ def test_a_wrong_gradient_fails_the_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(steps, "results_of", wrong)
     answer = steps.correct(Hour(tmp_path, tiny=True), 1)
-    assert len(answer["wrong"]) == len(answer["cases"]) and answer["wrong"][0]["errors"]["dA"] > 0.005
+    assert (
+        len(answer["wrong"]) == len(answer["cases"]) and answer["wrong"][0]["errors"]["dA"] > 0.005
+    )
     assert steps.apart(torch.tensor([float("nan")]), torch.ones(1).double()) == float("inf")
 
 

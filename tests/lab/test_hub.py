@@ -1,4 +1,6 @@
-"""Claims about lib.lab.hub: the rehearsal of an upload finds what the Hub would refuse, and sends nothing."""
+"""Claims about lib.lab.hub: the rehearsal of an upload finds what the Hub would refuse,
+and sends nothing.
+"""
 
 import shutil
 
@@ -37,11 +39,18 @@ def test_the_shipped_card_is_that_of_the_measured_model():
     assert (MODEL / "README.md").read_text(encoding="utf-8") == release.card(read_results("model"))
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (lambda folder: (folder / "tokens.json").unlink(), "tokens.json"),
-    (lambda folder: (folder / "README.md").unlink(), "no README.md"),
-    (lambda folder: (folder / "README.md").write_text("# a card"), "lacks the licence"),
-    (lambda folder: (folder / "README.md").write_text("---\nlicense: [\n---\n"), "cannot be read")])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda folder: (folder / "tokens.json").unlink(), "tokens.json"),
+        (lambda folder: (folder / "README.md").unlink(), "no README.md"),
+        (lambda folder: (folder / "README.md").write_text("# a card"), "lacks the licence"),
+        (
+            lambda folder: (folder / "README.md").write_text("---\nlicense: [\n---\n"),
+            "cannot be read",
+        ),
+    ],
+)
 def test_a_folder_that_is_not_complete_is_refused(tmp_path, spoil, says):
     folder = shutil.copytree(MODEL, tmp_path / "model")
     spoil(folder)
@@ -58,8 +67,12 @@ def test_what_is_no_name_on_the_hub_is_refused(name):
 def test_what_is_sent_is_the_model_and_nothing_else(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **named: asked.append(name))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **named: asked.append(named) or "there")
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, **named: asked.append(named) or "there"
+    )
     hub.main(["someone/a-mamba", "--send"])
-    assert asked == ["someone/a-mamba", {"repo_id": "someone/a-mamba", "folder_path": MODEL,
-                                         "allow_patterns": list(hub.FILES)}]
+    assert asked == [
+        "someone/a-mamba",
+        {"repo_id": "someone/a-mamba", "folder_path": MODEL, "allow_patterns": list(hub.FILES)},
+    ]
     assert capsys.readouterr().out.endswith("there\n")

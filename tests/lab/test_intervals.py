@@ -1,4 +1,6 @@
-"""Claims about lib.lab.experiments.intervals: an interval over seeds and pieces holds what it should."""
+"""Claims about lib.lab.experiments.intervals: an interval over seeds and pieces holds
+what it should.
+"""
 
 import numpy as np
 import pytest
@@ -25,7 +27,9 @@ def test_with_one_seed_the_interval_is_that_over_pieces():
     from lib.train.bits import interval
 
     bits = made_up(np.random.default_rng(0), 1, between_seeds=0)
-    np.testing.assert_allclose(two_level(bits, NOTES), interval(bits[0], NOTES, draws=4000), rtol=0.01)
+    np.testing.assert_allclose(
+        two_level(bits, NOTES), interval(bits[0], NOTES, draws=4000), rtol=0.01
+    )
 
 
 def test_luck_of_the_seeds_widens_the_interval_and_pieces_alone_do_not_see_it():
@@ -65,5 +69,7 @@ def test_welch_over_seeds_is_scipys():
 
 def test_one_seed_shows_nothing_however_far_apart():
     rng = np.random.default_rng(4)
-    found = difference(made_up(rng, 1, between_seeds=0, better=9), made_up(rng, 5, between_seeds=0.1), NOTES)
+    found = difference(
+        made_up(rng, 1, between_seeds=0, better=9), made_up(rng, 5, between_seeds=0.1), NOTES
+    )
     assert found["welch_95"] is None and not found["shown"]

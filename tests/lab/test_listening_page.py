@@ -1,4 +1,6 @@
-"""Claims about lib.lab.judge.listening_page: one file, offline, blind, with every pair; its analysis counts right."""
+"""Claims about lib.lab.judge.listening_page: one file, offline, blind, with every pair;
+its analysis counts right.
+"""
 
 import base64
 import io
@@ -26,7 +28,12 @@ def music(seed):
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "page.html"
-    page({"real": [music(0), music(1)], "model </script>": [music(2)], "noise": [music(3)]}, path, count=6, seconds=3.0)
+    page(
+        {"real": [music(0), music(1)], "model </script>": [music(2)], "noise": [music(3)]},
+        path,
+        count=6,
+        seconds=3.0,
+    )
     return path.read_text()
 
 
@@ -40,7 +47,8 @@ def test_every_pair_of_groups_comes_equally_often_on_both_sides():
     assert kinds == {frozenset(k): 20 for k in itertools.combinations("abc", 2)}
     first = Counter(pair[0][0] for pair in dealt)
     assert all(10 <= first[name] <= 30 for name in "abc")
-    assert {i for pair in dealt for name, i in pair if name == "c"} == set(range(9))  # no clip is left out
+    # no clip is left out
+    assert {i for pair in dealt for name, i in pair if name == "c"} == set(range(9))
 
 
 def test_the_page_needs_nothing_but_itself(html):
@@ -60,29 +68,47 @@ def test_the_page_does_not_say_who_plays(html):
     for name in ("model", "noise", "real/"):
         assert name not in text
     key = json.loads(base64.b64decode(content(html)["key"]))
-    assert {clip.rpartition("/")[0] for pair in key for clip in pair} == {"real", "model </script>", "noise"}
+    assert {clip.rpartition("/")[0] for pair in key for clip in pair} == {
+        "real",
+        "model </script>",
+        "noise",
+    }
 
 
 def file_of(listener, rows):
-    return {"format": "listening 1", "listener": listener, "ratings": [
-        {"clips": [f"{a}/0", f"{b}/1"], "choice": choice} for a, b, choice in rows]}
+    return {
+        "format": "listening 1",
+        "listener": listener,
+        "ratings": [{"clips": [f"{a}/0", f"{b}/1"], "choice": choice} for a, b, choice in rows],
+    }
 
 
 def test_the_analysis_counts_sides_and_ties():
-    files = [file_of("x", [("m", "n", "a"), ("n", "m", "b"), ("n", "m", "same")]), file_of("y", [("m", "n", "b")])]
+    files = [
+        file_of("x", [("m", "n", "a"), ("n", "m", "b"), ("n", "m", "same")]),
+        file_of("y", [("m", "n", "b")]),
+    ]
     result = analyse(files)
-    row, = result["comparisons"]
+    (row,) = result["comparisons"]
     assert (row["first"], row["second"], row["answers"], row["listeners"]) == ("m", "n", 4, 2)
     assert row["preferred_first"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert row["interval_95"][0] <= row["preferred_first"] <= row["interval_95"][1]
     assert "62%" in report(result) and report(analyse([file_of("z", [])])) == "no ratings yet"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "listener": "a", "ratings": []}',
-                                  '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0"], '
-                                  '"choice": "a"}]}',
-                                  '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0", "b/0"], '
-                                  '"choice": "best"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "x", "listener": "a", "ratings": []}',
+        '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0"], '
+        '"choice": "a"}]}',
+        '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0", "b/0"], '
+        '"choice": "best"}]}',
+    ],
+)
 def test_a_file_that_holds_no_ratings_is_one_sentence(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(UserError, match="is damaged .*: export it again"):
@@ -95,7 +121,12 @@ def test_the_command_writes_the_page(tmp_path, capsys):
     groups = [f"--group={name}={tmp_path / name}" for name in ("one", "two")]
     main([*groups, "--pairs", "2", "--seconds", "3", "--out", str(tmp_path / "page.html")])
     assert "2 pairs" in capsys.readouterr().out and (tmp_path / "page.html").stat().st_size > 20_000
-    for wrong in (groups[:1], [*groups, "--pairs", "0"], [*groups, "--seconds", "1"], ["--group", "x=nowhere"]):
+    for wrong in (
+        groups[:1],
+        [*groups, "--pairs", "0"],
+        [*groups, "--seconds", "1"],
+        ["--group", "x=nowhere"],
+    ):
         with pytest.raises(UserError):
             main([*wrong, "--out", str(tmp_path / "no.html")])
     assert not (tmp_path / "no.html").exists()
@@ -112,10 +143,14 @@ def test_in_a_browser_the_rolls_are_hidden_until_there_is_a_choice_and_then_move
         opened.until("document.querySelector('#a audio').currentTime > 0.2")
         opened.run("document.querySelector('[data-choice=b]').click()")
         assert opened.run(seen) == [True, True]
-        assert not opened.run("document.querySelector('#a audio').paused")  # a choice does not stop the music
+        # a choice does not stop the music
+        assert not opened.run("document.querySelector('#a audio').paused")
         at = "document.querySelector('#a svg').lastChild.getAttribute('d')"
         before = opened.run(at)
         opened.until(f"{at} !== '{before}'")
         opened.run("document.querySelector('#next').click()")
-        assert opened.run(seen) == [False, False] and opened.run("$('where').textContent") == "Pair 2 of 6"
+        assert (
+            opened.run(seen) == [False, False]
+            and opened.run("$('where').textContent") == "Pair 2 of 6"
+        )
         assert not opened.errors() and len(opened.requests()) == 1

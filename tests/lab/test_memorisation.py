@@ -1,4 +1,6 @@
-"""Claims about lib.lab.judge.memorisation: what is copied is found, exactly and transposed, and nothing else is."""
+"""Claims about lib.lab.judge.memorisation: what is copied is found, exactly and transposed,
+and nothing else is.
+"""
 
 import numpy as np
 import pytest
@@ -67,9 +69,18 @@ def test_a_chord_is_read_from_low_to_high_whatever_finger_was_first():
     assert keys(apart).tolist() == [64, 60] and len(keys(apart[:0])) == 0
 
 
-@pytest.mark.parametrize("sequence, length", [
-    ([], 0), ([60], 0), ([60, 60], 1), ([1, 2, 3, 9, 1, 2, 3], 3), ([1, 2, 1, 2, 1, 2, 1, 2], 4), ([5] * 9, 4),
-    ([1, 2, 3, 4], 0)])
+@pytest.mark.parametrize(
+    "sequence, length",
+    [
+        ([], 0),
+        ([60], 0),
+        ([60, 60], 1),
+        ([1, 2, 3, 9, 1, 2, 3], 3),
+        ([1, 2, 1, 2, 1, 2, 1, 2], 4),
+        ([5] * 9, 4),
+        ([1, 2, 3, 4], 0),
+    ],
+)
 def test_the_longest_repeat_does_not_overlap_itself(sequence, length):
     assert longest_repeat(np.array(sequence, int)) == length
 

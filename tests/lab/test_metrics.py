@@ -1,4 +1,6 @@
-"""lib.lab.judge.metrics and lib.lab.judge.anchors: known music gives known numbers, real ranks before noise."""
+"""lib.lab.judge.metrics and lib.lab.judge.anchors:
+known music gives known numbers, real ranks before noise.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,16 @@ from lib.env.errors import UserError
 from lib.generate.player import load_model
 from lib.lab.judge import anchors
 from lib.lab.judge import metrics as music_metrics
-from lib.lab.judge.metrics import Embedding, describe, facts, features, frechet, overlap, returns, yang_lerch
+from lib.lab.judge.metrics import (
+    Embedding,
+    describe,
+    facts,
+    features,
+    frechet,
+    overlap,
+    returns,
+    yang_lerch,
+)
 from lib.music.notes import make_notes
 
 
@@ -22,21 +33,34 @@ def scale(seconds=60.0, step=0.25, seed=None):
 
 def test_facts_of_a_scale():
     found = facts(scale(), 60)
-    assert found["notes a second"] == pytest.approx(239 / 60) and found["median gap between onsets in s"] == 0.25
-    assert found["range in semitones"] == 12 and found["keys used"] == 8 and found["spread of velocity"] == 0
-    assert found["scale consistency"] == 1 and found["keys sounding at once"] == pytest.approx(1, abs=0.05)
+    assert (
+        found["notes a second"] == pytest.approx(239 / 60)
+        and found["median gap between onsets in s"] == 0.25
+    )
+    assert (
+        found["range in semitones"] == 12
+        and found["keys used"] == 8
+        and found["spread of velocity"] == 0
+    )
+    assert found["scale consistency"] == 1 and found["keys sounding at once"] == pytest.approx(
+        1, abs=0.05
+    )
     assert found["longest exact repetition in notes"] == 113  # keys 0 to 112 are keys 126 to 238
 
 
 def test_what_returns_is_told_from_what_does_not():
     """Seven chords again and again, every 14 seconds, against keys without order."""
     start = np.repeat(np.arange(0, 56, 2.0), 3)
-    chord = np.array([[0, 4, 7], [2, 5, 9], [4, 7, 11], [5, 9, 0], [7, 11, 2], [9, 0, 4], [11, 2, 5]])
+    chord = np.array(
+        [[0, 4, 7], [2, 5, 9], [4, 7, 11], [5, 9, 0], [7, 11, 2], [9, 0, 4], [11, 2, 5]]
+    )
     regular = make_notes(start, start + 2, 60 + chord[np.arange(28) % 7].ravel(), np.full(84, 60))
     rng = np.random.default_rng(0)
     random = make_notes(start, start + 2, 60 + rng.integers(0, 12, 84), np.full(84, 60))
     one, two = returns(regular, 56), returns(random, 56)
-    assert one["8 to 15 s"] == pytest.approx(1, abs=1e-6) and one["8 to 15 s"] > one["3 to 8 s"] + 0.2
+    assert (
+        one["8 to 15 s"] == pytest.approx(1, abs=1e-6) and one["8 to 15 s"] > one["3 to 8 s"] + 0.2
+    )
     assert two["8 to 15 s"] < 0.7
     assert np.isnan(returns(regular[:9], 6)["8 to 15 s"])
 
@@ -55,10 +79,20 @@ def test_overlap_of_equal_apart_and_constant_distances():
 
 def test_features_of_the_same_kind_overlap_more_than_those_of_another():
     rng = np.random.default_rng(1)
+
     def group(low, high, count):
-        return features([make_notes(s := np.sort(rng.uniform(0, 60, n)), s + rng.uniform(0.1, 1, n),
-                                    rng.integers(low, high, n), rng.integers(40, 90, n))
-                         for n in rng.integers(80, 300, count)])
+        return features(
+            [
+                make_notes(
+                    s := np.sort(rng.uniform(0, 60, n)),
+                    s + rng.uniform(0.1, 1, n),
+                    rng.integers(low, high, n),
+                    rng.integers(40, 90, n),
+                )
+                for n in rng.integers(80, 300, count)
+            ]
+        )
+
     real, alike, other = group(40, 80, 40), group(40, 80, 40), group(95, 100, 40)
     near, far = (np.mean([v[0] for v in yang_lerch(real, x).values()]) for x in (alike, other))
     assert near > 0.85 > far
@@ -74,7 +108,9 @@ def test_frechet_of_gaussians_is_the_formula():
 def test_an_embedding_keeps_distances_of_histograms():
     pieces = [scale(12, seed=s) for s in range(40)]
     embed = Embedding(pieces, size=20)
-    assert embed(pieces).shape == (40, 20) and np.linalg.norm(describe(pieces[0])) == pytest.approx(6**0.5)
+    assert embed(pieces).shape == (40, 20) and np.linalg.norm(describe(pieces[0])) == pytest.approx(
+        6**0.5
+    )
     with pytest.raises(UserError, match="too few"):
         Embedding(pieces, size=64)
 
@@ -87,7 +123,9 @@ def test_a_piece_of_one_note_is_refused():
 
 
 def test_the_features_are_as_many_as_yang_and_lerch_have():
-    assert len(music_metrics.FEATURES) == 9 and all(v.shape[0] == 1 for v in features([scale()]).values())
+    assert len(music_metrics.FEATURES) == 9 and all(
+        v.shape[0] == 1 for v in features([scale()]).values()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +148,19 @@ def test_copies_and_noise_are_told_from_new_music(anchor):
     assert exact["stolen"]["longest"] == max(len(n) for n in stolen[4:])
     assert exact["stolen"]["piece"] == exact["stolen"]["query"]  # it says where it is from
     overlap = {name: row["mean_overlap_area"] for name, row in result["overlap"].items()}
-    assert overlap["held out"] > overlap["noise"] and result["empty"] == {"stolen": 0, "held out": 0}
+    assert overlap["held out"] > overlap["noise"] and result["empty"] == {
+        "stolen": 0,
+        "held out": 0,
+    }
     text = anchors.table(result)
     assert text.startswith("| | real | stolen | held out | noise |") and "Fréchet" in text
     assert anchors.plot(result).axes
 
 
 def test_pieces_that_are_empty_are_counted_not_hidden(anchor):
-    result = anchors.compare(anchor, {"some": [*anchor.real[:3], anchor.real[0][:2], anchor.real[0][:0]]})
+    result = anchors.compare(
+        anchor, {"some": [*anchor.real[:3], anchor.real[0][:2], anchor.real[0][:0]]}
+    )
     assert result["empty"] == {"some": 2} and result["pieces"]["some"] == 3
     with pytest.raises(UserError, match="two pieces"):
         anchors.compare(anchor, {"none": [anchor.real[0][:0]] * 5})

@@ -1,4 +1,6 @@
-"""Claims about lib.lab.rivals.ngram: it counts, it is a distribution, and longer contexts help where there are any."""
+"""Claims about lib.lab.rivals.ngram: it counts, it is a distribution,
+and longer contexts help where there are any.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Claims about lib.lab.judge.passages: a copy is found though notes differ; what everybody plays is worth little."""
+"""Claims about lib.lab.judge.passages: a copy is found though notes differ;
+what everybody plays is worth little.
+"""
 
 from pathlib import Path
 
@@ -32,7 +34,9 @@ def by_hand(query, there, bits) -> float:
     for i in range(1, len(query) + 1):
         for j in range(1, len(there) + 1):
             step = bits[i - 1] if query[i - 1] == there[j - 1] else -EDIT
-            scores[i, j] = max(0, scores[i - 1, j - 1] + step, scores[i - 1, j] - EDIT, scores[i, j - 1] - EDIT)
+            scores[i, j] = max(
+                0, scores[i - 1, j - 1] + step, scores[i - 1, j] - EDIT, scores[i, j - 1] - EDIT
+            )
     return scores.max()
 
 
@@ -62,7 +66,9 @@ def test_a_copy_is_found_transposed_and_with_notes_changed_left_out_and_put_in(c
 
 def test_what_was_made_up_shares_little_and_a_copy_much(corpus):
     chance = max(corpus.shared(melody(200, seed)).bits for seed in range(200, 215))
-    copied = corpus.shared(np.concatenate([melody(90, 300), corpus.pieces[3][500:530], melody(80, 301)])).bits
+    copied = corpus.shared(
+        np.concatenate([melody(90, 300), corpus.pieces[3][500:530], melody(80, 301)])
+    ).bits
     assert copied > 3 * chance
 
 
@@ -97,8 +103,13 @@ def test_the_control_of_a_composers_style_leaves_out_the_piece_itself():
 
     titles = ("A", "B", "A", "C")  # the real one is A as well, and note by note the first
     composers = ("X", "X", "X", "Y")
-    facts = [Performance(Path(f"{title}.mid"), by, title, 2000, "train", 60.0) for by, title in zip(composers, titles)]
+    facts = [
+        Performance(Path(f"{title}.mid"), by, title, 2000, "train", 60.0)
+        for by, title in zip(composers, titles)
+    ]
     train = [notes(k) for k in range(4)]
-    found = passages(Anchors(60.0, [train[0]], [], ["X"], ["A"], train, facts), {"copies": [train[0]]})["groups"]
+    found = passages(
+        Anchors(60.0, [train[0]], [], ["X"], ["A"], train, facts), {"copies": [train[0]]}
+    )["groups"]
     assert found["same composer"]["most_bits"] < found["copies"]["most_bits"] / 3
     assert found["copies"]["top"]["piece"] == 0

@@ -1,4 +1,6 @@
-"""Claims about lib.lab.peers.scans: other people's scans agree with our float64 loop, or say why they cannot."""
+"""Claims about lib.lab.peers.scans: other people's scans agree with our float64 loop,
+or say why they cannot.
+"""
 
 import sys
 import types
@@ -19,10 +21,16 @@ def problem(length, dtype=torch.float64, batch=2, d_inner=5, d_state=3):
     def draw(*shape):
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
-    found = {"x": draw(batch, length, d_inner), "delta": draw(batch, length, d_inner),
-             "A": -torch.exp(draw(d_inner, d_state)), "B": draw(batch, length, d_state),
-             "C": draw(batch, length, d_state), "D": draw(d_inner), "z": draw(batch, length, d_inner),
-             "delta_bias": draw(d_inner)}
+    found = {
+        "x": draw(batch, length, d_inner),
+        "delta": draw(batch, length, d_inner),
+        "A": -torch.exp(draw(d_inner, d_state)),
+        "B": draw(batch, length, d_state),
+        "C": draw(batch, length, d_state),
+        "D": draw(d_inner),
+        "z": draw(batch, length, d_inner),
+        "delta_bias": draw(d_inner),
+    }
     return {name: t.to(dtype).requires_grad_() for name, t in found.items()}
 
 
@@ -31,7 +39,10 @@ def results(scan, given):
     y = scan(**given, delta_softplus=True)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = torch.autograd.grad((y.double() * weight).sum(), given.values())
-    return {"y": y.detach().double(), **{f"d{name}": t.double() for name, t in zip(given, found, strict=True)}}
+    return {
+        "y": y.detach().double(),
+        **{f"d{name}": t.double() for name, t in zip(given, found, strict=True)},
+    }
 
 
 def loop(**given):
@@ -76,7 +87,9 @@ def test_peer_does_without_what_is_left_out(name, without):
 def test_loading_the_reference_leaves_no_module_behind():
     before = set(sys.modules)
     brought("mamba_ssm_reference")
-    assert not [name for name in set(sys.modules) - before if "mamba" in name or "selective" in name]
+    assert not [
+        name for name in set(sys.modules) - before if "mamba" in name or "selective" in name
+    ]
 
 
 def stand_in(monkeypatch, name, **content):
@@ -89,6 +102,7 @@ def stand_in(monkeypatch, name, **content):
 
 def test_accelerated_scan_is_fed_the_discretised_inputs(monkeypatch):
     """Its kernels need a GPU; the discretisation around them does not."""
+
     def scan(gates, tokens):  # (B, C, T), as theirs
         assert gates.is_contiguous() and tokens.is_contiguous()
         h, out = torch.zeros_like(gates[..., 0]), []
@@ -111,8 +125,16 @@ def test_mamba_ssm_kernel_is_fed_channels_first_without_a_copy(monkeypatch):
     def kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
         seen.append((u.is_contiguous(), u.data_ptr()))
         turned = (t.transpose(1, 2) for t in (u, delta))
-        return loop(**dict(zip(("x", "delta"), turned, strict=True)), A=A, B=B.transpose(1, 2), C=C.transpose(1, 2),
-                    D=D, z=z.transpose(1, 2), delta_bias=delta_bias, delta_softplus=delta_softplus).transpose(1, 2)
+        return loop(
+            **dict(zip(("x", "delta"), turned, strict=True)),
+            A=A,
+            B=B.transpose(1, 2),
+            C=C.transpose(1, 2),
+            D=D,
+            z=z.transpose(1, 2),
+            delta_bias=delta_bias,
+            delta_softplus=delta_softplus,
+        ).transpose(1, 2)
 
     stand_in(monkeypatch, "mamba_ssm.ops.selective_scan_interface", selective_scan_fn=kernel)
     scan = peers.load("mamba_ssm_cuda")
@@ -123,14 +145,25 @@ def test_mamba_ssm_kernel_is_fed_channels_first_without_a_copy(monkeypatch):
 
 def test_mamba_ssm_without_its_cuda_scan_is_one_sentence(monkeypatch):
     """Its next release is built without it, and says so only when the scan is called."""
-    stand_in(monkeypatch, "mamba_ssm.ops.selective_scan_interface", selective_scan_fn=None, selective_scan_cuda=None)
+    stand_in(
+        monkeypatch,
+        "mamba_ssm.ops.selective_scan_interface",
+        selective_scan_fn=None,
+        selective_scan_cuda=None,
+    )
     with pytest.raises(UserError, match="MAMBA_KEEP_CUDA_BUILD=TRUE"):
         peers.load("mamba_ssm_cuda")
 
 
-@pytest.mark.parametrize("name, module", [("mambapy", "mambapy"), ("transformers", "transformers"),
-                                          ("mamba_ssm_cuda", "mamba_ssm"),
-                                          ("accelerated_scan_warp", "accelerated_scan")])
+@pytest.mark.parametrize(
+    "name, module",
+    [
+        ("mambapy", "mambapy"),
+        ("transformers", "transformers"),
+        ("mamba_ssm_cuda", "mamba_ssm"),
+        ("accelerated_scan_warp", "accelerated_scan"),
+    ],
+)
 def test_missing_peer_is_one_sentence(name, module, monkeypatch):
     for known in [known for known in sys.modules if known.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, known)
@@ -142,6 +175,7 @@ def test_missing_peer_is_one_sentence(name, module, monkeypatch):
 def test_peer_that_breaks_while_it_is_imported_is_one_sentence(monkeypatch):
     def broken(name):
         raise RuntimeError("no nvcc\nand forty lines of build log")
+
     monkeypatch.setattr(peers.importlib, "import_module", broken)
     with pytest.raises(UserError) as caught:
         peers.load("accelerated_scan_warp")
@@ -165,18 +199,27 @@ def nonsense(requirement, work, what, **options):
     (work / "mamba_ssm-1.tar.gz").write_bytes(b"\x1f\x8b nonsense")
 
 
-@pytest.mark.parametrize("bring, words", [
-    (sdist(b"other code", peers.FILE), "wrong checksum"), (sdist(b"", "elsewhere.py"), "damaged"),
-    (lambda requirement, work, what, **options: None, "damaged"),
-    (nonsense, "damaged")])
-def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch, nothing_installed):
+@pytest.mark.parametrize(
+    "bring, words",
+    [
+        (sdist(b"other code", peers.FILE), "wrong checksum"),
+        (sdist(b"", "elsewhere.py"), "damaged"),
+        (lambda requirement, work, what, **options: None, "damaged"),
+        (nonsense, "damaged"),
+    ],
+)
+def test_wrong_archive_is_said_and_nothing_is_kept(
+    bring, words, tmp_path, monkeypatch, nothing_installed
+):
     monkeypatch.setattr(peers, "pip_download", bring)
     with pytest.raises(peers.Unreachable, match=words):
         peers.reference_file(tmp_path, say=str)
     assert not list(tmp_path.glob("**/*.py")) and not list(tmp_path.glob("*/"))
 
 
-def test_damaged_file_is_fetched_again_and_a_sound_one_is_not(tmp_path, monkeypatch, nothing_installed):
+def test_damaged_file_is_fetched_again_and_a_sound_one_is_not(
+    tmp_path, monkeypatch, nothing_installed
+):
     fetched = []
 
     def bring(requirement, work, what, **options):
@@ -184,15 +227,23 @@ def test_damaged_file_is_fetched_again_and_a_sound_one_is_not(tmp_path, monkeypa
         sdist(b"def selective_scan_ref(): pass", peers.FILE)(requirement, work, what)
 
     monkeypatch.setattr(peers, "pip_download", bring)
-    monkeypatch.setattr(peers, "SHA256", peers.hashlib.sha256(b"def selective_scan_ref(): pass").hexdigest())
+    monkeypatch.setattr(
+        peers, "SHA256", peers.hashlib.sha256(b"def selective_scan_ref(): pass").hexdigest()
+    )
     path = peers.reference_file(tmp_path, say=str)
     assert peers.reference_file(tmp_path, say=str) == path and len(fetched) == 1
     path.write_text("cut")
-    assert peers.reference_file(tmp_path, say=str).read_bytes().endswith(b"pass") and len(fetched) == 2
+    assert (
+        peers.reference_file(tmp_path, say=str).read_bytes().endswith(b"pass") and len(fetched) == 2
+    )
 
 
 def test_no_package_index_is_one_sentence(tmp_path, monkeypatch, nothing_installed):
-    for name, value in (("PIP_CONFIG_FILE", "/dev/null"), ("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", "")):
+    for name, value in (
+        ("PIP_CONFIG_FILE", "/dev/null"),
+        ("PIP_NO_INDEX", "1"),
+        ("PIP_FIND_LINKS", ""),
+    ):
         monkeypatch.setenv(name, value)
     with pytest.raises(peers.Unreachable, match="^pip cannot fetch mamba-ssm ") as caught:
         peers.reference_file(tmp_path, say=str)

@@ -43,8 +43,15 @@ def test_the_summary_of_gaps_sets_each_way_beside_plain_continuation():
     gaps = []
     for _ in range(30):
         plain = rng.normal(100, 5, 2)
-        gaps.append({"notes": [10, 50], "plain": plain.tolist(), "best": (plain - 5).tolist(),
-                     "bridge": (plain - [10, 0]).tolist(), "true": (plain - 20).tolist()})
+        gaps.append(
+            {
+                "notes": [10, 50],
+                "plain": plain.tolist(),
+                "best": (plain - 5).tolist(),
+                "bridge": (plain - [10, 0]).tolist(),
+                "true": (plain - 20).tolist(),
+            }
+        )
     found = bridge.summary(gaps)
     assert found["weighed_by"]["bridge_minus_plain"]["bits_per_note"] == pytest.approx(-1.0)
     assert found["weighed_by"]["bridge_minus_best"]["bits_per_note"] == pytest.approx(-0.5)

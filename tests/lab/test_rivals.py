@@ -59,7 +59,8 @@ def test_parameters_are_counted_without_the_embedding():
     for arch in ARCHS:
         model = make(arch)
         assert baselines.body(model) == model.parameter_count() - VOCAB * model.config.d_model
-        assert baselines.body(model) == baselines._count(model.config)  # on no device, as the search counts
+        # on no device, as the search counts
+        assert baselines.body(model) == baselines._count(model.config)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -87,7 +88,10 @@ def test_segments_match_the_whole(arch, cuts):
         parts.append(logits)
         state = after
     same(torch.cat(parts, 1), whole)
-    same(by_steps(model, ids[:, :5], copy_state(state))[0], model(torch.cat([ids, ids[:, :5]], 1))[:, 33:])
+    same(
+        by_steps(model, ids[:, :5], copy_state(state))[0],
+        model(torch.cat([ids, ids[:, :5]], 1))[:, 33:],
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -100,7 +104,8 @@ def test_rows_that_were_emptied_begin_again_and_others_go_on(arch):
     for logits in (model(more, state), by_steps(model, more, copy_state(state))[0]):
         same(logits[0], model(torch.cat([ids, more], 1))[0, 14:])
         same(logits[1], model(more)[1])
-    alive = [tuple(t[:2] for t in layer) for layer in state]  # what evaluation does when a piece ends
+    # what evaluation does when a piece ends
+    alive = [tuple(t[:2] for t in layer) for layer in state]
     same(model(more[:2], alive), model(more, state)[:2])
 
 
@@ -111,7 +116,9 @@ def test_the_model_is_causal_and_every_parameter_learns(arch):
     changed[0, 20] = (ids[0, 20] + 1) % VOCAB
     before, after = model(ids), model(changed)
     # an FFT spreads its rounding over all positions
-    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-5 if arch == "s4d" else 1e-6)
+    torch.testing.assert_close(
+        before[:, :20], after[:, :20], rtol=0, atol=1e-5 if arch == "s4d" else 1e-6
+    )
     assert (before[:, 20:] - after[:, 20:]).abs().amax(-1).min() > 0
     F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -145,12 +152,20 @@ def test_prefill_is_the_last_position_and_a_checkpoint_comes_back(arch, tmp_path
 
 def test_names_in_the_weights_of_a_hybrid_are_those_of_before():
     names = make("hybrid").state_dict()
-    assert {"backbone.layers.0.mixer.mamba.A_log", "backbone.layers.1.mixer.in_proj.weight",
-            "backbone.layers.1.norm_feed.weight", "backbone.layers.1.feed.out_proj.weight"} <= set(names)
+    assert {
+        "backbone.layers.0.mixer.mamba.A_log",
+        "backbone.layers.1.mixer.in_proj.weight",
+        "backbone.layers.1.norm_feed.weight",
+        "backbone.layers.1.feed.out_proj.weight",
+    } <= set(names)
 
 
 def test_a_model_says_whether_its_state_grows():
-    assert [arch for arch in ARCHS if make(arch).grows] == ["transformer", "transformer_xl", "hybrid"]
+    assert [arch for arch in ARCHS if make(arch).grows] == [
+        "transformer",
+        "transformer_xl",
+        "hybrid",
+    ]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -158,7 +173,9 @@ def test_the_loss_of_a_rival_is_the_sum_of_its_cross_entropies(arch):
     model, ids = make(arch), tokens(2, 12)
     targets = tokens(2, 12, seed=2)
     targets[0, 3] = -1
-    wanted = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    wanted = F.cross_entropy(
+        model(ids).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"
+    )
     torch.testing.assert_close(model(ids, targets=targets), wanted, rtol=1e-5, atol=1e-4)
 
 
@@ -171,7 +188,9 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:500])
     else:
-        facts = json.loads(config.read_text()) | ({"d_model": 3} if damage == "size" else {"strange": 1})
+        facts = json.loads(config.read_text()) | (
+            {"d_model": 3} if damage == "size" else {"strange": 1}
+        )
         config.write_text(json.dumps(facts))
     with pytest.raises(UserError) as error:
         baselines.load(tmp_path)
@@ -195,8 +214,11 @@ def test_what_cannot_be_built_is_one_sentence():
 
 def test_the_fixed_system_is_known_again_after_every_change_of_its_parameters():
     model, ids = make("s4d"), tokens(1, 10)
-    for change in (lambda: None, lambda: model.backbone.layers[0].mixer.ssm.log_delta.add_(0.5),
-                   lambda: model.load_state_dict(make("s4d", seed=7).state_dict())):
+    for change in (
+        lambda: None,
+        lambda: model.backbone.layers[0].mixer.ssm.log_delta.add_(0.5),
+        lambda: model.load_state_dict(make("s4d", seed=7).state_dict()),
+    ):
         with torch.no_grad():
             change()
         same(by_steps(model, ids)[0], model(ids).detach())
@@ -237,13 +259,16 @@ def test_attention_is_the_textbook_one_with_rotary_positions_and_a_window():
 
 
 def test_attention_depends_on_distances_alone():
-    """The same tokens give the same logits 100,000 windows later: turned keys, turned queries, float64 angles."""
+    """The same tokens give the same logits 100,000 windows later:
+    turned keys, turned queries, float64 angles.
+    """
     model, ids = make("transformer"), tokens(1, 40)
     _, state = model(ids, return_state=True)
     far = []
     for layer, (ring, at) in zip(model.backbone.layers, copy_state(state)):
         keys, values = ring.unflatten(1, (-1, 9)).chunk(2, 1)
-        keys = layer.mixer.rotate(keys, torch.full((1, 9), 900_000))  # 900,000 is a multiple of 9: the same slots
+        # 900,000 is a multiple of 9: the same slots
+        keys = layer.mixer.rotate(keys, torch.full((1, 9), 900_000))
         far.append((torch.cat([keys, values], 1).flatten(1, 2).detach(), at + 900_000))
     same(by_steps(model, ids[:, :12], far)[0], by_steps(model, ids[:, :12], copy_state(state))[0])
 
@@ -278,7 +303,9 @@ def make_streams(lengths=(40, 2, 17, 10), vocab=VOCAB):
     rng, pieces, arrays, offset = np.random.default_rng(0), [], [], 0
     for i, length in enumerate(lengths):
         arrays.append(rng.integers(vocab, size=length).astype(np.uint16))
-        pieces.append(Piece(f"p{i}", "composer", f"t{i}", "test", 0, offset, length, max(1, length // 3), 1.0))
+        pieces.append(
+            Piece(f"p{i}", "composer", f"t{i}", "test", 0, offset, length, max(1, length // 3), 1.0)
+        )
         offset += length
     return Streams(np.concatenate(arrays), pieces, vocab, 1, {})
 
@@ -286,15 +313,20 @@ def make_streams(lengths=(40, 2, 17, 10), vocab=VOCAB):
 @pytest.mark.parametrize("window, stride", [(9, None), (9, 9), (4, 1), (1, 1), (100, None)])
 def test_every_token_counts_once_with_the_context_that_its_window_gives(window, stride):
     model, streams = make("mamba"), make_streams()
-    found = windows.window_nats(model, streams, streams.pieces, window=window, stride=stride, batch=3)
+    found = windows.window_nats(
+        model, streams, streams.pieces, window=window, stride=stride, batch=3
+    )
     step = stride or max(1, window // 2)
     for piece, nats in zip(streams.pieces, found):
         ids = torch.from_numpy(streams.stream(piece).astype(np.int64))
         assert len(nats) == piece.length - 1
         for target in range(1, piece.length):
-            begin = max(0, -(-(target - window) // step)) * step  # the first window that holds the target
+            # the first window that holds the target
+            begin = max(0, -(-(target - window) // step)) * step
             logits = model(ids[None, begin:target])[0, -1]
-            assert nats[target - 1] == pytest.approx(F.cross_entropy(logits, ids[target]).item(), abs=1e-4)
+            assert nats[target - 1] == pytest.approx(
+                F.cross_entropy(logits, ids[target]).item(), abs=1e-4
+            )
 
 
 @pytest.mark.parametrize("arch", ["mamba", "transformer", "transformer_xl", "hybrid"])
@@ -308,8 +340,11 @@ def test_a_piece_is_judged_in_the_way_of_its_architecture(arch):
         assert abs(found[0] - carried[0]) > 1e-3  # windows read afresh are not the cache carried on
         whole = TransformerLM(replace(model.config, window=64))
         whole.load_state_dict(model.state_dict())
-        np.testing.assert_allclose(windows.model_bits(whole, streams, streams.pieces)[1:3],
-                                   evaluate.piece_bits(whole, streams, streams.pieces)[1:3], rtol=1e-5)
+        np.testing.assert_allclose(
+            windows.model_bits(whole, streams, streams.pieces)[1:3],
+            evaluate.piece_bits(whole, streams, streams.pieces)[1:3],
+            rtol=1e-5,
+        )
     else:
         np.testing.assert_allclose(found, carried, rtol=1e-5)
 

@@ -1,8 +1,9 @@
-"""Claims about the workshop kit: a bundle is complete or says what it lacks, and it goes on after a stop.
+"""Claims about the workshop kit: a bundle is complete or says what it lacks,
+and it goes on after a stop.
 
-The bundle here is a tiny one: two made-up wheels from a local folder, a small repository, ten small files
-in place of the ten performances. One test has pip itself make, prove and install it; in the others a
-stand-in takes pip's place, which starts slowly.
+The bundle here is a tiny one: two made-up wheels from a local folder, a small repository, ten small
+files in place of the ten performances. One test has pip itself make, prove and install it; in the
+others a stand-in takes pip's place, which starts slowly.
 """
 
 import json
@@ -48,9 +49,12 @@ def course(tmp_path, monkeypatch):
             (folder / name).write_bytes(b"MThd")
 
     monkeypatch.setattr(env, "ROOT", root)
-    monkeypatch.setattr(workshop, "version", lambda name: "2.13.0+cpu")  # torch; it is not asked for here
+    # torch; it is not asked for here
+    monkeypatch.setattr(workshop, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setattr(sample, "fetch_ten", fetch)
-    monkeypatch.setattr(sample, "whole", lambda folder: all((folder / name).is_file() for name in TEN))
+    monkeypatch.setattr(
+        sample, "whole", lambda folder: all((folder / name).is_file() for name in TEN)
+    )
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(index)), ("CONFIG_FILE", os.devnull)):
@@ -60,15 +64,19 @@ def course(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pip(course, tmp_path, monkeypatch):
-    """A stand-in for pip, which knows the two wheels, and for the teacher's pages; returns the list of pip's calls."""
+    """A stand-in for pip, which knows the two wheels, and for the teacher's pages;
+    returns the list of pip's calls.
+    """
     calls = []
 
     def stand_in(command, *arguments, doing, offline=False):
         calls.append(command)
         if "--report" in arguments:
             named = [("music_tiny.Thing", "1.0"), ("music-smaller-thing", "0.5")]
-            named = named[("music-tiny" not in (course / "requirements.txt").read_text()):]
-            return json.dumps({"install": [{"metadata": {"name": n, "version": v}} for n, v in named]})
+            named = named[("music-tiny" not in (course / "requirements.txt").read_text()) :]
+            return json.dumps(
+                {"install": [{"metadata": {"name": n, "version": v}} for n, v in named]}
+            )
         if command == "wheel":
             where = Path(arguments[arguments.index("--wheel-dir") + 1])
             for package in arguments[arguments.index("--wheel-dir") + 2 :]:
@@ -77,7 +85,9 @@ def pip(course, tmp_path, monkeypatch):
         return ""
 
     monkeypatch.setattr(workshop, "_pip", stand_in)
-    monkeypatch.setattr(workshop.teaching, "files", lambda: {"index.html": b"made", "pages/00_tour.html": b"made"})
+    monkeypatch.setattr(
+        workshop.teaching, "files", lambda: {"index.html": b"made", "pages/00_tour.html": b"made"}
+    )
     return calls
 
 
@@ -92,21 +102,40 @@ def bundle(pip, tmp_path):
 def missing(folder):
     """What a check alone says is missing, a line each."""
     said = []
-    with pytest.raises(UserError, match="not ready, .* missing: run python -m lib.lab.pages workshop"):
+    with pytest.raises(
+        UserError, match="not ready, .* missing: run python -m lib.lab.pages workshop"
+    ):
         workshop.main(folder, check_only=True, say=said.append)
     return [line.removeprefix("missing: ") for line in said]
 
 
 def test_pip_itself_makes_proves_and_installs(course, tmp_path, monkeypatch):
-    """The page's commands, from `--no-index` on, bring the packages and the course into a fresh environment."""
+    """The page's commands, from `--no-index` on, bring the packages and the course into a
+    fresh environment.
+    """
     folder, said = tmp_path / "bundle", []
     workshop.main(folder, say=said.append)
-    assert said[-1].startswith(f"ready: {folder}, 2 packages, 1 MB, for Python {sys.version_info.major}.")
+    assert said[-1].startswith(
+        f"ready: {folder}, 2 packages, 1 MB, for Python {sys.version_info.major}."
+    )
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "bundle.json", "course.zip", "requirements.txt", "teaching", "wheels"]
+        "README.md",
+        "bundle.json",
+        "course.zip",
+        "requirements.txt",
+        "teaching",
+        "wheels",
+    ]
 
-    lines = [line.strip() for line in (folder / "README.md").read_text().splitlines() if line.startswith("    ")]
-    assert lines[0] == "python -m venv room" and lines[3] == "room/bin/jupyter lab course/notebooks/00_tour.ipynb"
+    lines = [
+        line.strip()
+        for line in (folder / "README.md").read_text().splitlines()
+        if line.startswith("    ")
+    ]
+    assert (
+        lines[0] == "python -m venv room"
+        and lines[3] == "room/bin/jupyter lab course/notebooks/00_tour.ipynb"
+    )
     python = fresh_python(tmp_path / "room")
     there = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     there["PIP_CONFIG_FILE"] = os.devnull
@@ -115,7 +144,9 @@ def test_pip_itself_makes_proves_and_installs(course, tmp_path, monkeypatch):
         assert program == "room/bin/python"
         subprocess.run([python, *arguments], cwd=folder, env=there, check=True, capture_output=True)
     subprocess.run([python, "-c", "import music_tiny_thing, music_smaller_thing"], check=True)
-    assert (folder / "course" / "data" / "model" / "config.json").read_text() == "data/model/config.json"
+    assert (
+        folder / "course" / "data" / "model" / "config.json"
+    ).read_text() == "data/model/config.json"
 
     # every file of a list is whole, the list lacks a dependency, and still it is found out
     found = workshop.read_list(folder)
@@ -123,21 +154,28 @@ def test_pip_itself_makes_proves_and_installs(course, tmp_path, monkeypatch):
     (folder / "bundle.json").write_text(json.dumps(found))
     (folder / "wheels" / "music_smaller_thing-0.5-py3-none-any.whl").unlink()
     (what,) = missing(folder)
-    assert what.startswith("a package that another one needs (pip could not install from the wheels alone: ")
+    assert what.startswith(
+        "a package that another one needs (pip could not install from the wheels alone: "
+    )
 
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(UserError, match="pip could not find out which packages .*No matching distribution"):
+    with pytest.raises(
+        UserError, match="pip could not find out which packages .*No matching distribution"
+    ):
         workshop.main(tmp_path / "another", say=lambda _: None)
 
 
 def fresh_python(folder):
-    """A virtual environment that borrows the pip of this one, and nothing that the bundle brings."""
+    """A virtual environment that borrows the pip of this one,
+    and nothing that the bundle brings.
+    """
     import pip
 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     place = subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip()
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    ).strip()
     (Path(place) / "here.pth").write_text(str(Path(pip.__file__).parents[1]))
     return python
 
@@ -157,7 +195,8 @@ def test_a_second_call_fetches_nothing(bundle, pip):
     said = []
     workshop.main(bundle, say=said.append)
     workshop.main(bundle, check_only=True, say=said.append)
-    assert [line.split(":")[0] for line in said] == ["ready", "ready"]  # the teacher's pages are not made again
+    # the teacher's pages are not made again
+    assert [line.split(":")[0] for line in said] == ["ready", "ready"]
     assert pip == ["install", "install"]  # the two proofs
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
@@ -185,14 +224,20 @@ def test_a_stop_loses_one_batch(pip, tmp_path, monkeypatch):
     assert not (folder / "wheels.part").exists()
 
 
-@pytest.mark.parametrize("what, words", [
-    ("wheels/music_smaller_thing-0.5-py3-none-any.whl", "the wheel of music-smaller-thing==0.5"),
-    ("README.md", "README.md"),
-    ("requirements.txt", "requirements.txt"),
-    ("course.zip", "a whole course.zip"),
-    ("bundle.json", "bundle.json, the list of packages"),
-    ("teaching/index.html", "teaching/, what the teacher carries"),
-])
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        (
+            "wheels/music_smaller_thing-0.5-py3-none-any.whl",
+            "the wheel of music-smaller-thing==0.5",
+        ),
+        ("README.md", "README.md"),
+        ("requirements.txt", "requirements.txt"),
+        ("course.zip", "a whole course.zip"),
+        ("bundle.json", "bundle.json, the list of packages"),
+        ("teaching/index.html", "teaching/, what the teacher carries"),
+    ],
+)
 def test_what_is_gone_is_named_and_made_again(bundle, what, words):
     (bundle / what).unlink()
     assert missing(bundle) == [words]
@@ -200,11 +245,16 @@ def test_what_is_gone_is_named_and_made_again(bundle, what, words):
     assert (bundle / what).is_file()
 
 
-@pytest.mark.parametrize("what, words", [
-    ("wheels/music_tiny_thing-1.0-py3-none-any.whl",
-     "a whole wheels/music_tiny_thing-1.0-py3-none-any.whl: its checksum is wrong"),
-    ("course.zip", "a whole course.zip"),
-])
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        (
+            "wheels/music_tiny_thing-1.0-py3-none-any.whl",
+            "a whole wheels/music_tiny_thing-1.0-py3-none-any.whl: its checksum is wrong",
+        ),
+        ("course.zip", "a whole course.zip"),
+    ],
+)
 def test_damage_is_found_and_mended(bundle, what, words):
     content = (bundle / what).read_bytes()
     (bundle / what).write_bytes(content[: len(content) // 2])
@@ -216,7 +266,9 @@ def test_a_model_that_is_not_there_is_named(pip, course, tmp_path):
     (course / "data" / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="one thing is missing"):
         workshop.main(tmp_path / "bundle", say=lambda _: None)
-    assert missing(tmp_path / "bundle") == ["the model in course.zip (data/model/model.safetensors)"]
+    assert missing(tmp_path / "bundle") == [
+        "the model in course.zip (data/model/model.safetensors)"
+    ]
 
 
 def test_a_course_that_changed_is_named(bundle, course):
@@ -227,7 +279,9 @@ def test_a_course_that_changed_is_named(bundle, course):
     assert found[0] == "the packages of requirements.txt as it is now"
     assert found[1] == "the repository as it is now (README.md and 1 more files changed)"
     workshop.main(bundle, say=lambda _: None)
-    assert [path.name for path in (bundle / "wheels").iterdir()] == ["music_smaller_thing-0.5-py3-none-any.whl"]
+    assert [path.name for path in (bundle / "wheels").iterdir()] == [
+        "music_smaller_thing-0.5-py3-none-any.whl"
+    ]
 
 
 def test_pages_of_another_course_are_named(bundle, course):

@@ -1,4 +1,6 @@
-"""Claims about lib.mamba.block_cpu: convolution, block and loss are those of plain PyTorch, with every gradient."""
+"""Claims about lib.mamba.block_cpu: convolution, block and loss are those of plain PyTorch,
+with every gradient.
+"""
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from lib.mamba import block_cpu
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM, MambaMixer
 
-pytestmark = [pytest.mark.skipif(not block_cpu.available(), reason="no C++ compiler here"),
-              pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.skipif(not block_cpu.available(), reason="no C++ compiler here"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 67, 129, 257]  # around its shares of 64 steps
 
@@ -18,8 +22,12 @@ LENGTHS = [1, 2, 3, 63, 64, 65, 67, 129, 257]  # around its shares of 64 steps
 def problem(length, channels, K, bias=True, batch=2):
     random = torch.Generator().manual_seed(length + channels + K)
     draw = lambda *shape: torch.randn(shape, generator=random).requires_grad_()
-    return {"x": draw(batch, length, channels), "taps": draw(channels, K), "bias": draw(channels) if bias else None,
-            "before": draw(batch, K - 1, channels)}
+    return {
+        "x": draw(batch, length, channels),
+        "taps": draw(channels, K),
+        "bias": draw(channels) if bias else None,
+        "before": draw(batch, K - 1, channels),
+    }
 
 
 def by_torch(x, taps, bias, before):
@@ -35,9 +43,14 @@ def result_and_gradients(call, given, weight):
 
 
 def assert_close(given, weight):
-    exact = result_and_gradients(by_torch, {k: t if t is None else t.detach().double().requires_grad_()
-                                            for k, t in given.items()}, weight)
-    for ours, theirs in zip(result_and_gradients(block_cpu.convolve_silu, given, weight), exact, strict=True):
+    exact = result_and_gradients(
+        by_torch,
+        {k: t if t is None else t.detach().double().requires_grad_() for k, t in given.items()},
+        weight,
+    )
+    for ours, theirs in zip(
+        result_and_gradients(block_cpu.convolve_silu, given, weight), exact, strict=True
+    ):
         # float32: some ten roundings of the largest; a tap's gradient sums over all steps
         assert ours.shape == theirs.shape
         assert ours.numel() == 0 or (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
@@ -69,7 +82,9 @@ def test_digits_do_not_depend_on_the_number_of_threads(monkeypatch):
             found.append(result_and_gradients(block_cpu.convolve_silu, given, weight))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert all(
+        torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True)
+    )
 
 
 def test_nothing_is_left_unwritten(monkeypatch):
@@ -78,25 +93,47 @@ def test_nothing_is_left_unwritten(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", lambda t, **how: empty(t, **how).fill_(torch.nan))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *shape: torch.full(shape, torch.nan))
     given = problem(65, 17, 4)
-    assert all(t.isfinite().all() for t in result_and_gradients(block_cpu.convolve_silu, given, torch.ones(2, 65, 17)))
+    assert all(
+        t.isfinite().all()
+        for t in result_and_gradients(block_cpu.convolve_silu, given, torch.ones(2, 65, 17))
+    )
 
 
-@pytest.mark.parametrize("config", [MambaConfig(9, 12, 1, 4), MambaConfig(9, 7, 1, 3, d_conv=2, conv_bias=False),
-                                    MambaConfig(9, 5, 1, 2, d_conv=1), MambaConfig(9, 5, 1, 2, d_conv=6)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(9, 12, 1, 4),
+        MambaConfig(9, 7, 1, 3, d_conv=2, conv_bias=False),
+        MambaConfig(9, 5, 1, 2, d_conv=1),
+        MambaConfig(9, 5, 1, 2, d_conv=6),
+    ],
+)
 @pytest.mark.parametrize("length", [1, 2, 3, 40])
 def test_mixer_convolves_alike_with_and_without_the_kernel(config, length, monkeypatch):
-    """Outputs, what is remembered, and the gradients of both; the last by what reaches the first input."""
+    """Outputs, what is remembered, and the gradients of both;
+    the last by what reaches the first input.
+    """
     torch.manual_seed(0)
     mixer = MambaMixer(config)
-    x, before = torch.randn(2, length, config.d_inner), torch.randn(2, config.d_conv - 1, config.d_inner)
+    x, before = (
+        torch.randn(2, length, config.d_inner),
+        torch.randn(2, config.d_conv - 1, config.d_inner),
+    )
     found = []
     for ready in (True, False):
         monkeypatch.setattr(mamba.block_cpu, "available", lambda ready=ready: ready)
         here, earlier = x.clone().requires_grad_(), before.clone().requires_grad_()
         y, after = mixer.convolve(here, earlier)
         assert after.shape == before.shape
-        found.append((y, after, *torch.autograd.grad(y.square().sum() + after.sin().sum(),
-                                                     [here, earlier, mixer.conv1d.weight])))
+        found.append(
+            (
+                y,
+                after,
+                *torch.autograd.grad(
+                    y.square().sum() + after.sin().sum(), [here, earlier, mixer.conv1d.weight]
+                ),
+            )
+        )
     for with_it, without in zip(*found, strict=True):
         torch.testing.assert_close(with_it, without, rtol=1e-5, atol=1e-5)
 
@@ -116,16 +153,23 @@ def test_bfloat16_is_rounded_once():
     (dx,) = torch.autograd.grad((y * weight).sum(), x)
     assert y.dtype == after.dtype == dx.dtype == torch.bfloat16
     wide = x.detach().double().requires_grad_()
-    exact = by_torch(wide, *(t.detach().bfloat16().double() for t in (mixer.conv1d.weight[:, 0], mixer.conv1d.bias)),
-                     before.double())
+    exact = by_torch(
+        wide,
+        *(t.detach().bfloat16().double() for t in (mixer.conv1d.weight[:, 0], mixer.conv1d.bias)),
+        before.double(),
+    )
     (exact_dx,) = torch.autograd.grad((exact * weight.double()).sum(), wide)
     torch.testing.assert_close(y.double(), exact.detach(), rtol=2**-8, atol=1e-5)
     torch.testing.assert_close(dx.double(), exact_dx, rtol=2**-8, atol=1e-5)
 
 
 # -- the block and the loss ------------------------------------------------------------------------
-SIZES = [MambaConfig(37, 40, 2, 16), MambaConfig(64, 24, 1, 5, d_conv=2), MambaConfig(9, 7, 2, 3, d_conv=1, tied=False),
-         MambaConfig(33, 48, 1, 24, bias=True, conv_bias=False, expand=3)]
+SIZES = [
+    MambaConfig(37, 40, 2, 16),
+    MambaConfig(64, 24, 1, 5, d_conv=2),
+    MambaConfig(9, 7, 2, 3, d_conv=1, tied=False),
+    MambaConfig(33, 48, 1, 24, bias=True, conv_bias=False, expand=3),
+]
 
 
 def of(model, tokens, targets, state, dtype=None):
@@ -136,7 +180,9 @@ def of(model, tokens, targets, state, dtype=None):
     wish = loss + sum(t.float().sin().sum() for memory in after for t in memory)
     leaves = [*model.parameters(), *(t for memory in state for t in memory)]
     grads = torch.autograd.grad(wish, leaves, allow_unused=True)
-    zeros = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads, strict=True)]
+    zeros = [
+        torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads, strict=True)
+    ]
     return loss.detach(), [t.detach() for memory in after for t in memory], zeros
 
 
@@ -145,9 +191,12 @@ def setting(config, length, batch=3):
     model = MambaLM(config)
     tokens = torch.randint(config.vocab_size, (batch, length + 1))
     targets = tokens[:, 1:].clone()
-    targets[0, length // 2:] = -1  # a piece that has ended
-    state = [(torch.randn_like(window), torch.randn_like(h)) for window, h in model.new_state(batch)]
-    state = [tuple(t.index_fill(0, torch.tensor(1), 0) for t in memory) for memory in state]  # a row that jumped
+    targets[0, length // 2 :] = -1  # a piece that has ended
+    state = [
+        (torch.randn_like(window), torch.randn_like(h)) for window, h in model.new_state(batch)
+    ]
+    # a row that jumped
+    state = [tuple(t.index_fill(0, torch.tensor(1), 0) for t in memory) for memory in state]
     return model, tokens[:, :-1], targets, state
 
 
@@ -169,14 +218,20 @@ def test_the_fused_model_is_the_plain_one_with_every_gradient(config, length, mo
 
 @pytest.mark.parametrize("config", SIZES[:2], ids=str)
 def test_in_bfloat16_the_fused_model_is_as_close_to_float32_as_the_plain_one(config, monkeypatch):
-    """Its errors are those of autocast in plain PyTorch, up to a half more; nothing else is lost."""
+    """Its errors are those of autocast in plain PyTorch, up to a half more;
+    nothing else is lost.
+    """
     found = setting(config, 65)
     fused = of(*found, torch.bfloat16)
     monkeypatch.setattr(block_cpu, "precision", lambda x: None)
     plain, right = of(*found, torch.bfloat16), of(*found)
 
     def errors(which):
-        return [((a.float() - b).norm() / (b.norm() + 1e-12)).item() for a, b in zip(which[2], right[2], strict=True)]
+        return [
+            ((a.float() - b).norm() / (b.norm() + 1e-12)).item()
+            for a, b in zip(which[2], right[2], strict=True)
+        ]
+
     assert abs(fused[0] / right[0] - 1) < 2**-8
     for ours, theirs in zip(errors(fused), errors(plain), strict=True):
         assert ours <= 1.5 * theirs + 2**-8
@@ -221,17 +276,26 @@ def test_the_loss_of_each_token_is_torch_s():
             model.backbone.embeddings.weight.mul_(50)
             logits = model.logits(x).flatten(0, 1)
             theirs = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
-            torch.testing.assert_close(model.nats(x, targets).flatten(), theirs, rtol=1e-5, atol=2e-4)
+            torch.testing.assert_close(
+                model.nats(x, targets).flatten(), theirs, rtol=1e-5, atol=2e-4
+            )
 
 
 def test_a_step_keeps_less_memory_than_the_plain_path(monkeypatch):
-    """What autograd keeps between forward and backward, in bytes, bfloat16 against autocast in plain PyTorch."""
+    """What autograd keeps between forward and backward, in bytes,
+    bfloat16 against autocast in plain PyTorch.
+    """
     model, tokens, targets, state = setting(MambaConfig(256, 32, 3, 16), 513)
 
     def kept():
         sizes = {}
-        note = lambda t: sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        note = lambda t: (
+            sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t
+        )
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
             loss = model(tokens, state, targets=targets)
         del loss
         return sum(sizes.values())
@@ -244,7 +308,9 @@ def test_a_step_keeps_less_memory_than_the_plain_path(monkeypatch):
 def test_what_would_read_foreign_memory_is_refused_in_a_sentence():
     model, tokens, targets, state = setting(SIZES[0], 9)
     layer, x = model.backbone.layers[0], torch.zeros(3, 9, 40)
-    loss = lambda wrong: block_cpu.cross_entropy(x, layer.norm.weight, model.head, wrong, 1e-5, torch.float32, True)
+    loss = lambda wrong: block_cpu.cross_entropy(
+        x, layer.norm.weight, model.head, wrong, 1e-5, torch.float32, True
+    )
     for wrong in (targets[:, :-1], targets.int(), targets.float()):
         with pytest.raises(UserError, match="whole numbers of shape"):
             loss(wrong)

@@ -1,4 +1,6 @@
-"""Claims about block, convolution and loss as operators of PyTorch, and about modules of any precision."""
+"""Claims about block, convolution and loss as operators of PyTorch,
+and about modules of any precision.
+"""
 
 import os
 import subprocess
@@ -22,7 +24,9 @@ TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [3, 1, 4, 1, 5, 9, 2]])
 @needs_compiler
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_convolution_is_a_sound_operator(bias):
-    x, taps, before = (torch.randn(shape, requires_grad=True) for shape in ((2, 5, 7), (4, 7), (2, 3, 7)))
+    x, taps, before = (
+        torch.randn(shape, requires_grad=True) for shape in ((2, 5, 7), (4, 7), (2, 3, 7))
+    )
     given = x, taps, torch.randn(7, requires_grad=True) if bias else None, before
     torch.library.opcheck(block_cpu.CONVOLUTION, given)
     given = tuple(t if t is None else t.detach() for t in given)
@@ -98,8 +102,13 @@ def test_a_compiled_model_has_no_graph_break_and_the_same_numbers():
 
     The graphs are torch.compile's own; they run without its code generator, which takes a minute.
     """
-    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.stdout.endswith("equal\n"), done.stderr
 
 
@@ -110,9 +119,13 @@ def test_torch_func_differentiates_the_model_one_row_at_a_time():
     weights = dict(model.named_parameters())
 
     def loss(weights, row):
-        return torch.func.functional_call(model, weights, (row[None, :-1],), {"targets": row[None, 1:]})
+        return torch.func.functional_call(
+            model, weights, (row[None, :-1],), {"targets": row[None, 1:]}
+        )
 
-    each = torch.func.vmap(torch.func.grad(loss), (None, 0))({k: w.detach() for k, w in weights.items()}, TOKENS)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(
+        {k: w.detach() for k, w in weights.items()}, TOKENS
+    )
     for i, row in enumerate(TOKENS):
         alone = torch.autograd.grad(loss(weights, row), list(weights.values()))
         torch.testing.assert_close([gradient[i] for gradient in each.values()], list(alone))
@@ -136,9 +149,13 @@ def test_the_plain_block_has_second_derivatives():
     assert second.isfinite().all() and second.any()
 
 
-@pytest.mark.parametrize("dtype, close", [(torch.float64, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+@pytest.mark.parametrize(
+    "dtype, close", [(torch.float64, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)]
+)
 def test_a_module_of_any_precision_runs_and_learns(dtype, close):
-    """`model.to(dtype)`: the same logits, up to its rounding, a finite gradient, and steps that agree with it."""
+    """`model.to(dtype)`: the same logits, up to its rounding, a finite gradient,
+    and steps that agree with it.
+    """
     model = MambaLM(CONFIG)
     expected = model(TOKENS).detach()
     model.to(dtype)

@@ -14,8 +14,11 @@ from lib.mamba.model import MambaConfig, MambaLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIGS = [MambaConfig(50, 24, 2, 4), MambaConfig(17, 33, 3, 5, d_conv=2, expand=1, dt_rank=7),
-           MambaConfig(9, 16, 1, 1, d_conv=1, expand=3)]
+CONFIGS = [
+    MambaConfig(50, 24, 2, 4),
+    MambaConfig(17, 33, 3, 5, d_conv=2, expand=1, dt_rank=7),
+    MambaConfig(9, 16, 1, 1, d_conv=1, expand=3),
+]
 
 
 def make(config=CONFIGS[0], seed=0):
@@ -24,7 +27,9 @@ def make(config=CONFIGS[0], seed=0):
 
 
 def tokens(config, batch, length, seed=1):
-    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -71,8 +76,14 @@ def test_the_model_is_causal():
 
 def test_the_state_is_of_constant_size():
     model = make()
-    sizes = {sum(t.numel() for layer in model(tokens(CONFIGS[0], 1, n), return_state=True)[1] for t in layer)
-             for n in (1, 2, 100)}
+    sizes = {
+        sum(
+            t.numel()
+            for layer in model(tokens(CONFIGS[0], 1, n), return_state=True)[1]
+            for t in layer
+        )
+        for n in (1, 2, 100)
+    }
     assert len(sizes) == 1
 
 
@@ -80,15 +91,28 @@ def test_loss_at_the_start_is_ln_of_the_vocabulary():
     config = MambaConfig(1024, 64, 2)
     model, ids = make(config), tokens(config, 4, 65)
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
-    # the first logits are small random numbers (std 0.02 * sqrt(64) = 0.16), so half their variance above
+    # the first logits are small random numbers (std 0.02 * sqrt(64) = 0.16),
+    # so half their variance above
     assert abs(loss - math.log(1024)) < 0.05
 
 
 def test_parameters_are_counted_by_the_formula():
     c = MambaConfig(1024, 256, 5)
-    block = (2 * c.d_inner * c.d_model + c.d_inner * (c.d_conv + 1) + (c.rank + 2 * c.d_state) * c.d_inner
-             + (c.rank + 1) * c.d_inner + c.d_inner * c.d_state + c.d_inner + c.d_inner * c.d_model + c.d_model)
-    assert make(c).parameter_count() == c.vocab_size * c.d_model + c.n_layer * block + c.d_model == 2_452_480
+    block = (
+        2 * c.d_inner * c.d_model
+        + c.d_inner * (c.d_conv + 1)
+        + (c.rank + 2 * c.d_state) * c.d_inner
+        + (c.rank + 1) * c.d_inner
+        + c.d_inner * c.d_state
+        + c.d_inner
+        + c.d_inner * c.d_model
+        + c.d_model
+    )
+    assert (
+        make(c).parameter_count()
+        == c.vocab_size * c.d_model + c.n_layer * block + c.d_model
+        == 2_452_480
+    )
 
 
 def test_initial_delta_lies_where_published():
@@ -100,9 +124,18 @@ def test_initial_delta_lies_where_published():
 
 def test_parameter_names_are_the_official_ones():
     names = {n.split("layers.0.")[-1] for n, _ in make().named_parameters() if "layers.0." in n}
-    assert names == {"norm.weight", "mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias",
-                     "mixer.x_proj.weight", "mixer.dt_proj.weight", "mixer.dt_proj.bias", "mixer.A_log",
-                     "mixer.D", "mixer.out_proj.weight"}
+    assert names == {
+        "norm.weight",
+        "mixer.in_proj.weight",
+        "mixer.conv1d.weight",
+        "mixer.conv1d.bias",
+        "mixer.x_proj.weight",
+        "mixer.dt_proj.weight",
+        "mixer.dt_proj.bias",
+        "mixer.A_log",
+        "mixer.D",
+        "mixer.out_proj.weight",
+    }
 
 
 def test_every_parameter_gets_a_gradient():
@@ -120,7 +153,10 @@ def test_a_saved_checkpoint_comes_back(tmp_path, config):
     assert again.config == config.__class__(**{**config.__dict__, "dt_rank": config.rank})
     assert torch.equal(again(tokens(config, 1, 9)), model(tokens(config, 1, 9)))
     assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == "mamba"
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_half_precision_halves_the_file_and_keeps_the_logits(tmp_path):
@@ -130,7 +166,9 @@ def test_half_precision_halves_the_file_and_keeps_the_logits(tmp_path):
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
     assert sizes[1] < 0.55 * sizes[0]
     ids = tokens(model.config, 1, 30)
-    torch.testing.assert_close(checkpoint.load(tmp_path / "half")(ids), model(ids), rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        checkpoint.load(tmp_path / "half")(ids), model(ids), rtol=0, atol=5e-3
+    )
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "config", "size"])
@@ -165,24 +203,49 @@ class OnAGPU(torch.Tensor):
 
 def official_convolution(calls):
     """A stand-in for `causal_conv1d_fn` that checks what the kernel behind it asks for."""
+
     def convolve(x, weight, bias=None, initial_states=None, activation=None):
         calls.append(x.shape)
         batch, dim, length = x.shape
-        assert x.stride(1) == 1 and x.stride(2) > 1 and x.stride(2) % 8 == x.stride(0) % 8 == dim % 8 == 0
-        assert weight.shape == (dim, weight.shape[1]) and 2 <= weight.shape[1] <= 4 and activation == "silu"
-        assert initial_states.shape == (batch, dim, weight.shape[1] - 1) and initial_states.stride(1) == 1
-        assert weight.dtype == x.dtype == initial_states.dtype and (bias is None or bias.dtype == x.dtype)
-        return F.silu(F.conv1d(torch.cat([initial_states, x], 2), weight[:, None], bias, groups=dim))
+        assert (
+            x.stride(1) == 1
+            and x.stride(2) > 1
+            and x.stride(2) % 8 == x.stride(0) % 8 == dim % 8 == 0
+        )
+        assert (
+            weight.shape == (dim, weight.shape[1])
+            and 2 <= weight.shape[1] <= 4
+            and activation == "silu"
+        )
+        assert (
+            initial_states.shape == (batch, dim, weight.shape[1] - 1)
+            and initial_states.stride(1) == 1
+        )
+        assert weight.dtype == x.dtype == initial_states.dtype and (
+            bias is None or bias.dtype == x.dtype
+        )
+        return F.silu(
+            F.conv1d(torch.cat([initial_states, x], 2), weight[:, None], bias, groups=dim)
+        )
+
     return convolve
 
 
-@pytest.mark.parametrize("config, used", [
-    (MambaConfig(9, 12, 1, 4), True), (MambaConfig(9, 12, 1, 4, d_conv=2, conv_bias=False), True),
-    (MambaConfig(9, 33, 1, 4, expand=1), False), (MambaConfig(9, 12, 1, 4, d_conv=5), False),
-    (MambaConfig(9, 12, 1, 4, d_conv=1), False)])
+@pytest.mark.parametrize(
+    "config, used",
+    [
+        (MambaConfig(9, 12, 1, 4), True),
+        (MambaConfig(9, 12, 1, 4, d_conv=2, conv_bias=False), True),
+        (MambaConfig(9, 33, 1, 4, expand=1), False),
+        (MambaConfig(9, 12, 1, 4, d_conv=5), False),
+        (MambaConfig(9, 12, 1, 4, d_conv=1), False),
+    ],
+)
 @pytest.mark.parametrize("length", [1, 2, 20])
 def test_official_convolution_is_used_on_a_gpu_where_it_can_be(config, used, length, monkeypatch):
-    """On half of in_proj's output, as it comes; where channels or taps do not suit it, ours goes on."""
+    """On half of in_proj's output, as it comes; where channels or taps do not suit
+    it, ours goes on.
+    """
     mixer, calls = mamba.MambaMixer(config), []
     torch.manual_seed(0)
     x = torch.randn(2, length, 2 * config.d_inner).chunk(2, -1)[0]

@@ -1,4 +1,6 @@
-"""Claims about Mamba-2: transformers' model agrees, a step is the forward pass, the state stays as large."""
+"""Claims about Mamba-2: transformers' model agrees, a step is the forward pass,
+the state stays as large.
+"""
 
 from dataclasses import replace
 
@@ -11,14 +13,18 @@ from lib.lab.peers import language_models
 from lib.mamba.mamba2 import GatedRMSNorm, Mamba2Config, Mamba2LM, from_weights
 
 CONFIG = Mamba2Config(29, d_model=24, n_layer=2, d_state=10, head_dim=12, d_conv=4)
-SHAPES = [CONFIG, replace(CONFIG, head_dim=48, d_state=3, bias=True, conv_bias=False),
-          replace(CONFIG, n_layer=1, d_conv=2)]
+SHAPES = [
+    CONFIG,
+    replace(CONFIG, head_dim=48, d_state=3, bias=True, conv_bias=False),
+    replace(CONFIG, n_layer=1, d_conv=2),
+]
 
 
 def make(config=CONFIG, seed=0):
     torch.manual_seed(seed)
     model = Mamba2LM(config).eval()
-    with torch.no_grad():  # as after training: nothing stays at a value at which a mistake could hide
+    # as after training: nothing stays at a value at which a mistake could hide
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".D", "norm.weight", "norm_f.weight", "bias")):
                 parameter += 0.3 * torch.randn_like(parameter)
@@ -51,9 +57,18 @@ def test_logits_and_gradients_are_those_of_transformers(config, length):
 def test_weights_of_transformers_become_ours():
     transformers = language_models.package()
     torch.manual_seed(3)
-    theirs = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
-        vocab_size=29, hidden_size=24, num_hidden_layers=2, state_size=10, num_heads=4, head_dim=12, n_groups=1,
-        tie_word_embeddings=True)).eval()
+    theirs = transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            vocab_size=29,
+            hidden_size=24,
+            num_hidden_layers=2,
+            state_size=10,
+            num_heads=4,
+            head_dim=12,
+            n_groups=1,
+            tie_word_embeddings=True,
+        )
+    ).eval()
     ours = from_weights(theirs.state_dict(), CONFIG)
     ids = tokens(2, 70)
     torch.testing.assert_close(ours(ids), theirs(ids, use_cache=False).logits, rtol=1e-5, atol=1e-5)

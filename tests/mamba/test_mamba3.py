@@ -1,4 +1,6 @@
-"""Claims about Mamba-3's block beyond those that all rivals keep (tests/lab/test_rivals.py): its parts, one by one."""
+"""Claims about Mamba-3's block beyond those that all rivals keep (tests/lab/test_rivals.py):
+its parts, one by one.
+"""
 
 import math
 from dataclasses import replace
@@ -23,7 +25,9 @@ def make(config=CONFIG, seed=0):
 
 
 def by_hand(mixer, u):
-    """The block from the paper's equations, position by position, with a complex state, in float64."""
+    """The block from the paper's equations, position by position, with a complex state,
+    in float64.
+    """
     c, w = mixer.config, dict(mixer.named_parameters())
     H, P, N, R = c.n_head, c.head_dim, c.d_state, c.n_angle
     norm = lambda t, weight: t / (t.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * weight
@@ -39,12 +43,17 @@ def by_hand(mixer, u):
         B = norm(B, w["B_norm.weight"])[:, None] + w["B_bias"][:, 0]
         C = norm(C, w["C_norm.weight"])[:, None] + w["C_bias"][:, 0]
         b, c_ = (torch.view_as_complex(v.unflatten(-1, (-1, 2)).contiguous()) for v in (B, C))
-        phi = F.pad(math.pi * torch.tanh(speed)[:, None] * delta[..., None], (0, N // 2 - R))  # the rest does not turn
+        # the rest does not turn
+        phi = F.pad(math.pi * torch.tanh(speed)[:, None] * delta[..., None], (0, N // 2 - R))
         back = torch.exp(-1j * phi)[:, :, None]
         x = x.unflatten(-1, (H, P))
         now = x[..., None] * b[:, :, None]
         wide = lambda v: v[..., None, None]
-        h = alpha * back * h + wide((1 - lam) * delta) * alpha * back * write + wide(lam * delta) * now
+        h = (
+            alpha * back * h
+            + wide((1 - lam) * delta) * alpha * back * write
+            + wide(lam * delta) * now
+        )
         write = now
         y = (h * c_.conj()[:, :, None]).sum(-1).real + w["D"][:, None] * x
         out.append((y.flatten(1) * F.silu(z)) @ w["out_proj.weight"].T)
@@ -59,7 +68,9 @@ def test_the_block_is_the_papers_equations_with_a_complex_state(rope_fraction, l
     memory = tuple(t.double() for t in mixer.new_memory(2))
     for backend in ("loop", "chunked"):
         # norms are computed in float32, as in every block here
-        torch.testing.assert_close(mixer(u, memory, backend)[0], by_hand(mixer, u), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            mixer(u, memory, backend)[0], by_hand(mixer, u), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_without_turn_and_trapezium_nothing_asks_for_them():
@@ -67,7 +78,9 @@ def test_without_turn_and_trapezium_nothing_asks_for_them():
     heads = CONFIG.n_head
     assert names["in_proj.weight"].shape[0] == 2 * CONFIG.d_inner + 2 * CONFIG.d_state + 2 * heads
     full = dict(make().named_parameters())
-    assert full["in_proj.weight"].shape[0] == names["in_proj.weight"].shape[0] + heads + CONFIG.n_angle
+    assert (
+        full["in_proj.weight"].shape[0] == names["in_proj.weight"].shape[0] + heads + CONFIG.n_angle
+    )
 
 
 def test_sizes_that_no_block_has_are_one_sentence():

@@ -1,4 +1,6 @@
-"""Claims about lib.mamba beside other people's Mambas: the same weights give the same numbers, both ways."""
+"""Claims about lib.mamba beside other people's Mambas:
+the same weights give the same numbers, both ways.
+"""
 
 import json
 import subprocess
@@ -47,7 +49,9 @@ ten = pytest.mark.parametrize("config", TEN, ids=lambda c: f"M{c.d_model}-N{c.d_
 
 
 def shaken(model, seed):
-    """Random noise on every parameter, so that no bias is zero and no norm one: a swap would show."""
+    """Random noise on every parameter, so that no bias is zero and no norm one:
+    a swap would show.
+    """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -61,7 +65,9 @@ def ours(config, seed=0):
 
 
 def tokens(config, batch, length, seed=1):
-    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def off(a, b):
@@ -77,11 +83,25 @@ def theirs(config, seed=0):
     from transformers import MambaForCausalLM
 
     torch.manual_seed(seed)
-    return shaken(MambaForCausalLM(Theirs(
-        vocab_size=config.vocab_size, hidden_size=config.d_model, num_hidden_layers=config.n_layer,
-        state_size=config.d_state, conv_kernel=config.d_conv, expand=config.expand, time_step_rank=config.rank,
-        use_bias=config.bias, use_conv_bias=config.conv_bias, tie_word_embeddings=config.tied,
-        layer_norm_epsilon=config.norm_eps, use_cache=False)), seed)
+    return shaken(
+        MambaForCausalLM(
+            Theirs(
+                vocab_size=config.vocab_size,
+                hidden_size=config.d_model,
+                num_hidden_layers=config.n_layer,
+                state_size=config.d_state,
+                conv_kernel=config.d_conv,
+                expand=config.expand,
+                time_step_rank=config.rank,
+                use_bias=config.bias,
+                use_conv_bias=config.conv_bias,
+                tie_word_embeddings=config.tied,
+                layer_norm_epsilon=config.norm_eps,
+                use_cache=False,
+            )
+        ),
+        seed,
+    )
 
 
 def logits_and_gradients(model, ids):
@@ -117,8 +137,11 @@ def test_transformers_opens_ours_and_gives_our_logits_and_gradients(tmp_path, co
 
     model = ours(config)
     mamba.save(model, tmp_path)
-    opened, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
-    assert not any(report.values()), report  # nothing missing, nothing left over, nothing that did not fit
+    opened, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    # nothing missing, nothing left over, nothing that did not fit
+    assert not any(report.values()), report
     opened.config.use_cache = False
     assert_same(model, opened.eval(), tokens(config, 2, 33))
 
@@ -130,13 +153,19 @@ def test_the_shipped_checkpoint_plays_the_same_tokens_in_transformers():
     count = 96
     model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
     start = torch.tensor([[1]])
-    expected = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=count,
-                              min_new_tokens=count)[0, 1:].tolist()
+    expected = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        do_sample=False,
+        max_new_tokens=count,
+        min_new_tokens=count,
+    )[0, 1:].tolist()
     own = mamba.load(SHIPPED)
     logits, state = own.prefill(start)
     played = []
     for _ in range(count):
-        logits = logits.index_fill(1, torch.tensor(2), -torch.inf)  # as min_new_tokens does: 2 is EOS
+        # as min_new_tokens does: 2 is EOS
+        logits = logits.index_fill(1, torch.tensor(2), -torch.inf)
         played.append(logits.argmax().item())
         logits, state = own.step(torch.tensor(played[-1:]), state)
     assert played == expected
@@ -156,13 +185,25 @@ def official():
 
 def their_mixer(official, config):
     torch.manual_seed(3)
-    return shaken(official(
-        config.d_model, config.d_state, config.d_conv, config.expand, config.rank, bias=config.bias,
-        conv_bias=config.conv_bias), 3)
+    return shaken(
+        official(
+            config.d_model,
+            config.d_state,
+            config.d_conv,
+            config.expand,
+            config.rank,
+            bias=config.bias,
+            conv_bias=config.conv_bias,
+        ),
+        3,
+    )
 
 
 def memory(config, batch):
-    return (torch.zeros(batch, config.d_conv - 1, config.d_inner), torch.zeros(batch, config.d_inner, config.d_state))
+    return (
+        torch.zeros(batch, config.d_conv - 1, config.d_inner),
+        torch.zeros(batch, config.d_inner, config.d_state),
+    )
 
 
 @ten
@@ -182,7 +223,9 @@ def test_block_of_mamba_ssm_gives_our_outputs_and_gradients(official, config):
     expected = found["theirs"][0]
     assert off(found["ours"][0], expected) <= LOGITS
     for name, gradient in found["theirs"][1].items():
-        assert off(found["ours"][1][name], gradient) <= GRADIENTS * gradient.abs().max().item(), name
+        assert off(found["ours"][1][name], gradient) <= GRADIENTS * gradient.abs().max().item(), (
+            name
+        )
 
 
 @pytest.mark.parametrize("config", TEN[:4], ids=lambda c: f"M{c.d_model}")
@@ -214,18 +257,25 @@ def test_block_of_mamba_ssm_has_our_initial_values(official):
 
 def test_loading_the_block_leaves_no_module_behind(official):
     """In a Python of its own, where nobody else has imported anything like it."""
-    code = ("import sys; from lib.lab.peers import block; block.block()\n"
-            "print([m for m in sys.modules if m.split('.')[0] in "
-            "('mamba_ssm', 'einops', 'causal_conv1d', 'selective_scan_cuda')])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=ROOT)
+    code = (
+        "import sys; from lib.lab.peers import block; block.block()\n"
+        "print([m for m in sys.modules if m.split('.')[0] in "
+        "('mamba_ssm', 'einops', 'causal_conv1d', 'selective_scan_cuda')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("bring, words", [
-    (sdist(b"other code", mamba_peers.FILE), "wrong checksum"),
-    (lambda requirement, work, what, **options: None, "damaged"),
-    (sdist(b"", "elsewhere.py"), "damaged")])
+@pytest.mark.parametrize(
+    "bring, words",
+    [
+        (sdist(b"other code", mamba_peers.FILE), "wrong checksum"),
+        (lambda requirement, work, what, **options: None, "damaged"),
+        (sdist(b"", "elsewhere.py"), "damaged"),
+    ],
+)
 def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     monkeypatch.setattr(peers, "pip_download", bring)
@@ -239,13 +289,25 @@ def test_wrong_archive_is_said_and_nothing_is_kept(bring, words, tmp_path, monke
 
 def official_names(model):
     """The state dict as mamba-ssm's MambaLMHeadModel has it, and the config.json that it writes."""
-    weights = {k.replace("embeddings", "embedding"): v.clone() for k, v in model.state_dict().items()}
+    weights = {
+        k.replace("embeddings", "embedding"): v.clone() for k, v in model.state_dict().items()
+    }
     weights.setdefault("lm_head.weight", weights["backbone.embedding.weight"].clone())
     c = model.config
     return weights, {
-        "d_model": c.d_model, "d_intermediate": 0, "n_layer": c.n_layer, "vocab_size": c.vocab_size - 3,
-        "ssm_cfg": {}, "attn_layer_idx": [], "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True,
-        "fused_add_norm": True, "pad_vocab_size_multiple": 8, "tie_embeddings": c.tied}
+        "d_model": c.d_model,
+        "d_intermediate": 0,
+        "n_layer": c.n_layer,
+        "vocab_size": c.vocab_size - 3,
+        "ssm_cfg": {},
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 8,
+        "tie_embeddings": c.tied,
+    }
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -272,8 +334,15 @@ def test_pickle_is_refused_in_one_sentence(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["backbone.layers.1.mixer.D", "backbone.norm_f.weight",
-                                  "backbone.layers.0.mixer.out_proj.weight", "backbone.layers.1.norm.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.layers.1.mixer.D",
+        "backbone.norm_f.weight",
+        "backbone.layers.0.mixer.out_proj.weight",
+        "backbone.layers.1.norm.weight",
+    ],
+)
 @pytest.mark.parametrize("damage", ["missing", "misfit"])
 def test_tensor_that_is_missing_or_does_not_fit_is_named(name, damage):
     weights = dict(ours(TEN[0]).state_dict())
@@ -286,7 +355,9 @@ def test_tensor_that_is_missing_or_does_not_fit_is_named(name, damage):
     assert ("nothing" in str(error.value)) == (damage == "missing")
 
 
-@pytest.mark.parametrize("name", ["backbone.layers.0.norm.bias", "backbone.layers.0.mixer.Wqkv.weight", "rotary"])
+@pytest.mark.parametrize(
+    "name", ["backbone.layers.0.norm.bias", "backbone.layers.0.mixer.Wqkv.weight", "rotary"]
+)
 def test_extra_tensor_is_named(name):
     """A LayerNorm's bias, an attention layer, anything else."""
     with pytest.raises(UserError, match=f"hold {name}, which a Mamba"):
@@ -302,7 +373,8 @@ def test_weights_of_another_kind_are_one_sentence():
 # ---- one model, read in three ways --------------------------------------------------------
 
 LONG = 2_049
-# the loop goes a step at a time, and the interpreted kernel in blocks of 32: eight borders of them, and one step more
+# the loop goes a step at a time, and the interpreted kernel in blocks of 32:
+# eight borders of them, and one step more
 SHORT = {"loop": 257, "triton": 257}
 
 
@@ -313,7 +385,9 @@ def agrees(a, b):
 
 @contextmanager
 def shapes_unchecked():
-    """For thousands of calls with the same shapes: to check those takes ten times as long as a step."""
+    """For thousands of calls with the same shapes:
+    to check those takes ten times as long as a step.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
@@ -377,7 +451,10 @@ def every_reading(model, ids, by_step, backend):
     whole = model(ids, backend=backend)
     agrees(whole, by_step)
     state, parts, begin = None, [], 0
-    for end in (*(end for end in (1, 3, 64, 65, 256, 700, 1024, 2048) if end < ids.shape[1]), ids.shape[1]):
+    for end in (
+        *(end for end in (1, 3, 64, 65, 256, 700, 1024, 2048) if end < ids.shape[1]),
+        ids.shape[1],
+    ):
         logits, state = model(ids[:, begin:end], state, return_state=True, backend=backend)
         parts.append(logits)
         begin = end
@@ -413,12 +490,16 @@ def test_delta_starts_in_the_published_range_everywhere(fresh):
 def test_D_and_norms_start_at_one_and_biases_at_zero(fresh):
     assert torch.equal(fresh.backbone.norm_f.weight, torch.ones(96))
     for layer in fresh.backbone.layers:
-        assert torch.equal(layer.norm.weight, torch.ones(96)) and torch.equal(layer.mixer.D, torch.ones(192))
+        assert torch.equal(layer.norm.weight, torch.ones(96)) and torch.equal(
+            layer.mixer.D, torch.ones(192)
+        )
         assert not layer.mixer.in_proj.bias.any() and not layer.mixer.out_proj.bias.any()
 
 
 def test_out_proj_starts_smaller_in_a_deeper_model(fresh):
-    """Divided by the root of the number of layers, so that the residual does not grow with depth."""
+    """Divided by the root of the number of layers,
+    so that the residual does not grow with depth.
+    """
     for layer in fresh.backbone.layers:
         # uniform in +-1/sqrt(fan in) before, as every linear layer
         assert 0.95 < layer.mixer.out_proj.weight.abs().max() * (3 * 192) ** 0.5 <= 1
@@ -432,4 +513,7 @@ def test_no_weight_decay_where_it_would_pull_at_time_itself(fresh):
     assert decayed | spared == set(names.values()) and not decayed & spared
     endings = ("A_log", "mixer.D", "bias", "norm.weight", "norm_f.weight", "conv1d.weight")
     assert spared == {name for name in names.values() if name.endswith(endings)}
-    assert "backbone.layers.0.mixer.dt_proj.bias" in spared and "backbone.layers.0.mixer.A_log" in spared
+    assert (
+        "backbone.layers.0.mixer.dt_proj.bias" in spared
+        and "backbone.layers.0.mixer.A_log" in spared
+    )

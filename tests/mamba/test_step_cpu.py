@@ -1,4 +1,6 @@
-"""Claims about lib.mamba.step_cpu: the whole-model step is `MambaLM.step`, for any model, from any state."""
+"""Claims about lib.mamba.step_cpu: the whole-model step is `MambaLM.step`, for any model,
+from any state.
+"""
 
 import sys
 
@@ -55,7 +57,9 @@ def assert_same_state(ours, theirs):
 @ten
 @pytest.mark.parametrize("batch", [1, 5])
 def test_whole_model_step_is_step(config, batch):
-    """Logits at each of 33 positions and the state behind them: odd widths, biases, tied or not, some rows at once."""
+    """Logits at each of 33 positions and the state behind them:
+    odd widths, biases, tied or not, some rows at once.
+    """
     model = ours(config)
     ids = tokens(config, batch, 33)
     expected, state = by_definition(model, ids)
@@ -111,7 +115,9 @@ def test_digits_do_not_depend_on_the_number_of_threads():
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", TEN[:4] + [MambaConfig(9, 16, 1, 1, d_conv=1)], ids=lambda c: f"M{c.d_model}")
+@pytest.mark.parametrize(
+    "config", TEN[:4] + [MambaConfig(9, 16, 1, 1, d_conv=1)], ids=lambda c: f"M{c.d_model}"
+)
 def test_it_goes_on_from_a_prompt_and_hands_its_state_back(config):
     """prefill, then the stepper, then `step` again: as if `step` had read it all."""
     model = ours(config)
@@ -154,7 +160,11 @@ def test_what_it_gave_is_never_written_over():
     kept = logits.clone(), [tuple(t.clone() for t in layer) for layer in state]
     fast.step([4])
     assert torch.equal(logits, kept[0])
-    assert all(torch.equal(a, b) for mine, other in zip(state, kept[1]) for a, b in zip(mine, other, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for mine, other in zip(state, kept[1])
+        for a, b in zip(mine, other, strict=True)
+    )
 
 
 @needs_compiler
@@ -170,7 +180,9 @@ def test_weights_are_those_of_the_moment_when_it_was_made():
 
 
 @needs_compiler
-@pytest.mark.skipif(sys.platform != "linux", reason="a process's highest memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="a process's highest memory is read from Linux's /proc"
+)
 def test_memory_does_not_grow_with_the_piece():
     """Over 4,096 tokens by less than a MiB; the logits alone, were they kept, would be 4."""
     fast = Stepper(ours(MambaConfig(260, 24, 2, 4)))
@@ -179,6 +191,7 @@ def test_memory_does_not_grow_with_the_piece():
     def play(count):
         for _ in range(count):
             token.copy_(fast.step(token).argmax(-1))
+
     play(100)  # what the first calls ever set up is not counted
     assert timing.peak_bytes(lambda: play(4096), "cpu") < 2**20
     assert fast.state_bytes() == size
@@ -193,10 +206,16 @@ def test_foreign_token_is_one_sentence_and_nothing_is_read(token):
     fast = Stepper(ours(TEN[0]), 2)
     fast.step([3, 4])
     before = fast.state()
-    with pytest.raises(UserError, match=rf"{token}.*outside the vocabulary of 50.*another tokenizer") as error:
+    with pytest.raises(
+        UserError, match=rf"{token}.*outside the vocabulary of 50.*another tokenizer"
+    ) as error:
         fast.step([3, token])
     assert "\n" not in str(error.value)
-    assert all(torch.equal(a, b) for mine, other in zip(fast.state(), before) for a, b in zip(mine, other, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for mine, other in zip(fast.state(), before)
+        for a, b in zip(mine, other, strict=True)
+    )
 
 
 @needs_compiler
@@ -209,7 +228,11 @@ def test_tokens_of_a_wrong_shape_are_one_sentence(given):
 @needs_compiler
 def test_state_of_another_model_is_one_sentence():
     fast = Stepper(ours(TEN[0]), 2)
-    for state in (ours(TEN[1]).new_state(2), ours(TEN[0]).new_state(1), ours(TEN[0]).new_state(2)[:1]):
+    for state in (
+        ours(TEN[1]).new_state(2),
+        ours(TEN[0]).new_state(1),
+        ours(TEN[0]).new_state(2)[:1],
+    ):
         with pytest.raises(UserError, match="not one of this model with 2 rows"):
             fast.load(state)
 
@@ -236,8 +259,11 @@ def test_missing_compiler_is_one_sentence_or_plain_pytorch(no_compiler):
 def test_playing_gives_the_same_notes_with_and_without_it(monkeypatch):
     shipped = generate.load_model()
     made = []
-    monkeypatch.setattr(mamba_cpu.Stepper, "step",
-                        lambda self, tokens, step=Stepper.step: made.append(1) or step(self, tokens))
+    monkeypatch.setattr(
+        mamba_cpu.Stepper,
+        "step",
+        lambda self, tokens, step=Stepper.step: made.append(1) or step(self, tokens),
+    )
     with_it = generate.generate(*shipped, seconds=3, seed=1)
     assert len(made) > 10, "it was used"
     monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)
@@ -249,7 +275,9 @@ def test_playing_gives_the_same_notes_with_and_without_it(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, 8, 64, 65])
 @pytest.mark.parametrize("config", [MambaConfig(37, 40, 2, 16), MambaConfig(50, 21, 1, 5)], ids=str)
 def test_any_number_of_rows_is_the_model_s_own_step(config, rows):
-    """Few rows are shared by the threads, many are dealt out: the numbers are the same, to float32's rounding."""
+    """Few rows are shared by the threads, many are dealt out:
+    the numbers are the same, to float32's rounding.
+    """
     torch.manual_seed(rows)
     model = MambaLM(config).eval()
     fast, state = Stepper(model, rows, "float32"), model.new_state(rows)

@@ -22,7 +22,9 @@ def changed(music: Music, semitones=0, stretch=1.0, others=0, seed=0) -> Music:
     pitch = notes["pitch"].astype(int) + semitones
     place = np.random.default_rng(seed).choice(len(notes), others, replace=False)
     pitch[place] += 3
-    return Music(make_notes(notes["start"] * stretch, notes["end"] * stretch, pitch, notes["velocity"]))
+    return Music(
+        make_notes(notes["start"] * stretch, notes["end"] * stretch, pitch, notes["velocity"])
+    )
 
 
 def fill(folder, pieces: dict[str, Music]):
@@ -34,8 +36,13 @@ def sides(folder) -> dict[str, str]:
     return {p.path.stem: p.split for p in read_folder(folder, say=lambda text: None)}
 
 
-COPIES = [dict(semitones=5), dict(stretch=1.5), dict(stretch=0.6, semitones=-3), dict(others=12),
-          dict(others=12, stretch=1.25, semitones=2)]
+COPIES = [
+    dict(semitones=5),
+    dict(stretch=1.5),
+    dict(stretch=0.6, semitones=-3),
+    dict(others=12),
+    dict(others=12, stretch=1.25, semitones=2),
+]
 
 
 @pytest.mark.parametrize("how", COPIES, ids=str)
@@ -47,7 +54,10 @@ def test_a_near_copy_is_known_and_another_piece_is_not(how):
 
 def test_copies_of_a_piece_land_on_one_side_however_they_are_called(tmp_path):
     for piece in range(8):
-        fill(tmp_path, {f"{piece}-{i}": changed(melody(piece), **how) for i, how in enumerate(COPIES)})
+        fill(
+            tmp_path,
+            {f"{piece}-{i}": changed(melody(piece), **how) for i, how in enumerate(COPIES)},
+        )
     found = sides(tmp_path)
     assert len(found) == 40
     for piece in range(8):
@@ -82,12 +92,15 @@ def test_what_is_left_out_is_said_in_a_line_a_kind(tmp_path):
     (tmp_path / "notes.txt").write_text("no music, and nobody asks")
     said = []
     assert len(read_folder(tmp_path, said.append)) == 4
-    assert sorted(said[:-1]) == sorted([
-        "left out 1 file (same.mid): it has the same notes as another file",
-        f"left out 1 file (short.mid): it has fewer than {FEWEST} notes",
-        "left out 1 file (words.MID): it is not a MIDI file",
-        "left out 2 files (the first is empty.mid): each is empty",
-        "left out 1 file (damaged.mid): it is a damaged MIDI file"])
+    assert sorted(said[:-1]) == sorted(
+        [
+            "left out 1 file (same.mid): it has the same notes as another file",
+            f"left out 1 file (short.mid): it has fewer than {FEWEST} notes",
+            "left out 1 file (words.MID): it is not a MIDI file",
+            "left out 2 files (the first is empty.mid): each is empty",
+            "left out 1 file (damaged.mid): it is a damaged MIDI file",
+        ]
+    )
     assert said[-1].startswith("4 files: 2 to learn from, 1 to choose the weights by, 1 to measure")
 
 

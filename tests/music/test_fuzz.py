@@ -40,6 +40,7 @@ MEGABYTES = 2000  # peak of the whole process
 
 # --- what every input goes through ----------------------------------------------------------
 
+
 def valid(music: Music) -> None:
     """The promises of `Music`."""
     notes, pedal = music.notes, music.pedal
@@ -105,12 +106,28 @@ TARGETS: list[tuple[str, Callable[[Path, Path], None], int]] = [
 # --- the inputs -----------------------------------------------------------------------------
 
 FOREIGN = [
-    b"", b"\0", b"M", b"MThd", b"MThd\0\0\0\6", b"MThd\0\0\0\6\0\0\0\1\1\xe0", b"\xff" * 100,
-    b"MThd\0\0\0\6\0\1\xff\xff\1\xe0MTrk\xff\xff\xff\xff\0\x90\x40\x40", b"RIFF\x24\0\0\0WAVEfmt ",
-    b"MThd\0\0\0\6\0\0\0\1\0\0MTrk\0\0\0\4\0\xff\x2f\0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-    b"MThd\0\0\0\6\0\0\0\1\xe7\x28MTrk\0\0\0\4\0\xff\x2f\0", b"PK\3\4" + bytes(60), b"\x7fELF\2\1",
-    "Für Elise, for piano".encode(), "MThd für Elise".encode("utf-16"), b"<html>404</html>",
-    b'{"notes": []}', b"%PDF-1.7", b"\x1f\x8b\x08\0" + bytes(20), b"ID3\4\0\0", b"OggS" + bytes(30),
+    b"",
+    b"\0",
+    b"M",
+    b"MThd",
+    b"MThd\0\0\0\6",
+    b"MThd\0\0\0\6\0\0\0\1\1\xe0",
+    b"\xff" * 100,
+    b"MThd\0\0\0\6\0\1\xff\xff\1\xe0MTrk\xff\xff\xff\xff\0\x90\x40\x40",
+    b"RIFF\x24\0\0\0WAVEfmt ",
+    b"MThd\0\0\0\6\0\0\0\1\0\0MTrk\0\0\0\4\0\xff\x2f\0",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"MThd\0\0\0\6\0\0\0\1\xe7\x28MTrk\0\0\0\4\0\xff\x2f\0",
+    b"PK\3\4" + bytes(60),
+    b"\x7fELF\2\1",
+    "Für Elise, for piano".encode(),
+    "MThd für Elise".encode("utf-16"),
+    b"<html>404</html>",
+    b'{"notes": []}',
+    b"%PDF-1.7",
+    b"\x1f\x8b\x08\0" + bytes(20),
+    b"ID3\4\0\0",
+    b"OggS" + bytes(30),
     b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\0\0\x0c\0\x99\x40\x40\x60\x89\x40\0\0\xff\x2f\0",  # drums
 ]
 
@@ -120,8 +137,12 @@ def good_files(folder: Path) -> list[bytes]:
     rng, made = np.random.default_rng(0), []
     for count in (1, 12, 300):
         start = np.sort(rng.uniform(0, 0.3 * count, count))
-        notes = make_notes(start, start + rng.uniform(0.02, 2, count),
-                           rng.integers(21, 109, count), rng.integers(1, 128, count))
+        notes = make_notes(
+            start,
+            start + rng.uniform(0.02, 2, count),
+            rng.integers(21, 109, count),
+            rng.integers(1, 128, count),
+        )
         pedal = np.sort(rng.uniform(0, 0.3 * count, (count // 4, 2)).ravel()).reshape(-1, 2)
         write_midi(Music(notes, pedal), folder / "good.mid")
         made.append((folder / "good.mid").read_bytes())
@@ -204,6 +225,7 @@ def damaged(good: list[bytes], seed: int, index: int) -> bytes:
 
 # --- the process that walks them ------------------------------------------------------------
 
+
 class TooSlow(BaseException):
     """Not an `Exception`, so that no handler takes it for a damaged file."""
 
@@ -219,7 +241,8 @@ def walk(count: int, seed: int, home: Path) -> dict:
     from lib.music.tokens import Tokenizer
 
     _, shipped = load_model()
-    # what a model plays is no matter here: a small one that knows nothing, with the tokens of the shipped one
+    # what a model plays is no matter here: a small one that knows nothing,
+    # with the tokens of the shipped one
     model = MambaLM(MambaConfig(shipped.vocab_size, d_model=16, n_layer=1, d_state=2)).eval()
     tokens.tokenizer, play.model = Tokenizer(), (model, shipped)  # made once, outside the clock
     good, outcomes, failures, slowest = good_files(home), {}, [], 0.0
@@ -257,8 +280,12 @@ def walk(count: int, seed: int, home: Path) -> dict:
     left = {p.name for p in home.iterdir()} - {"good.mid", "input.mid", "last"}
     if left:
         failures.append(f"left beside the input: {left}")
-    return {"outcomes": outcomes, "failures": failures[:20], "slowest": slowest,
-            "megabytes": peak()}
+    return {
+        "outcomes": outcomes,
+        "failures": failures[:20],
+        "slowest": slowest,
+        "megabytes": peak(),
+    }
 
 
 def peak() -> float:
@@ -280,13 +307,19 @@ def main() -> None:
 
 # --- the tests ------------------------------------------------------------------------------
 
+
 def test_thousand_damaged_inputs_end_in_music_or_a_sentence(tmp_path):
-    code = ("import json, sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path;"
-            "import test_fuzz as t;"
-            "print(json.dumps(t.walk(t.COUNT, t.SEED, Path(sys.argv[3]))))")
+    code = (
+        "import json, sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path;"
+        "import test_fuzz as t;"
+        "print(json.dumps(t.walk(t.COUNT, t.SEED, Path(sys.argv[3]))))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(ROOT), str(Path(__file__).parent), str(tmp_path)],
-        capture_output=True, text=True, timeout=280)
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     last = (tmp_path / "last").read_text() if (tmp_path / "last").exists() else "the start"
     assert done.returncode == 0, f"the process ended at {last}: {done.stderr[-1500:]}"
     result = json.loads(done.stdout)
@@ -304,7 +337,8 @@ def track(body: bytes, *, end: bytes = b"\0\xff\x2f\0", size: int | None = None)
 
 
 NOTE_ON_OFF = b"\0\x90\x40\x40\x60\x80\x40\0"
-TRAPS = {  # each of these ended the process, read foreign memory or asked for gigabytes in symusic 0.5.9
+# each of these ended the process, read foreign memory or asked for gigabytes in symusic 0.5.9
+TRAPS = {
     "key 200": track(b"\0\x9f\xc8\xc8\x60\x8f\xc8\0"),
     "cut in an event": track(NOTE_ON_OFF + b"\0\x90", end=b""),
     "cut in a time": track(NOTE_ON_OFF + b"\x81", end=b""),
@@ -340,11 +374,17 @@ def monster(kind: str, size: int) -> bytes:
     """A file of `size` bytes that is as hard to read as such a file can be."""
     body = {
         "strokes that are never released": b"\0\x90\x40\x40" + b"\0\x40\x40" * (size // 3),
-        "strokes, then their releases": b"\0\x90\x40\x40" + b"\0\x40\x40" * (size // 6) + b"\0\x40\0" * (size // 6),
-        "every key on every channel": b"".join(bytes((0, 0x90 | i % 16, i // 16 % 128, 64)) for i in range(size // 4)),
-        "a pedal that never rests": b"\0\x90\x40\x40\0\xb0\x40\x40" + b"\0\x40\0\0\x40\x40" * (size // 6),
+        "strokes, then their releases": b"\0\x90\x40\x40"
+        + b"\0\x40\x40" * (size // 6)
+        + b"\0\x40\0" * (size // 6),
+        "every key on every channel": b"".join(
+            bytes((0, 0x90 | i % 16, i // 16 % 128, 64)) for i in range(size // 4)
+        ),
+        "a pedal that never rests": b"\0\x90\x40\x40\0\xb0\x40\x40"
+        + b"\0\x40\0\0\x40\x40" * (size // 6),
         "pedals on every channel": b"".join(
-            bytes((0, 0xB0 | i % 16, 64, 127 * (i // 16 % 2))) for i in range(size // 4)),
+            bytes((0, 0xB0 | i % 16, 64, 127 * (i // 16 % 2))) for i in range(size // 4)
+        ),
         "silences": b"\0\x90\x40\x40\0\xb0\x7b\0" + b"\0\x7b\0" * (size // 3),
         "programs": b"\0\xc0\0" + b"\0\0" * (size // 2),
         "empty texts": b"\0\xff\1\0" * (size // 4),
@@ -357,9 +397,20 @@ def monster(kind: str, size: int) -> bytes:
     return track(NOTE_ON_OFF + body[kind])
 
 
-MONSTERS = ["strokes that are never released", "strokes, then their releases", "every key on every channel",
-            "a pedal that never rests", "pedals on every channel", "silences", "programs", "empty texts", "tempos",
-            "kinds in turn", "real time", "tracks"]
+MONSTERS = [
+    "strokes that are never released",
+    "strokes, then their releases",
+    "every key on every channel",
+    "a pedal that never rests",
+    "pedals on every channel",
+    "silences",
+    "programs",
+    "empty texts",
+    "tempos",
+    "kinds in turn",
+    "real time",
+    "tracks",
+]
 
 
 @pytest.mark.parametrize("kind", MONSTERS)

@@ -1,4 +1,6 @@
-"""lib.music.maestro and lib.music.download: the right list, or one sentence and a folder as it was before."""
+"""lib.music.maestro and lib.music.download: the right list,
+or one sentence and a folder as it was before.
+"""
 
 import csv
 import errno
@@ -52,8 +54,11 @@ def home(tmp_path, monkeypatch):
 
 def files(folder: Path) -> dict[str, bytes]:
     """Everything under a folder but the lock file, which is empty and stays."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else b""
-            for p in folder.rglob("*") if p.name != "maestro-lock"}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else b""
+        for p in folder.rglob("*")
+        if p.name != "maestro-lock"
+    }
 
 
 def sentence(caught) -> str:
@@ -65,10 +70,21 @@ def sentence(caught) -> str:
 
 # --- a small collection in MAESTRO's layout -------------------------------------------------
 
+
 def rows(count: int = 12) -> list[list[str]]:
     splits = ["train"] * (count - 2) + ["validation", "test"]
-    return [["Béla Bartók", f"Piece, no. {i}", splits[i], "2018", f"2018/piece_{i}.midi",
-             f"2018/piece_{i}.wav", f"{60.5 + i}"] for i in range(count)]
+    return [
+        [
+            "Béla Bartók",
+            f"Piece, no. {i}",
+            splits[i],
+            "2018",
+            f"2018/piece_{i}.midi",
+            f"2018/piece_{i}.wav",
+            f"{60.5 + i}",
+        ]
+        for i in range(count)
+    ]
 
 
 def table(lines: list[list[str]], header: str = HEADER) -> bytes:
@@ -99,6 +115,7 @@ def make_folder(path: Path, inside: dict | None = None) -> Path:
 
 
 # --- folders --------------------------------------------------------------------------------
+
 
 def test_named_folder_gives_its_performances_in_order(home, tmp_path):
     said = []
@@ -215,6 +232,7 @@ def test_broken_data_folder_is_named_not_replaced(home):
 
 
 # --- zips -----------------------------------------------------------------------------------
+
 
 def test_named_zip_is_unpacked_once_and_said_to_be_unofficial(home, tmp_path):
     archive, said = make_zip(tmp_path / "mine.zip"), []
@@ -360,6 +378,7 @@ def test_too_little_space_is_said_before_anything_is_written(home, tmp_path, mon
 
 # --- the transfer, from a server of our own -------------------------------------------------
 
+
 class Server:
     """Serves `content`; `plan` lists what each GET does in turn, then "good" for ever."""
 
@@ -424,8 +443,14 @@ def server():
 
 def get(server: Server, path: Path, **changes) -> list[str]:
     said = []
-    options = {"size": len(CONTENT), "sha256": SHA256, "pause": 0.0, "timeout": (1.0, 0.3),
-               "say": said.append, **changes}
+    options = {
+        "size": len(CONTENT),
+        "sha256": SHA256,
+        "pause": 0.0,
+        "timeout": (1.0, 0.3),
+        "say": said.append,
+        **changes,
+    }
     fetch(server.url, path, **options)
     return said
 
@@ -437,8 +462,18 @@ def test_download_appears_whole(server, tmp_path, capsys):
     assert "300k/300k" in bar and "B/s" in bar and "<" in bar, "a bar with rate and time left"
 
 
-@pytest.mark.parametrize("plan", [["cut"], ["cut", "cut", "cut"], ["stall"], ["500", "cut", "503"],
-                                  ["cut", "other place"], ["cut", "416"], ["no length"]])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ["cut"],
+        ["cut", "cut", "cut"],
+        ["stall"],
+        ["500", "cut", "503"],
+        ["cut", "other place"],
+        ["cut", "416"],
+        ["no length"],
+    ],
+)
 def test_cut_download_resumes(server, tmp_path, plan):
     one = server(plan)
     get(one, tmp_path / "x.zip")
@@ -472,7 +507,7 @@ def test_download_that_never_ends_keeps_its_part_and_says_so(server, tmp_path):
     with pytest.raises(Unreachable, match="at 0.1 of 0.3 MB, x.zip.part is kept") as caught:
         get(one, tmp_path / "x.zip", tries=3)
     sentence(caught)
-    (name, content), = files(tmp_path).items()
+    ((name, content),) = files(tmp_path).items()
     assert name == "x.zip.part" and CONTENT.startswith(content)
     assert len(CONTENT) // 2 - download.CHUNK < len(content) <= len(CONTENT) // 2
 
@@ -534,8 +569,11 @@ def test_full_disk_while_downloading_leaves_nothing(server, tmp_path, monkeypatc
         __enter__ = lambda self: self
         __exit__ = lambda self, *error: None
 
-    monkeypatch.setattr(Path, "open", lambda self, mode="r", **more: (
-        Full() if mode == "wb" else opened(self, mode, **more)))
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, mode="r", **more: Full() if mode == "wb" else opened(self, mode, **more),
+    )
     with pytest.raises(UserError, match="the disk is full") as caught:
         get(server(), tmp_path / "x.zip")
     assert not isinstance(caught.value, Unreachable), "another source would not help"
@@ -545,10 +583,15 @@ def test_full_disk_while_downloading_leaves_nothing(server, tmp_path, monkeypatc
 
 # --- MusPy's source, and what happens without it --------------------------------------------
 
+
 def pretend_muspy(monkeypatch, server: Server, content: bytes) -> None:
     """A stand-in for MusPy whose official zip lies on our server."""
-    source = {"filename": "maestro-v3.0.0-midi.zip", "url": server.url, "size": len(content),
-              "sha256": hashlib.sha256(content).hexdigest()}
+    source = {
+        "filename": "maestro-v3.0.0-midi.zip",
+        "url": server.url,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     dataset = types.SimpleNamespace(_sources={"maestro": source})
     monkeypatch.setitem(sys.modules, "muspy", types.SimpleNamespace(MAESTRODatasetV3=dataset))
 
@@ -609,6 +652,7 @@ def test_full_disk_is_not_hidden_behind_the_sample(home, monkeypatch):
 
 # --- the ten pieces -------------------------------------------------------------------------
 
+
 def pretend_sdist(monkeypatch, content: bytes | None = None, name: str = "Maestro_1.mid") -> None:
     """pip brings a small archive; the ten pieces are one small file."""
     midi = b"MThd" + bytes(100)
@@ -638,8 +682,10 @@ def test_sample_is_put_there_whole_and_repaired(home, monkeypatch):
     assert files(home) == good
 
 
-@pytest.mark.parametrize(("content", "name"), [
-    (b"", "Maestro_1.mid"), (b"\x1f\x8b" + bytes(50), "Maestro_1.mid"), (None, "Other.mid")])
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(b"", "Maestro_1.mid"), (b"\x1f\x8b" + bytes(50), "Maestro_1.mid"), (None, "Other.mid")],
+)
 def test_damaged_sdist_is_one_sentence_and_leaves_nothing(home, monkeypatch, content, name):
     pretend_sdist(monkeypatch, content, name)
     with pytest.raises(UserError, match="damaged or has no sample") as caught:
@@ -660,8 +706,11 @@ def test_wrong_sample_is_one_sentence_and_leaves_nothing(home, monkeypatch):
 def test_full_disk_while_taking_the_sample_leaves_nothing(home, monkeypatch):
     pretend_sdist(monkeypatch)
     written = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", lambda self, content: (
-        no_space() if self.suffix == ".mid" else written(self, content)))
+    monkeypatch.setattr(
+        Path,
+        "write_bytes",
+        lambda self, content: no_space() if self.suffix == ".mid" else written(self, content),
+    )
     with pytest.raises(UserError, match="the disk is full") as caught:
         data.performances(quick=True, say=str)
     sentence(caught)
@@ -679,7 +728,12 @@ def test_sample_comes_through_pip(tmp_path):
 
 def test_sample_has_the_official_splits():
     assert [row[4] for row in sample.TEN] == [
-        "test", *["train"] * 6, "validation", "train", "train"]
+        "test",
+        *["train"] * 6,
+        "validation",
+        "train",
+        "train",
+    ]
 
 
 @needs_maestro
@@ -694,12 +748,16 @@ def test_sample_facts_are_those_of_maestro():
 
 # --- real MAESTRO, MusPy, several processes, the shell --------------------------------------
 
+
 @needs_maestro
 def test_maestro_has_its_splits_and_five_leaks():
     said = []
     found = data.performances(REAL, say=said.append)
     assert {s: n for s, (n, _) in data.counts(found).items()} == {
-        "train": 962, "validation": 137, "test": 177}
+        "train": 962,
+        "validation": 137,
+        "test": 177,
+    }
     assert sum(hours for _, hours in data.counts(found).values()) == pytest.approx(198.65, abs=0.01)
     leaks = data.leaking_titles(found)
     assert len(leaks) == 5 and ("Wolfgang Amadeus Mozart", "Sonata in F Major, K280") in leaks
@@ -712,7 +770,8 @@ def test_quick_without_the_sample_takes_the_same_ten_from_maestro(home, monkeypa
     monkeypatch.setattr(data, "_mark", lambda _: None)
     ten = data.performances(quick=True, download=False, say=str)
     assert [(p.composer, p.title, p.split) for p in ten] == [
-        (row[1], row[2], row[4]) for row in sample.TEN]
+        (row[1], row[2], row[4]) for row in sample.TEN
+    ]
 
 
 def test_leaking_titles_are_computed(tmp_path):
@@ -735,15 +794,22 @@ def test_muspy_opens_what_we_unpacked_and_its_address_is_ours(home, tmp_path):
 
 def python(code: str, *args: str) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *args], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_several_processes_at_once_agree(home, tmp_path):
     archive = make_zip(tmp_path / "mine.zip", entries(200))
-    code = ("import sys; from pathlib import Path; import lib.music.maestro as d;"
-            "d.DATA = Path(sys.argv[1]); print(len(d.performances(sys.argv[2], say=str)));"
-            "assert 'muspy' not in sys.modules")
+    code = (
+        "import sys; from pathlib import Path; import lib.music.maestro as d;"
+        "d.DATA = Path(sys.argv[1]); print(len(d.performances(sys.argv[2], say=str)));"
+        "assert 'muspy' not in sys.modules"
+    )
     started = [python(code, str(home), str(archive)) for _ in range(4)]
     for process in started:
         out, err = process.communicate(timeout=60)
@@ -770,8 +836,12 @@ def test_second_process_waits_and_says_so(tmp_path):
 
 def test_shell_prints_a_table_or_one_line(tmp_path):
     def run(place: Path):
-        return subprocess.run([sys.executable, "-m", "lib.music", str(place)], cwd=ROOT,
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "lib.music", str(place)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
 
     good = run(make_folder(tmp_path / "mine"))
     assert good.returncode == 0 and "validation" in good.stdout and "all" in good.stdout

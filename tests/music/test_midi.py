@@ -34,13 +34,16 @@ from lib.music.notes import Music, make_notes, read_midi, sustain, write_midi
 @pytest.fixture
 def heard(tmp_path):
     """(start, end, key) of the strings that sound in a file, in order, to a millisecond."""
+
     def listen(data: bytes):
         rows = sustain(read(tmp_path, data)).notes.tolist()
         return [(round(start, 3), round(end, 3), key) for start, end, key, _ in rows]
+
     return listen
 
 
 # --- the claims -----------------------------------------------------------------------------
+
 
 def test_the_oracle_of_another_make_agrees_on_random_files(tmp_path):
     sounding = 0
@@ -54,6 +57,7 @@ def test_the_oracle_of_another_make_agrees_on_random_files(tmp_path):
 
 # --- which note ends when
 
+
 def pedal(down, up, channel=0):
     return (down, control(64, 127, channel)), (up, control(64, 0, channel))
 
@@ -64,7 +68,9 @@ def test_the_first_release_answers_the_first_stroke(heard):
 
 
 def test_a_release_without_a_stroke_is_nothing(heard):
-    part = track((0, off(60)), (0, off(60)), *note(60, 0, 480), (960, off(60)), *note(60, 960, 1440))
+    part = track(
+        (0, off(60)), (0, off(60)), *note(60, 0, 480), (960, off(60)), *note(60, 960, 1440)
+    )
     assert heard(midi(part)) == [(0, 0.5, 60), (1, 1.5, 60)]
 
 
@@ -127,6 +133,7 @@ def test_the_pedal_outlasts_all_notes_off_and_not_all_sound_off(heard):
 
 # --- pedals
 
+
 def test_the_pedal_holds_over_tracks_and_programs(heard):
     hands = track(*note(60, 0, 240), *note(62, 1920, 2160))
     foot = track(*pedal(0, 960), (480, program(1)), (1200, program(0)))
@@ -163,7 +170,9 @@ def test_an_instrument_alone_keeps_its_pedal_as_a_pedal(tmp_path):
 
 
 def test_the_same_pedal_on_both_hands_channels_damps_where_it_changes(tmp_path):
-    hands = [track(*pedal(0, 960, c), *pedal(960, 1920, c), *note(60 + c, 0, 240, c)) for c in (0, 1)]
+    hands = [
+        track(*pedal(0, 960, c), *pedal(960, 1920, c), *note(60 + c, 0, 240, c)) for c in (0, 1)
+    ]
     music = read(tmp_path, midi(*hands))
     assert music.pedal.tolist() == [[0, 1], [1, 2]]
     assert sustain(music).notes["end"].tolist() == [1, 1]
@@ -184,26 +193,36 @@ def test_a_copy_that_comes_late_is_a_copy_press_by_press(heard, late):
     """Also where the next press is nearer to the late one than its own is."""
     presses = (0, 960), (1008, 1100), (1114, 2880)
     own = track(*(event for down, up in presses for event in pedal(down, up)), *note(60, 480, 1037))
-    copy = track(*(event for down, up in presses for event in pedal(down + late, up + late, 1)), *note(72, 0, 10, 1))
+    copy = track(
+        *(event for down, up in presses for event in pedal(down + late, up + late, 1)),
+        *note(72, 0, 10, 1),
+    )
     assert (0.5, round(1100 / 960, 3), 60) in heard(midi(own, copy))
 
 
 def test_a_pedal_that_is_more_than_a_copy_is_held_with_the_others(heard):
-    hands = track(*pedal(0, 960), *note(60, 0, 240)), track(*pedal(480, 1920, 1), *note(62, 480, 720, 1))
+    hands = (
+        track(*pedal(0, 960), *note(60, 0, 240)),
+        track(*pedal(480, 1920, 1), *note(62, 480, 720, 1)),
+    )
     assert heard(midi(*hands)) == [(0, 2, 60), (0.5, 2, 62)]
     right = track(*pedal(0, 960), *pedal(1920, 2880), *note(60, 1000, 1100))
-    left = track(*pedal(20, 980, 1), *pedal(985, 1940, 1), *note(62, 0, 240, 1))  # a copy, and one more
+    # a copy, and one more
+    left = track(*pedal(20, 980, 1), *pedal(985, 1940, 1), *note(62, 0, 240, 1))
     assert heard(midi(right, left)) == [(0, 1.021, 62), (1.042, 3, 60)]
 
 
-@pytest.mark.parametrize(("events", "end"), [
-    ((off(60), control(64, 127)), 1),  # the key was up before the pedal went down
-    ((control(64, 127), off(60)), 2),
-    ((off(60), control(64, 0), control(64, 127)), 1),
-    ((control(64, 127), control(64, 0), off(60)), 1),
-    ((control(64, 127), off(60), control(64, 0)), 1),
-    ((control(64, 0), control(64, 127), off(60)), 2),
-])
+@pytest.mark.parametrize(
+    ("events", "end"),
+    [
+        ((off(60), control(64, 127)), 1),  # the key was up before the pedal went down
+        ((control(64, 127), off(60)), 2),
+        ((off(60), control(64, 0), control(64, 127)), 1),
+        ((control(64, 127), control(64, 0), off(60)), 1),
+        ((control(64, 127), off(60), control(64, 0)), 1),
+        ((control(64, 0), control(64, 127), off(60)), 2),
+    ],
+)
 def test_at_one_tick_the_order_of_the_file_counts(heard, tmp_path, events, end):
     data = midi(track((0, on(60)), *((960, event) for event in events), (1920, control(64, 0))))
     assert heard(data) == [(0, end, 60)]
@@ -224,7 +243,9 @@ def test_reset_lifts_both_pedals_of_its_channel(heard):
 
 
 def test_the_sostenuto_pedal_holds_what_is_down_when_it_is_pressed(heard):
-    part = track(*note(48, 0, 480), (240, control(66, 127)), *note(72, 240, 480), (1920, control(66, 0)))
+    part = track(
+        *note(48, 0, 480), (240, control(66, 127)), *note(72, 240, 480), (1920, control(66, 0))
+    )
     assert heard(midi(part)) == [(0, 2, 48), (0.25, 0.5, 72)]
 
 
@@ -240,6 +261,7 @@ def test_channel_ten_is_drums_whatever_its_program_and_its_pedal_is_not_ours(hea
 
 
 # --- time
+
 
 def test_a_tempo_counts_in_whatever_track_it_stands(heard):
     hand, clock = track(*note(60, 480, 960)), track((480, tempo(1_000_000)))
@@ -289,11 +311,17 @@ def riff(*chunks, form=b"RMID"):
 def test_riff_is_an_envelope(heard):
     assert heard(riff((b"data", SCALE))) == PLAYED
     assert heard(riff((b"LIST", b"INFO!"), (b"data", SCALE), (b"DLS ", b"sound"))) == PLAYED
-    assert heard(riff((b"DISP", b"MThd  :)"), (b"data", SCALE))) == PLAYED, "a title that looks like a header"
+    assert heard(riff((b"DISP", b"MThd  :)"), (b"data", SCALE))) == PLAYED, (
+        "a title that looks like a header"
+    )
     assert heard(riff((b"data", b""), (b"data", SCALE))) == PLAYED
-    streamed = riff((b"data", SCALE)).replace(len(SCALE).to_bytes(4, "little") + SCALE, bytes(4) + SCALE)
+    streamed = riff((b"data", SCALE)).replace(
+        len(SCALE).to_bytes(4, "little") + SCALE, bytes(4) + SCALE
+    )
     assert heard(streamed) == PLAYED, "the size was not known when it was written"
-    assert heard(riff((b"LIST", b"odd and not padded")).replace(b"padded", b"padde") + SCALE) == PLAYED
+    assert (
+        heard(riff((b"LIST", b"odd and not padded")).replace(b"padded", b"padde") + SCALE) == PLAYED
+    )
 
 
 def test_the_tracks_that_are_there_count_and_not_the_headers_number_of_them(heard):
@@ -313,8 +341,10 @@ def test_the_tracks_that_are_there_count_and_not_the_headers_number_of_them(hear
     assert heard(bytes(first)) == PLAYED[:1]
 
 
-@pytest.mark.parametrize("behind", [
-    b"MTrk", b"MTrk\0\0\1\0abc", chunk(b"\0\x90"), chunk(b"abc", b"XFIH"), b"\x1a", b"text"])
+@pytest.mark.parametrize(
+    "behind",
+    [b"MTrk", b"MTrk\0\0\1\0abc", chunk(b"\0\x90"), chunk(b"abc", b"XFIH"), b"\x1a", b"text"],
+)
 def test_behind_the_tracks_that_are_counted_anything_may_lie(heard, behind):
     assert heard(SCALE + behind) == PLAYED
 
@@ -346,7 +376,9 @@ def test_what_a_keyboard_does_not_obey_is_passed_over(heard, name):
 
 def test_running_status_goes_on_after_meta_events_and_real_time(heard):
     between = (0, meta(1, b"\x93 text")), (10, b"\xf8")
-    part = track((0, on(60)), *between, (20, bytes((64, 64))), (480, bytes((60, 0))), (960, bytes((64, 0))))
+    part = track(
+        (0, on(60)), *between, (20, bytes((64, 64))), (480, bytes((60, 0))), (960, bytes((64, 0)))
+    )
     assert heard(midi(part)) == [(0, 0.5, 60), (0.021, 1, 64)]
 
 
@@ -363,7 +395,9 @@ def test_a_longer_header_and_foreign_chunks_are_passed_over(heard):
 
 def test_bytes_behind_the_last_track_do_no_harm(heard):
     assert heard(SCALE + b"\0\x1a\0") == PLAYED
-    assert heard(SCALE[:11] + b"\x09" + SCALE[12:]) == PLAYED, "nor do tracks that were only announced"
+    assert heard(SCALE[:11] + b"\x09" + SCALE[12:]) == PLAYED, (
+        "nor do tracks that were only announced"
+    )
 
 
 BROKEN = {
@@ -376,7 +410,10 @@ BROKEN = {
     "cut second track": (midi(track(), track((0, on(60))))[:-1], "track 2 is cut short"),
     "cut event": (midi(track((0, on(60)), (0, b"\xff\1\x7f"))), "track 1 is cut short at byte 26"),
     "nothing to run on": (midi(track((0, bytes((60, 64))))), "no MIDI event at byte 22"),
-    "nothing after exclusive": (midi(track((0, on(60)), (0, b"\xf0\1A"), (0, b"@@"))), "no MIDI event"),
+    "nothing after exclusive": (
+        midi(track((0, on(60)), (0, b"\xf0\1A"), (0, b"@@"))),
+        "no MIDI event",
+    ),
     "a key of 200": (midi(track((0, b"\x90\xc8\x40"))), "no MIDI event"),
     "a time of five bytes": (midi(track((0, b"\x81\x80\x80\x80\0" + on(60)))), "no MIDI event"),
 }
@@ -385,7 +422,9 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_damaged_file_is_refused_for_its_true_reason(tmp_path, case):
     data, reason = BROKEN[case]
-    with pytest.raises(UserError, match=f"damaged MIDI file, its .*{reason}.*: export it again") as caught:
+    with pytest.raises(
+        UserError, match=f"damaged MIDI file, its .*{reason}.*: export it again"
+    ) as caught:
         read(tmp_path, data)
     assert "\n" not in str(caught.value)
 
@@ -398,15 +437,21 @@ def test_riff_without_midi_is_no_midi_file(tmp_path):
 
 # --- what is written is read
 
+
 def random_music(rng: np.random.Generator) -> Music:
-    """Notes on few keys that overlap and nest, and a pedal that changes within a tick; all on ticks."""
+    """Notes on few keys that overlap and nest, and a pedal that changes within a
+    tick; all on ticks.
+    """
     count = rng.choice([1, 3, 40, 300])
     start = np.sort(rng.integers(0, rng.choice([5, 500, 50_000]), count))
     end = start + rng.integers(1, rng.choice([2, 50, 3000]) + 1, count)
     edges = np.sort(rng.integers(0, end.max() + 500, 2 * rng.choice([0, 1, 30])))
     if rng.random() < 0.5:  # legato pedalling: up and down again at once
         edges[2::2] = edges[1:-1:2]
-    pitch, velocity = rng.integers(58, 58 + rng.choice([1, 5, 40]), count), rng.integers(1, 128, count)
+    pitch, velocity = (
+        rng.integers(58, 58 + rng.choice([1, 5, 40]), count),
+        rng.integers(1, 128, count),
+    )
     notes = make_notes(start / SECOND, end / SECOND, pitch, velocity)
     return Music(notes, edges.reshape(-1, 2) / SECOND)
 
@@ -468,5 +513,3 @@ def test_a_key_struck_by_twenty_hands_at_once_is_read_as_written(tmp_path):
     after = read_midi(tmp_path / "x.mid")
     assert np.abs(after.notes["end"] - notes["end"]).max() < 1e-9
     assert after.pedal.tolist() == [[1, 20]]
-
-

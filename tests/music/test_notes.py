@@ -1,4 +1,6 @@
-"""lib.music.notes: what is written is read back, the pedal rings, cuts and changes do what they say."""
+"""lib.music.notes: what is written is read back, the pedal rings,
+cuts and changes do what they say.
+"""
 
 import errno
 import math
@@ -9,7 +11,17 @@ import pytest
 
 from lib.env.errors import UserError
 from lib.music import notes as module
-from lib.music.notes import NOTE, Music, augment, clip_repeats, crop, make_notes, read_midi, sustain, write_midi
+from lib.music.notes import (
+    NOTE,
+    Music,
+    augment,
+    clip_repeats,
+    crop,
+    make_notes,
+    read_midi,
+    sustain,
+    write_midi,
+)
 
 HALF_TICK = 0.5 / 960 + 1e-9  # seconds; we write 960 ticks a second
 
@@ -24,8 +36,12 @@ def random_music(count: int, seed: int = 0) -> Music:
     """Each key is free again before it is struck again, as on a piano."""
     rng = np.random.default_rng(seed)
     start = np.sort(rng.uniform(0, count / 8, count))
-    notes = make_notes(start, start + rng.uniform(0.01, 3, count), rng.integers(21, 109, count),
-                       rng.integers(1, 128, count))
+    notes = make_notes(
+        start,
+        start + rng.uniform(0.01, 3, count),
+        rng.integers(21, 109, count),
+        rng.integers(1, 128, count),
+    )
     pedal = np.sort(rng.uniform(0, count / 8, count // 5 * 2)).reshape(-1, 2)
     return Music(clip_repeats(notes), pedal)
 
@@ -45,6 +61,7 @@ def read(folder: Path, data: bytes) -> Music:
 
 
 # --- reading and writing --------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000])
 def test_round_trip_keeps_every_note_and_pedal(tmp_path, count):
@@ -79,8 +96,15 @@ def test_other_libraries_read_the_same_notes(tmp_path):
     ours = read_midi(tmp_path / "x.mid").notes
     assert len(theirs) == len(ours)
     rows = sorted((round(n.start, 5), n.pitch, n.velocity, round(n.end, 5)) for n in theirs)
-    mine = sorted((round(float(n["start"]), 5), int(n["pitch"]), int(n["velocity"]),
-                   round(float(n["end"]), 5)) for n in ours)
+    mine = sorted(
+        (
+            round(float(n["start"]), 5),
+            int(n["pitch"]),
+            int(n["velocity"]),
+            round(float(n["end"]), 5),
+        )
+        for n in ours
+    )
     assert np.abs(np.array(rows) - np.array(mine)).max() < 2e-5
 
 
@@ -133,8 +157,10 @@ def test_half_pedal_counts_from_64(tmp_path):
 
 
 def test_pedals_of_two_tracks_become_one(tmp_path):
-    tracks = [b"\0\x90\x3c\x40\0\xb0\x40\x7f\x60\xb0\x40\0\x60\x80\x3c\0",
-              b"\0\x91\x40\x40\x30\xb1\x40\x7f\x60\xb1\x40\0\x60\x81\x40\0"]
+    tracks = [
+        b"\0\x90\x3c\x40\0\xb0\x40\x7f\x60\xb0\x40\0\x60\x80\x3c\0",
+        b"\0\x91\x40\x40\x30\xb1\x40\x7f\x60\xb1\x40\0\x60\x81\x40\0",
+    ]
     assert read(tmp_path, smf(*tracks, division=96)).pedal.tolist() == [[0.0, 0.75]]
 
 
@@ -183,6 +209,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
 
 # --- pedal ----------------------------------------------------------------------------------
 
+
 def ends(one: Music) -> list[float]:
     return sustain(one).notes["end"].tolist()
 
@@ -226,6 +253,7 @@ def test_sustain_matches_a_plain_loop():
 
 
 # --- cutting and changing -------------------------------------------------------------------
+
 
 def test_crop_takes_onsets_inside_and_shifts():
     one = music((0, 5, 60, 1), (2, 9, 61, 2), (4, 5, 62, 3), pedal=[(0, 3), (3.5, 6), (7, 8)])

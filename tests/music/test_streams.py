@@ -31,8 +31,12 @@ def quiet(*args, **kwargs):
 def some_music(seed, count=150):
     rng = np.random.default_rng(seed)
     start = np.sort(rng.uniform(0, 30, count))
-    notes = make_notes(start, start + rng.uniform(0.02, 2, count), rng.integers(40, 80, count),
-                       rng.integers(20, 110, count))
+    notes = make_notes(
+        start,
+        start + rng.uniform(0.02, 2, count),
+        rng.integers(40, 80, count),
+        rng.integers(20, 110, count),
+    )
     return Music(sustain(Music(notes)).notes, np.array([[1.0, 4.0], [6.0, 11.0], [12.0, 29.0]]))
 
 
@@ -48,7 +52,9 @@ def found(tmp_path):
 
 
 def make(found, tmp_path, config=BASE, augmentation=ONE, say=quiet):
-    return build(found, config, augmentation, folder=tmp_path / "cache", progress=False, workers=1, say=say)
+    return build(
+        found, config, augmentation, folder=tmp_path / "cache", progress=False, workers=1, say=say
+    )
 
 
 def folders(tmp_path):
@@ -119,19 +125,32 @@ def test_merges_come_from_train_pieces_only(found, tmp_path):
 def test_a_given_tokenizer_is_used_as_it_is(found, tmp_path):
     _, known = make(found[:3], tmp_path, MERGED)
     learnt, _ = make(found, tmp_path, MERGED)
-    reused, tokenizer = build(found, None, ONE, folder=tmp_path / "cache", tokenizer=known, progress=False, workers=1,
-                              say=quiet)
+    reused, tokenizer = build(
+        found,
+        None,
+        ONE,
+        folder=tmp_path / "cache",
+        tokenizer=known,
+        progress=False,
+        workers=1,
+        say=quiet,
+    )
     assert tokenizer.pieces == known.pieces == Tokenizer.load(reused.folder).pieces
     piece = reused.select("test")[0]
-    assert reused.stream(piece).tolist() == known.encode(read_midi(found[3].path), end=True).tolist()
+    assert (
+        reused.stream(piece).tolist() == known.encode(read_midi(found[3].path), end=True).tolist()
+    )
     assert reused.folder != learnt.folder and reused.vocab_size == known.vocab_size
     with pytest.raises(UserError, match="use those settings, or give none"):
         build(found, BASE, ONE, folder=tmp_path / "cache", tokenizer=known, say=quiet)
 
 
 def test_several_workers_give_the_same_streams(found, tmp_path):
-    many = [Performance(p.path, p.composer, f"{p.title} {i}", p.year, p.split, p.seconds)
-            for i in range(5) for p in found]  # more than 20, or one process does it all
+    many = [
+        Performance(p.path, p.composer, f"{p.title} {i}", p.year, p.split, p.seconds)
+        for i in range(5)
+        for p in found
+    ]  # more than 20, or one process does it all
     one = make(many, tmp_path)[0]
     two = build(many, BASE, ONE, folder=tmp_path / "two", workers=2, progress=False, say=quiet)[0]
     assert np.array_equal(one.tokens, two.tokens) and one.pieces == two.pieces
@@ -151,10 +170,18 @@ def test_a_second_run_reads_the_cache(found, tmp_path, monkeypatch):
 
 
 def test_other_settings_or_files_go_to_another_folder(found):
-    ids = {fingerprint(files, config, change)["id"] for files, config, change in (
-        (found, BASE, ONE), (found, MERGED, ONE), (found, TokenConfig(16, vocab_size=None), ONE),
-        (found, TokenConfig(pedal="drop", vocab_size=None), ONE), (found, BASE, Augmentation(copies=2)),
-        (found, BASE, Augmentation(copies=1, seed=1)), (found[:-1], BASE, ONE))}
+    ids = {
+        fingerprint(files, config, change)["id"]
+        for files, config, change in (
+            (found, BASE, ONE),
+            (found, MERGED, ONE),
+            (found, TokenConfig(16, vocab_size=None), ONE),
+            (found, TokenConfig(pedal="drop", vocab_size=None), ONE),
+            (found, BASE, Augmentation(copies=2)),
+            (found, BASE, Augmentation(copies=1, seed=1)),
+            (found[:-1], BASE, ONE),
+        )
+    }
     assert len(ids) == 7
     assert fingerprint(list(reversed(found)), BASE, ONE) == fingerprint(found, BASE, ONE)
     assert fingerprint(found, BASE, ONE)["format"] == FORMAT
@@ -192,9 +219,19 @@ def test_a_damaged_cache_is_one_sentence(found, tmp_path):
     index, tokens = (folder / INDEX).read_bytes(), (folder / TOKENS).read_bytes()
     shorter = json.loads(index)
     shorter["pieces"].pop()
-    damages = [(INDEX, index[:200]), (INDEX, b""), (INDEX, b"[]"), (INDEX, b'{"pieces": 3}'), (INDEX, b"\xff\xfe"),
-               (INDEX, json.dumps(shorter).encode()), (TOKENS, tokens[:-10]), (TOKENS, tokens[:40]), (TOKENS, b""),
-               (TOKENS, b"no numpy file"), (TOKENS, tokens.replace(b"<u2", b"<i2"))]
+    damages = [
+        (INDEX, index[:200]),
+        (INDEX, b""),
+        (INDEX, b"[]"),
+        (INDEX, b'{"pieces": 3}'),
+        (INDEX, b"\xff\xfe"),
+        (INDEX, json.dumps(shorter).encode()),
+        (TOKENS, tokens[:-10]),
+        (TOKENS, tokens[:40]),
+        (TOKENS, b""),
+        (TOKENS, b"no numpy file"),
+        (TOKENS, tokens.replace(b"<u2", b"<i2")),
+    ]
     for name, content in damages:
         for file, whole in ((INDEX, index), (TOKENS, tokens)):
             (folder / file).unlink()
@@ -251,4 +288,6 @@ def test_the_tokenizer_beside_the_streams_is_theirs(found, tmp_path):
     streams, tokenizer = make(found, tmp_path, MERGED)
     beside = Tokenizer.load(streams.folder)
     assert beside.pieces == tokenizer.pieces and beside.config == MERGED
-    assert sorted(p.name for p in streams.folder.iterdir()) == sorted([INDEX, TOKENS, "tokenizer.json", "tokens.json"])
+    assert sorted(p.name for p in streams.folder.iterdir()) == sorted(
+        [INDEX, TOKENS, "tokenizer.json", "tokens.json"]
+    )

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from lib.music.token_names import BAR_LINE, count_in, duration_of, is_music, kind_of, number_of, numbers_in
+from lib.music.token_names import (
+    BAR_LINE,
+    count_in,
+    duration_of,
+    is_music,
+    kind_of,
+    number_of,
+    numbers_in,
+)
 from lib.music.tokens import BEAT, TokenConfig, Tokenizer
 
 
@@ -24,7 +32,12 @@ def played(tokenizer, position, pitch, velocity, duration):
 
 @pytest.mark.parametrize("kind", ["Position", "Pitch", "Velocity", "Duration"])
 def test_every_name_is_read_as_it_is_played(tokenizer, kind):
-    plain = {"Position": "Position_0", "Pitch": "Pitch_60", "Velocity": "Velocity_63", "Duration": "Duration_1.0.20"}
+    plain = {
+        "Position": "Position_0",
+        "Pitch": "Pitch_60",
+        "Velocity": "Velocity_63",
+        "Duration": "Duration_1.0.20",
+    }
     names = of_kind(tokenizer, kind)
     assert len(names) > 30 or kind == "Velocity"
     for name in names:
@@ -47,7 +60,13 @@ def test_a_duration_says_how_finely_it_is_cut(tokenizer):
 
 
 def test_what_is_inside_a_token_is_counted():
-    pieces = [("BOS_None",), (BAR_LINE,), ("Pitch_60", "Velocity_63"), ("Duration_0.1.8", "Pitch_60", "Pitch_72"), ()]
+    pieces = [
+        ("BOS_None",),
+        (BAR_LINE,),
+        ("Pitch_60", "Velocity_63"),
+        ("Duration_0.1.8", "Pitch_60", "Pitch_72"),
+        (),
+    ]
     assert count_in(pieces, "Pitch").tolist() == [0, 0, 1, 2, 0]
     assert numbers_in(pieces, "Pitch") == [[], [], [60], [60, 72], []]
     assert count_in(pieces, "Pit").sum() == 0 and count_in(pieces, "Bar").dtype == np.int64

@@ -1,4 +1,6 @@
-"""Claims about lib.music.tokens: what music loses on its way through tokens, and what it does not."""
+"""Claims about lib.music.tokens: what music loses on its way through tokens,
+and what it does not.
+"""
 
 import errno
 import json
@@ -28,11 +30,17 @@ def some_music(count=400, seconds=60.0, seed=0):
     start[1::7] = start[0:-1:7][: len(start[1::7])]  # two at once
     pitch = rng.integers(LOWEST, HIGHEST + 1, count)
     pitch[2::5] = pitch[1:-1:5][: len(pitch[2::5])]  # a key again
-    notes = make_notes(start, start + rng.lognormal(-1.5, 1.2, count).clip(0.005, 14),
-                       pitch, rng.integers(1, 128, count))
+    notes = make_notes(
+        start,
+        start + rng.lognormal(-1.5, 1.2, count).clip(0.005, 14),
+        pitch,
+        rng.integers(1, 128, count),
+    )
     order = np.lexsort((notes["start"], notes["pitch"]))
     again = np.zeros(count, bool)  # no finger strikes a key twice in 30 ms
-    again[order[1:]] = (np.diff(notes["pitch"][order]) == 0) & (np.diff(notes["start"][order]) < 0.03)
+    again[order[1:]] = (np.diff(notes["pitch"][order]) == 0) & (
+        np.diff(notes["start"][order]) < 0.03
+    )
     down = np.arange(0.5, seconds, 4.0)
     return Music(clip_repeats(notes[~again]), np.stack([down, down + 2], 1))
 
@@ -41,7 +49,10 @@ def some_music(count=400, seconds=60.0, seed=0):
 def real():
     """Two of the ten real pieces, one of train and one held out."""
     found = sorted(performances(quick=True, say=lambda *_: None), key=lambda p: p.seconds)
-    pieces = [next(p for p in found if p.split == "train"), next(p for p in found if p.split != "train")]
+    pieces = [
+        next(p for p in found if p.split == "train"),
+        next(p for p in found if p.split != "train"),
+    ]
     return [read_midi(p.path) for p in pieces]
 
 
@@ -87,9 +98,14 @@ def test_durations_err_by_half_a_step_of_their_ruler(real):
     tokenizer = Tokenizer(TokenConfig(vocab_size=None))
     heard, back = sustain(real[0]).notes, tokenizer.decode(tokenizer.encode(real[0])).notes
     order, order_back = (np.lexsort((n["start"], n["pitch"])) for n in (heard, back))
-    length, length_back = (n["end"][o] - n["start"][o] for n, o in ((heard, order), (back, order_back)))
+    length, length_back = (
+        n["end"][o] - n["start"][o] for n, o in ((heard, order), (back, order_back))
+    )
     # each half a step, two roundings to ticks, and a step where the next note on the key cuts it
-    allowed = np.select([length < 0.99, length < 3.97, length < 15.9], [0.005, 0.025, 0.0625], np.inf) + 0.012
+    allowed = (
+        np.select([length < 0.99, length < 3.97, length < 15.9], [0.005, 0.025, 0.0625], np.inf)
+        + 0.012
+    )
     assert np.all(np.abs(length - length_back) <= allowed)
 
 
@@ -132,7 +148,9 @@ def test_a_second_round_trip_changes_hardly_anything_and_a_third_nothing():
     again = [some_music()]
     for _ in range(3):
         again.append(tokenizer.decode(tokenizer.encode(again[-1])))
-    second, third = (np.abs(columns(a.notes) - columns(b.notes)) for a, b in zip(again[1:], again[2:]))
+    second, third = (
+        np.abs(columns(a.notes) - columns(b.notes)) for a, b in zip(again[1:], again[2:])
+    )
     assert np.mean(second.max(0) > 0) < 0.05 and second.max() <= 0.0725
     assert third.max() == 0
 
@@ -154,7 +172,9 @@ def test_merged_tokens_expand_exactly_to_the_base_tokens(trained):
         ids = trained.encode(music, begin=False)
         assert len(ids) < len(base)
         assert expanded(trained, ids) == base.tolist()
-        assert np.array_equal(columns(trained.decode(ids).notes), columns(trained.decode(base).notes))
+        assert np.array_equal(
+            columns(trained.decode(ids).notes), columns(trained.decode(base).notes)
+        )
 
 
 def test_merges_are_the_same_at_every_learning(trained):
@@ -165,7 +185,12 @@ def test_merges_are_the_same_at_every_learning(trained):
 
 def test_vocabulary_after_merging_is_not_the_base_vocabulary(trained):
     assert trained.vocab_size == len(trained.base) == 700
-    assert trained.base_size == len(trained.base.vocab) == 580 == Tokenizer(TokenConfig(vocab_size=None)).vocab_size
+    assert (
+        trained.base_size
+        == len(trained.base.vocab)
+        == 580
+        == Tokenizer(TokenConfig(vocab_size=None)).vocab_size
+    )
     assert max(trained.encode(some_music())) >= 580
 
 
@@ -183,10 +208,14 @@ def test_no_room_for_merges_is_one_sentence():
 
 
 def test_learning_prints_nothing_where_there_is_no_terminal():
-    code = ("import numpy as np; from lib.music.tokens import *; from lib.music.notes import *\n"
-            "t = Tokenizer(TokenConfig(vocab_size=590)); n = np.arange(50.)\n"
-            "t.learn([t.encode_base(Music(make_notes(n, n + 1, n + 40, n + 30)))]); print('done')")
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import numpy as np; from lib.music.tokens import *; from lib.music.notes import *\n"
+        "t = Tokenizer(TokenConfig(vocab_size=590)); n = np.arange(50.)\n"
+        "t.learn([t.encode_base(Music(make_notes(n, n + 1, n + 40, n + 30)))]); print('done')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert ran.stdout == "done\n" and ran.stderr == ""
 
 
@@ -208,11 +237,19 @@ def test_a_damaged_or_missing_tokenizer_is_one_sentence(trained, tmp_path):
     trained.save(tmp_path)
     whole = {name: (tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokens.json")}
     settings = whole["tokens.json"]
-    damages = [("tokenizer.json", whole["tokenizer.json"][:5000]), ("tokenizer.json", b""),
-               ("tokenizer.json", b"[]"), ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff\xfe\x00"),
-               ("tokenizer.json", whole["tokenizer.json"].replace(b"Pitch_60", b"Pitch_61")),
-               ("tokens.json", settings[:20]), ("tokens.json", b"[1]"), ("tokens.json", b'{"grid": 10}'),
-               ("tokens.json", settings.replace(b"10.0", b"62.5")), ("tokens.json", settings.replace(b"10.0", b"0"))]
+    damages = [
+        ("tokenizer.json", whole["tokenizer.json"][:5000]),
+        ("tokenizer.json", b""),
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"\xff\xfe\x00"),
+        ("tokenizer.json", whole["tokenizer.json"].replace(b"Pitch_60", b"Pitch_61")),
+        ("tokens.json", settings[:20]),
+        ("tokens.json", b"[1]"),
+        ("tokens.json", b'{"grid": 10}'),
+        ("tokens.json", settings.replace(b"10.0", b"62.5")),
+        ("tokens.json", settings.replace(b"10.0", b"0")),
+    ]
     for name, content in damages:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="damaged .*: build it again"):
@@ -221,11 +258,21 @@ def test_a_damaged_or_missing_tokenizer_is_one_sentence(trained, tmp_path):
     Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("name, value", [
-    ("beat_res", {"0_100000000": 1000}), ("beat_res", {"0_2": 10**9}), ("num_velocities", 10**9),
-    ("special_tokens", ["a"] * 99_999), ("tempo_range", [1, 10**9]), ("chord_maps", {"x": [1]}),
-    ("max_bar_embedding", 10**9)])
-def test_a_file_that_asks_for_another_vocabulary_is_refused_unbuilt(trained, tmp_path, monkeypatch, name, value):
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("beat_res", {"0_100000000": 1000}),
+        ("beat_res", {"0_2": 10**9}),
+        ("num_velocities", 10**9),
+        ("special_tokens", ["a"] * 99_999),
+        ("tempo_range", [1, 10**9]),
+        ("chord_maps", {"x": [1]}),
+        ("max_bar_embedding", 10**9),
+    ],
+)
+def test_a_file_that_asks_for_another_vocabulary_is_refused_unbuilt(
+    trained, tmp_path, monkeypatch, name, value
+):
     import miditok
 
     trained.save(tmp_path)
@@ -234,14 +281,17 @@ def test_a_file_that_asks_for_another_vocabulary_is_refused_unbuilt(trained, tmp
     inner = said["config"]["additional_params"] if name == "max_bar_embedding" else said["config"]
     inner[name] = value
     path.write_text(json.dumps(said))
-    monkeypatch.delattr(miditok.MusicTokenizer, "_load_from_json")  # MidiTok would build what it is asked for
+    # MidiTok would build what it is asked for
+    monkeypatch.delattr(miditok.MusicTokenizer, "_load_from_json")
     with pytest.raises(UserError, match=f"tokenizer.json is damaged .config.{name} is ") as error:
         Tokenizer.load(tmp_path)
     assert len(str(error.value)) < 500
 
 
 def test_nothing_of_a_file_but_its_merges_reaches_miditok(trained, tmp_path):
-    """MidiTok takes any name in its file for an attribute: a stranger could put a number where a function was."""
+    """MidiTok takes any name in its file for an attribute:
+    a stranger could put a number where a function was.
+    """
     trained.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     said = json.loads(path.read_text())
@@ -279,7 +329,9 @@ def test_decoding_a_token_outside_the_vocabulary_is_one_sentence(trained, wrong)
 
 @pytest.mark.parametrize("pedal", ["extend", "tokens", "drop"])
 def test_decoding_random_tokens_never_raises(trained, pedal):
-    tokenizer = trained if pedal == "extend" else Tokenizer(TokenConfig(pedal=pedal, vocab_size=None))
+    tokenizer = (
+        trained if pedal == "extend" else Tokenizer(TokenConfig(pedal=pedal, vocab_size=None))
+    )
     for seed in range(60):
         rng = np.random.default_rng(seed)
         ids = rng.integers(0, tokenizer.vocab_size, rng.integers(0, 200))
@@ -296,7 +348,9 @@ def test_nothing_in_nothing_out(trained):
         assert len(trained.decode(np.array(ids, int)).notes) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"grid_ms": 1}, {"grid_ms": 500}, {"pedal": "half"}, {"vocab_size": 100_000}])
+@pytest.mark.parametrize(
+    "wrong", [{"grid_ms": 1}, {"grid_ms": 500}, {"pedal": "half"}, {"vocab_size": 100_000}]
+)
 def test_settings_that_cannot_work_are_one_sentence(wrong):
     with pytest.raises(UserError):
         TokenConfig(**wrong)
@@ -309,7 +363,9 @@ def test_the_committed_survey_backs_the_default():
     assert len(table) == len(GRIDS) * len(PEDALS) + 2 * len(SIZES)
     chosen = table[TokenConfig.grid_ms, TokenConfig.pedal, TokenConfig.vocab_size]
     assert chosen["onset_ms_p95"] <= 5 and chosen["notes_kept"] > 0.999
-    assert chosen["duration_ms_p95"] < table[TokenConfig.grid_ms, "drop", None]["duration_ms_p95"] / 10
+    assert (
+        chosen["duration_ms_p95"] < table[TokenConfig.grid_ms, "drop", None]["duration_ms_p95"] / 10
+    )
 
 
 def test_bench_says_what_it_can_measure():
@@ -335,7 +391,11 @@ def test_other_languages_say_the_same_notes_and_are_not_played(kind):
 
     rng = np.random.default_rng(0)
     start = np.sort(rng.uniform(0, 20, 60)).round(2)
-    music = Music(make_notes(start, start + 0.3, rng.permutation(np.arange(30, 90)), rng.integers(30, 100, 60)))
+    music = Music(
+        make_notes(
+            start, start + 0.3, rng.permutation(np.arange(30, 90)), rng.integers(30, 100, 60)
+        )
+    )
     tokenizer = Tokenizer(TokenConfig(vocab_size=None, kind=kind))
     ids = tokenizer.encode(music, end=True)
     assert tokenizer.notes_of[ids].sum() == 60

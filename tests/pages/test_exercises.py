@@ -1,8 +1,9 @@
-"""Claims about the exercises: the stub fails its check, the folded solution passes it, both in a moment.
+"""Claims about the exercises: the stub fails its check, the folded solution passes it,
+both in a moment.
 
-An exercise is a Markdown cell with stars, minutes, two folded hints and a folded solution, and right
-after it a code cell with its imports, the stub and the check. That cell stands alone, so nothing else
-of the notebook has to run.
+An exercise is a Markdown cell with stars, minutes, two folded hints and a folded solution, and
+right after it a code cell with its imports, the stub and the check. That cell stands alone, so
+nothing else of the notebook has to run.
 """
 
 import ast
@@ -20,7 +21,9 @@ from lib.env.exercises import attempt
 from lib.env.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SOLUTION = re.compile(r"<details><summary>Solution</summary>\s*```python\n(.*?)```\s*</details>", re.DOTALL)
+SOLUTION = re.compile(
+    r"<details><summary>Solution</summary>\s*```python\n(.*?)```\s*</details>", re.DOTALL
+)
 STUB = re.compile(r"^(?:@triton\.jit\n)?def .*\n(?:    .*\n)*?    \.\.\.\n", re.MULTILINE)
 
 
@@ -37,7 +40,8 @@ ALL = list(exercises())
 
 
 def outcome(code, tmp_path, capsys):
-    """The last line that the cell prints, run alone (as a file, because Triton reads the source of its kernels).
+    """The last line that the cell prints, run alone
+    (as a file, because Triton reads the source of its kernels).
 
     Before it, a machine that compiles a scan for the first time says so.
     """
@@ -62,29 +66,47 @@ def test_stub_fails_and_solution_passes(text, code, tmp_path, capsys):
 @pytest.mark.parametrize("text, code", ALL)
 def test_exercise_says_what_it_is(text, code):
     assert re.search(r"\*\*\d · [^*]+\*\* ★{1,3} · \d+ minutes\.", text)
-    assert len(re.findall(r"<details><summary>Hint \d</summary>.+?</details>", text, re.DOTALL)) == 2
+    assert (
+        len(re.findall(r"<details><summary>Hint \d</summary>.+?</details>", text, re.DOTALL)) == 2
+    )
     assert "attempt(check_" in code and '"""' in code
 
 
 @pytest.mark.parametrize("text, code", ALL)
 def test_exercise_is_a_typed_spec_a_stub_and_one_check(text, code):
     tree = ast.parse(code)
-    stubs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Expr)
-             and getattr(node.body[-1].value, "value", None) is ...]
+    stubs = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and isinstance(node.body[-1], ast.Expr)
+        and getattr(node.body[-1].value, "value", None) is ...
+    ]
     assert len(stubs) == 1 and code.count("attempt(") == 1, "one stub and one check"
     stub = stubs[0]
-    kernel = any("triton" in ast.unparse(mark) for mark in stub.decorator_list)  # its arguments are addresses
-    assert kernel or (stub.returns and all(argument.annotation for argument in stub.args.args)), "types are missing"
+    # its arguments are addresses
+    kernel = any("triton" in ast.unparse(mark) for mark in stub.decorator_list)
+    assert kernel or (stub.returns and all(argument.annotation for argument in stub.args.args)), (
+        "types are missing"
+    )
     assert ast.get_docstring(stub), "what goes in, what comes out"
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "00_tour"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem != "00_tour"], ids=lambda path: path.stem
+)
 def test_two_to_four_exercises_a_notebook(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    numbers = [found[1] for text in texts if (found := re.search(r"^\*\*(\d) · .+?\*\* ★", text, re.MULTILINE))]
+    numbers = [
+        found[1]
+        for text in texts
+        if (found := re.search(r"^\*\*(\d) · .+?\*\* ★", text, re.MULTILINE))
+    ]
     assert 2 <= len(numbers) <= 4 and numbers == [str(n + 1) for n in range(len(numbers))]
-    assert sum(bool(SOLUTION.search(text)) for text in texts) == len(numbers), "each has a solution, and only they"
+    assert sum(bool(SOLUTION.search(text)) for text in texts) == len(numbers), (
+        "each has a solution, and only they"
+    )
 
 
 def test_attempt_says_what_is_missing(tmp_path, capsys):
@@ -100,7 +122,8 @@ def test_attempt_says_what_is_missing(tmp_path, capsys):
     def hidden():
         return helper()
 
-    helper_line = helper.__code__.co_firstlineno + 1  # a None inside the reader's own code is theirs to find
+    # a None inside the reader's own code is theirs to find
+    helper_line = helper.__code__.co_firstlineno + 1
 
     def words(check):
         assert not attempt(check)
@@ -110,14 +133,23 @@ def test_attempt_says_what_is_missing(tmp_path, capsys):
     assert words(wrong) == ["not yet: two is not three"]
     silent = "from lib.env.exercises import attempt\n\ndef check():\n    assert 2 == 3\n\nattempt(check)\n"
     assert outcome(silent, tmp_path, capsys) == "not yet: this should hold: 2 == 3\n"
-    for given_none in (lambda: len(None), torch.no_grad()(lambda: sum(len(None) for _ in range(2)))):
+    for given_none in (
+        lambda: len(None),
+        torch.no_grad()(lambda: sum(len(None) for _ in range(2))),
+    ):
         assert words(given_none) == [
-            "not yet: there is None where a value is needed: does the function return its result yet?"]
+            "not yet: there is None where a value is needed: "
+            "does the function return its result yet?"
+        ]
     assert words(hidden) == [
-        f"not yet: TypeError, object of type 'NoneType' has no len() (in helper, line {helper_line})"]
+        "not yet: TypeError, object of type 'NoneType' has no len() (in helper, "
+        f"line {helper_line})"
+    ]
     here = deep.__code__.co_firstlineno + 1  # and not a line inside torch
-    found, = words(deep)
-    assert found.startswith("not yet: RuntimeError, ") and found.endswith(f" (in deep, line {here})")
+    (found,) = words(deep)
+    assert found.startswith("not yet: RuntimeError, ") and found.endswith(
+        f" (in deep, line {here})"
+    )
 
 
 def for_ever():

@@ -5,16 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from pages import (
-    LINK,
-    NOTEBOOKS,
-    ROOT,
-    broken_links,
-    files,
-    load,
-    markdown,
-    text_of,
-)
+from pages import LINK, NOTEBOOKS, ROOT, broken_links, files, load, markdown, text_of
 
 SPELT = ["*.md", "*.py", "*.toml", "*.txt", "*.cff", "*.cpp", "*.ini"]
 
@@ -22,12 +13,21 @@ SPELT = ["*.md", "*.py", "*.toml", "*.txt", "*.cff", "*.cpp", "*.ini"]
 # ---- links --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", files("*.md") + NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", files("*.md") + NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_links_lead_somewhere(page):
-    text = "\n\n".join(markdown(load(page))) if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
-    text = re.sub(r"(figure|sound):[\w/#]+", "https://built.in", text)  # what a deck's build puts in
+    text = (
+        "\n\n".join(markdown(load(page)))
+        if page.suffix == ".ipynb"
+        else page.read_text(encoding="utf-8")
+    )
+    # what a deck's build puts in
+    text = re.sub(r"(figure|sound):[\w/#]+", "https://built.in", text)
     assert not broken_links(text, page)
-    assert not [target for _, said, target in LINK.findall(text) if not said.strip()], "a link or picture without words"
+    assert not [target for _, said, target in LINK.findall(text) if not said.strip()], (
+        "a link or picture without words"
+    )
 
 
 def test_broken_links_are_found():
@@ -41,9 +41,16 @@ def test_broken_links_are_found():
 
 
 def misspelt(folder, *paths) -> str:
-    """What codespell has to say of the files: a word list of slips, so that names and notation pass."""
-    done = subprocess.run([sys.executable, "-m", "codespell_lib", *map(str, paths)], cwd=folder, capture_output=True,
-                          text=True, check=False)
+    """What codespell has to say of the files: a word list of slips,
+    so that names and notation pass.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *map(str, paths)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert not done.stderr, done.stderr
     return done.stdout
 
@@ -57,7 +64,7 @@ def test_words_are_spelt_as_they_should(tmp_path):
 
 
 def test_a_slip_is_found(tmp_path):
-    (tmp_path / "page.md").write_text("To re" "cieve a colour.", encoding="utf-8")
+    (tmp_path / "page.md").write_text("To recieve a colour.", encoding="utf-8")
     assert "receive" in misspelt(tmp_path, "page.md")
 
 
@@ -65,16 +72,18 @@ def test_a_slip_is_found(tmp_path):
 
 
 def ruff(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", *arguments]
+    command = [sys.executable, "-m", "ruff", *arguments, "--no-cache"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_code_keeps_the_rules_of_the_house():
-    done = ruff()
+@pytest.mark.parametrize("job", [("check",), ("format", "--check")])
+def test_code_keeps_the_rules_of_the_house(job):
+    done = ruff(*job)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_broken_rule_is_found(tmp_path):
-    (tmp_path / "careless.py").write_text("import os\n")
-    done = ruff("--config", "ruff.toml", str(tmp_path))
+    (tmp_path / "careless.py").write_text("import os\nx = dict( a=1 )\n")
+    done = ruff("check", "--config", "ruff.toml", str(tmp_path))
     assert done.returncode == 1 and "F401" in done.stdout and "D100" in done.stdout
+    assert ruff("format", "--check", "--config", "ruff.toml", str(tmp_path)).returncode == 1

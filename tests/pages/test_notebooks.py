@@ -3,7 +3,17 @@
 import base64
 import re
 
-from pages import DATA_URI, LINK, NOTEBOOKS, code_cells, each_notebook, load, outputs, shown, text_of
+from pages import (
+    DATA_URI,
+    LINK,
+    NOTEBOOKS,
+    code_cells,
+    each_notebook,
+    load,
+    outputs,
+    shown,
+    text_of,
+)
 
 from lib.lab.pages import address as colab
 from lib.lab.pages import stamp

@@ -112,7 +112,9 @@ def test_the_quoted_difference_is_that_of_the_pieces():
     found = env.read_results("experiments_likelihood_cpu")
     for budget in ("tokens", "minutes"):
         rows = [row for row in found["test"] if row["budget"] == budget]
-        mean = {arch: np.mean([row["bits"] for row in rows if row["arch"] == arch], 0)
-                for arch in ("mamba", "transformer")}
+        mean = {
+            arch: np.mean([row["bits"] for row in rows if row["arch"] == arch], 0)
+            for arch in ("mamba", "transformer")
+        }
         difference = (mean["mamba"] - mean["transformer"]).sum() / sum(found["pieces"]["notes"])
         assert f"| {difference:+.2f} (" in README

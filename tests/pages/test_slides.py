@@ -31,7 +31,9 @@ def page(name):
 
 @pytest.mark.parametrize("name", DECKS + PAPERS)
 def test_nothing_is_stale(name):
-    """Source, numbers, excerpts, figures, sounds and the built files are as they were when built."""
+    """Source, numbers, excerpts, figures, sounds and the built files are as they were
+    when built.
+    """
     assert not build.stale(name), "run python -m slides.build"
 
 
@@ -57,7 +59,9 @@ def test_numbers_and_code_stand_in_the_page(name):
 def test_every_slide_and_note_reached_the_page(name):
     """Marp takes a note with a line like `class: x` for settings, and drops it without a word."""
     text = page(name)
-    assert len(re.findall(r"<section\b[^>]*\bdata-marpit-pagination=", text)) >= len(deck.slides(name))
+    assert len(re.findall(r"<section\b[^>]*\bdata-marpit-pagination=", text)) >= len(
+        deck.slides(name)
+    )
     assert text.count('<div class="bespoke-marp-note"') == len(deck.slides(name))
 
 
@@ -83,10 +87,16 @@ def test_sound_plays_from_inside_the_page(name):
 
 @each_deck
 def test_every_sound_has_its_roll_and_both_last_equally_long(name):
-    shown = re.findall(r'<figure class="sound moving-roll"[^>]*>(.*?)</figure>', page(name), re.DOTALL)
+    shown = re.findall(
+        r'<figure class="sound moving-roll"[^>]*>(.*?)</figure>', page(name), re.DOTALL
+    )
     assert len(shown) == page(name).count("<audio ") == len(pictures.SOUND.findall(deck.read(name)))
     for sound in shown:
-        roll = unquote(re.search(r'<img alt="Piano roll: [^"]+"[^>]* src="data:image/svg\+xml,([^"]+)"', sound)[1])
+        roll = unquote(
+            re.search(
+                r'<img alt="Piano roll: [^"]+"[^>]* src="data:image/svg\+xml,([^"]+)"', sound
+            )[1]
+        )
         data = base64.b64decode(re.search(r'src="data:audio/mpeg;base64,([^"]+)"', sound)[1])
         seconds = float(re.search(r"data-end='([\d.]+)'", roll)[1])
         assert soundfile.info(io.BytesIO(data)).duration == pytest.approx(seconds, abs=0.1)
@@ -95,18 +105,26 @@ def test_every_sound_has_its_roll_and_both_last_equally_long(name):
 
 @each_deck
 def test_the_script_of_the_rolls_is_there_once(name):
-    assert page(name).count(moving_roll.script()) == page(name).count("figure.moving-roll:not(.moves)") == 1
+    assert (
+        page(name).count(moving_roll.script())
+        == page(name).count("figure.moving-roll:not(.moves)")
+        == 1
+    )
 
 
 @pytest.mark.skipif(found() is None, reason="needs Chromium or Chrome")
-def test_in_a_browser_a_click_on_a_roll_plays_from_there_and_the_keys_still_turn_the_slides(tmp_path):
+def test_in_a_browser_a_click_on_a_roll_plays_from_there_and_the_keys_still_turn_the_slides(
+    tmp_path,
+):
     address = (ROOT / "slides" / "1_data.html").as_uri()
     audio, roll = "document.querySelector('audio')", "document.querySelector('.moves svg')"
     with browser(tmp_path) as shown:
         shown.open(f"{address}#2", width=1280, height=720)
         assert shown.run("document.querySelectorAll('figure.moving-roll:not(.moves)').length") == 0
         left, top, width, height = shown.run(
-            f"(({{left, top, width, height}}) => [left, top, width, height])({roll}.getBoundingClientRect())")
+            f"(({{left, top, width, height}}) => [left, top, width, "
+            f"height])({roll}.getBoundingClientRect())"
+        )
         assert width > 1000 and top > 0 and top + height < 720, "not in full width on its slide"
         keys = moving_roll.LEFT / moving_roll.WIDTH
         shown.click(left + width * (keys + (1 - keys) / 2), top + height / 2)
@@ -138,7 +156,10 @@ def test_sizes(name):
 @each_deck
 def test_links_lead_somewhere(name):
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", deck.read(name)):
-        assert re.match(r"https?://|#", target) or (ROOT / "slides" / target.partition("#")[0]).exists(), target
+        assert (
+            re.match(r"https?://|#", target)
+            or (ROOT / "slides" / target.partition("#")[0]).exists()
+        ), target
 
 
 def test_manifest_and_readme_name_the_decks_that_are_there():
@@ -169,7 +190,9 @@ def pdf_objects(data):
 
 def test_the_quiz_has_an_answer_for_each_question_and_each_answer_is_on_offer():
     questions, answers = deck.read("quiz").split("\n---\n")[1:]
-    asked = dict(re.findall(r"^\*\*(\d+)\.\*\* .+\n(a\) .+\nb\) .+\nc\) .+)$", questions, re.MULTILINE))
+    asked = dict(
+        re.findall(r"^\*\*(\d+)\.\*\* .+\n(a\) .+\nb\) .+\nc\) .+)$", questions, re.MULTILINE)
+    )
     given = dict(re.findall(r"^\| (\d+) \| ([abc]) \| .+ \| \d\d \|$", answers, re.MULTILINE))
     assert len(asked) == 10 and asked.keys() == given.keys()
     assert len(set(given.values())) == 3, "one letter is always right, or never"
@@ -177,7 +200,11 @@ def test_the_quiz_has_an_answer_for_each_question_and_each_answer_is_on_offer():
 
 def test_the_timer_fetches_nothing():
     text = (ROOT / "slides" / "room" / "timer.html").read_text(encoding="utf-8")
-    assert "location.hash" in text and not fetched(text) and "//" not in re.sub(r" //.*| <!--.*?-->", "", text)
+    assert (
+        "location.hash" in text
+        and not fetched(text)
+        and "//" not in re.sub(r" //.*| <!--.*?-->", "", text)
+    )
 
 
 # The checks above would pass on anything if their patterns were wrong. So:
@@ -190,20 +217,36 @@ def without_data(text):
 def fetched(text):
     """What a page would fetch from elsewhere: addresses in anything but the href of a link."""
     text = re.sub(r"/\*.*?\*/", "", without_data(text), flags=re.DOTALL)
-    tags = re.findall(r"""<(?!a\b)[^<>]*?\b(?:src|srcset|href|data|poster)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""",
-                      text)
-    styles = re.findall(r"""(?:url\(\s*(?:&quot;|["'])?|@import\s+["']?)\s*(?:https?:)?//[^)"'\s]*""", text)
+    tags = re.findall(
+        r"""<(?!a\b)[^<>]*?\b(?:src|srcset|href|data|poster)\s*"""
+        r"""=\s*["']?\s*(?:https?:)?//[^"'\s>]*""",
+        text,
+    )
+    styles = re.findall(
+        r"""(?:url\(\s*(?:&quot;|["'])?|@import\s+["']?)\s*(?:https?:)?//[^)"'\s]*""", text
+    )
     media = "img|audio|video|source|script|link|iframe"
     relative = re.findall(rf"""<(?:{media})\b[^<>]*?\b(?:src|href)=["'](?!data:)[^"']+""", text)
     return tags + styles + relative
 
 
 def test_the_pattern_for_fetches_finds_what_it_should():
-    bad = ['<img src="https://a.org/x.svg">', "<link href='//a.org/x.css'>", "a{background:url(https://a.org/x)}",
-           "@import 'https://a.org/font.css';", '<script src="x.js">', '<audio controls src="media/x.mp3">',
-           'style="background:url(&quot;https://a.org/x&quot;)"']
+    bad = [
+        '<img src="https://a.org/x.svg">',
+        "<link href='//a.org/x.css'>",
+        "a{background:url(https://a.org/x)}",
+        "@import 'https://a.org/font.css';",
+        '<script src="x.js">',
+        '<audio controls src="media/x.mp3">',
+        'style="background:url(&quot;https://a.org/x&quot;)"',
+    ]
     assert all(fetched(text) for text in bad)
-    fine = ['<a href="https://a.org">', '<svg xmlns="http://www.w3.org/2000/svg">',
-            '<img src="data:image/png;base64,AA=">',
-            "/*! licence at https://a.org/x.txt */", 'url("data:font/woff;base64,AA==")', "see https://a.org"]
+    fine = [
+        '<a href="https://a.org">',
+        '<svg xmlns="http://www.w3.org/2000/svg">',
+        '<img src="data:image/png;base64,AA=">',
+        "/*! licence at https://a.org/x.txt */",
+        'url("data:font/woff;base64,AA==")',
+        "see https://a.org",
+    ]
     assert not any(fetched(text) for text in fine)

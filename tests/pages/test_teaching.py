@@ -1,4 +1,6 @@
-"""The teacher's page keeps its word: minutes add up, slides and exercises exist, numbers come from the results."""
+"""The teacher's page keeps its word: minutes add up, slides and exercises exist,
+numbers come from the results.
+"""
 
 import json
 import re
@@ -14,7 +16,8 @@ ROUTES = re.findall(r"<!-- route (\d+) -->(.*?)<!-- /route -->", PAGE, re.DOTALL
 ROW = re.compile(r"^\| ([\d.]+) \|(?: (?:\d+–)?(\d+))? \| ", re.MULTILINE)
 EXERCISE = re.compile(r"exercise (\d\d)\.(\d)")
 NUMBER = re.compile(r"([\d.,]+)<!-- results: (.+?) -->")
-FREE = {"8.0", "4.0", "1,024", "32,768"}  # a compute capability, a licence, lengths that were asked for
+# a compute capability, a licence, lengths that were asked for
+FREE = {"8.0", "4.0", "1,024", "32,768"}
 
 each_route = pytest.mark.parametrize("name", deck.routes())
 
@@ -24,7 +27,9 @@ def exercises():
     found = {}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            for number, minutes in re.findall(r"\*\*(\d) · [^*]+\*\* ★+ · (\d+) minutes", "".join(cell["source"])):
+            for number, minutes in re.findall(
+                r"\*\*(\d) · [^*]+\*\* ★+ · (\d+) minutes", "".join(cell["source"])
+            ):
                 found[path.stem[:2], number] = int(minutes)
     return found
 
@@ -43,9 +48,15 @@ def test_a_route_leaves_a_tenth_of_its_time_and_no_more_than_a_fifth(name):
 
 @each_route
 def test_a_route_gives_time_to_install(name):
-    """A talk says how to do it at home; where people work, a first look at each machine takes ten minutes."""
-    minutes = sum(slide.minutes for section in deck.sections(name) for slide in section
-                  if "install" in section[0].part)
+    """A talk says how to do it at home; where people work,
+    a first look at each machine takes ten minutes.
+    """
+    minutes = sum(
+        slide.minutes
+        for section in deck.sections(name)
+        for slide in section
+        if "install" in section[0].part
+    )
     assert minutes >= (2 if deck.length(name) == 45 else 10)
 
 
@@ -77,7 +88,9 @@ def test_exercises_take_the_minutes_of_their_notebooks(name):
 
 
 def test_the_road_from_the_keys_reaches_the_kernel():
-    assert {what.split()[0] for what in deck.quotes("route_180")["excerpts"]} >= {"lib/scan/triton_kernel.py"}
+    assert {what.split()[0] for what in deck.quotes("route_180")["excerpts"]} >= {
+        "lib/scan/triton_kernel.py"
+    }
     assert any("exercise 06.1" in section[0].part for section in deck.sections("route_180"))
 
 
@@ -109,7 +122,11 @@ def quoted(what):
 
 def test_no_number_of_the_answers_goes_without_its_source():
     answers = re.sub(r"<!-- .*?-->", "", NUMBER.sub("", PAGE.partition("## Questions")[2]))
-    loose = set(re.findall(r"\d+(?:,\d{3})+|\d+\.\d+", answers)) - FREE - {".".join(e) for e in exercises()}
+    loose = (
+        set(re.findall(r"\d+(?:,\d{3})+|\d+\.\d+", answers))
+        - FREE
+        - {".".join(e) for e in exercises()}
+    )
     assert not loose, f"where were these measured? {sorted(loose)}"
 
 
@@ -117,7 +134,11 @@ def test_commands_of_the_page_exist(capsys):
     with pytest.raises(SystemExit, match="0"):
         command.main(["--help"])
     known = capsys.readouterr().out
-    texts = PAGE + (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "slides/room/mail.md").read_text("utf-8")
+    texts = (
+        PAGE
+        + (ROOT / "README.md").read_text(encoding="utf-8")
+        + (ROOT / "slides/room/mail.md").read_text("utf-8")
+    )
     named = set(re.findall(r"python -m lib\.lab\.pages (\w+)", texts))
     assert named >= {"teaching", "workshop"} and all(errand in known for errand in named)
 
@@ -134,4 +155,6 @@ def test_links_of_the_teachers_pages_lead_somewhere(file):
 
 def test_the_mails_name_the_address_that_the_command_puts_in():
     mail = (ROOT / "slides" / "room" / "mail.md").read_text(encoding="utf-8")
-    assert "git clone ADDRESS course" in mail and "python -m lib.env" in mail.replace("room/bin/python", "python")
+    assert "git clone ADDRESS course" in mail and "python -m lib.env" in mail.replace(
+        "room/bin/python", "python"
+    )

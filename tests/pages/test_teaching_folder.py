@@ -1,4 +1,6 @@
-"""Claims about what a teacher carries: pages that need nothing, exercises without their solutions, links that hold."""
+"""Claims about what a teacher carries: pages that need nothing, exercises without their solutions,
+links that hold.
+"""
 
 import re
 
@@ -31,12 +33,20 @@ def book():
     """A notebook with a badge, links, formulas, a figure and an exercise."""
     title = nbformat.v4.new_markdown_cell(
         "# 01 · Two\n\n[![Open in Colab](https://colab.org/badge.svg)](https://colab.org/x)\n\n"
-        "See [02](02_next.ipynb#more), [results](../data/results/x.json) and [a paper](https://a.org/p).\n\n"
+        "See [02](02_next.ipynb#more), [results](../data/results/x.json) and [a "
+        "paper](https://a.org/p).\n\n"
         "For $a_t$ and $b_t$: $$h_t = e^{\\Delta_t A} h_{t-1}$$ and `cost = $5 or $6`, some $5.\n\n"
-        "```\n$not$ math\n```")
-    drawn = nbformat.v4.new_output("display_data", {"text/html": '<img alt="a" src="data:image/png;base64,AAAA">'})
-    cells = [title, nbformat.v4.new_code_cell("start = 1", outputs=[drawn]), nbformat.v4.new_markdown_cell(EXERCISE),
-             nbformat.v4.new_code_cell(STUB)]
+        "```\n$not$ math\n```"
+    )
+    drawn = nbformat.v4.new_output(
+        "display_data", {"text/html": '<img alt="a" src="data:image/png;base64,AAAA">'}
+    )
+    cells = [
+        title,
+        nbformat.v4.new_code_cell("start = 1", outputs=[drawn]),
+        nbformat.v4.new_markdown_cell(EXERCISE),
+        nbformat.v4.new_code_cell(STUB),
+    ]
     return nbformat.v4.new_notebook(cells=cells)
 
 
@@ -68,10 +78,19 @@ def test_solutions_lie_apart_from_the_stubs(book):
 
 def test_every_exercise_of_the_course_is_given_out_and_solved():
     course = teaching.books()
-    told = {(name, cell.source) for name, book in course.items() for cell in book.cells
-            if cell.cell_type == "markdown" and teaching.HEADING.search(cell.source)}
+    told = {
+        (name, cell.source)
+        for name, book in course.items()
+        for cell in book.cells
+        if cell.cell_type == "markdown" and teaching.HEADING.search(cell.source)
+    }
     solved = teaching.solutions(course).cells[0].source
-    assert len(re.findall(r"^## \d\d\.\d · ", solved, re.MULTILINE)) == solved.count("```python") == len(told) > 20
+    assert (
+        len(re.findall(r"^## \d\d\.\d · ", solved, re.MULTILINE))
+        == solved.count("```python")
+        == len(told)
+        > 20
+    )
     for name, text in told:
         given = nbformat.writes(teaching.exercises(course[name]))
         assert "Solution</summary>" not in given and teaching.HEADING.search(text)[2] in given
@@ -83,7 +102,9 @@ def test_all_formulas_of_the_course_are_understood():
         for cell in book.cells:
             if cell.cell_type == "markdown":
                 teaching._without_formulas(cell.source, formulas)
-        unknown = [found for formula in formulas for found in re.findall(r">(\\\\[a-zA-Z]+)<", formula)]
+        unknown = [
+            found for formula in formulas for found in re.findall(r">(\\\\[a-zA-Z]+)<", formula)
+        ]
         assert not unknown, f"{name}: {unknown}"
 
 
@@ -91,8 +112,12 @@ def test_all_formulas_of_the_course_are_understood():
 def course(tmp_path, monkeypatch, book):
     """A small course of one notebook, a deck of a route, a paper and the mails."""
     root = tmp_path / "course"
-    for name, text in (("notebooks/01_two.ipynb", nbformat.writes(book)), ("slides/route_45.html", "deck"),
-                       ("slides/room/quiz.pdf", "paper"), ("slides/room/mail.md", "git clone ADDRESS course")):
+    for name, text in (
+        ("notebooks/01_two.ipynb", nbformat.writes(book)),
+        ("slides/route_45.html", "deck"),
+        ("slides/room/quiz.pdf", "paper"),
+        ("slides/room/mail.md", "git clone ADDRESS course"),
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     monkeypatch.setattr(env, "ROOT", root)
@@ -103,8 +128,15 @@ def test_the_index_leads_to_every_file(course, tmp_path, capsys):
     folder = tmp_path / "teaching"
     command.main(["teaching", str(folder)])
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert there == {"index.html", "solutions.html", "mail.md", "pages/01_two.html", "exercises/01_two_exercises.ipynb",
-                     "route_45.html", "room/quiz.pdf"}
+    assert there == {
+        "index.html",
+        "solutions.html",
+        "mail.md",
+        "pages/01_two.html",
+        "exercises/01_two_exercises.ipynb",
+        "route_45.html",
+        "room/quiz.pdf",
+    }
     linked = set(re.findall(r'<a href="([^"#]+)"', (folder / "index.html").read_text()))
     assert linked == there - {"index.html"}
     assert (folder / "mail.md").read_text() == f"git clone {address.REPOSITORY} course"

@@ -17,8 +17,13 @@ def test_a_check_never_shows_a_bare_assert(code):
     assert not silent(code)
 
 
-@pytest.mark.parametrize("exercise, answer, words", [
-    pytest.param(exercise, answer, words, id=f"{exercise} {what}")
-    for exercise, answers in WRONG.items() for what, answer, words in answers])
+@pytest.mark.parametrize(
+    "exercise, answer, words",
+    [
+        pytest.param(exercise, answer, words, id=f"{exercise} {what}")
+        for exercise, answers in WRONG.items()
+        for what, answer, words in answers
+    ],
+)
 def test_a_wrong_answer_is_refused_in_words(exercise, answer, words, tmp_path, capsys, monkeypatch):
     refused(CODES[exercise], answer, words, tmp_path, capsys, monkeypatch)

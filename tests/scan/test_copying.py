@@ -1,4 +1,6 @@
-"""Claims about lib.scan.copying: the task is what it says, the models differ in their system alone."""
+"""Claims about lib.scan.copying: the task is what it says,
+the models differ in their system alone.
+"""
 
 import pytest
 import torch
@@ -13,24 +15,35 @@ def dice(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("task", [Task(), Task(fixed_gaps=True), Task(notes=2, keep=1, length=1),
-                                  Task(notes=5, keep=7, length=7)])
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(),
+        Task(fixed_gaps=True),
+        Task(notes=2, keep=1, length=1),
+        Task(notes=5, keep=7, length=7),
+    ],
+)
 def test_answers_are_the_notes_in_their_order(task):
     tokens, answers = task.batch(50, dice())
     assert tokens.shape == (50, task.length + task.keep) and answers.shape == (50, task.keep)
-    assert (tokens[:, task.length:] == task.cue).all() and tokens.max() < task.vocab_size
+    assert (tokens[:, task.length :] == task.cue).all() and tokens.max() < task.vocab_size
     for line, right in zip(tokens, answers, strict=True):
         assert torch.equal(line[line < task.notes], right)
         assert (line == task.rest).sum() == task.length - task.keep
 
 
 def test_gaps_are_fixed_or_random():
-    places = [(task.batch(200, dice())[0] < 8).nonzero()[:, 1].view(200, -1)
-              for task in (Task(fixed_gaps=True), Task())]
+    places = [
+        (task.batch(200, dice())[0] < 8).nonzero()[:, 1].view(200, -1)
+        for task in (Task(fixed_gaps=True), Task())
+    ]
     assert torch.equal(places[0], torch.arange(6).expand(200, -1))
     assert len(places[1].unique(dim=0)) > 190
     counts = torch.bincount(places[1].flatten(), minlength=58)
-    assert counts.min() > 0 and counts.max() < 3 * counts.double().mean(), "every position is as likely as another"
+    assert counts.min() > 0 and counts.max() < 3 * counts.double().mean(), (
+        "every position is as likely as another"
+    )
 
 
 def test_the_same_seed_gives_the_same_sequences():
@@ -49,18 +62,27 @@ def test_a_task_that_makes_no_sense_is_one_sentence(wrong):
 def test_selective_system_is_the_scan_of_what_it_selects(selective, length):
     system, x = SelectiveSystem(7, 3, selective), torch.randn(2, length, 7, generator=dice())
     delta, B, C = system.select(x)
-    assert delta.shape == (2, length, 7) and B.shape == C.shape == (2, length, 3) and (delta > 0).all()
+    assert (
+        delta.shape == (2, length, 7) and B.shape == C.shape == (2, length, 3) and (delta > 0).all()
+    )
     y = selective_scan(x, delta, system.A, B, C, system.D, backend="loop")
     torch.testing.assert_close(system(x), y, rtol=1e-5, atol=1e-5)
-    moves = {name for name, t in zip(SELECTIVE, system.select(torch.randn(2, 65, 7, generator=dice(1))), strict=True)
-             if (t - t[:, :1]).abs().max() > 1e-5}  # vector and scalar lanes round differently
+    moves = {
+        name
+        for name, t in zip(
+            SELECTIVE, system.select(torch.randn(2, 65, 7, generator=dice(1))), strict=True
+        )
+        if (t - t[:, :1]).abs().max() > 1e-5
+    }  # vector and scalar lanes round differently
     assert moves == set(selective), "only what is selective follows the input"
 
 
 def test_steps_begin_between_their_bounds():
     torch.manual_seed(0)
     delta, _, _ = SelectiveSystem(500, 2, ()).select(torch.zeros(1, 1, 500))
-    assert copying.DT_MIN * 0.999 < delta.min() < 0.02 and 0.2 < delta.max() < copying.DT_MAX * 1.001
+    assert (
+        copying.DT_MIN * 0.999 < delta.min() < 0.02 and 0.2 < delta.max() < copying.DT_MAX * 1.001
+    )
 
 
 def test_both_systems_do_tomorrow_what_they_do_today_and_only_the_fixed_one_is_linear():
@@ -83,8 +105,12 @@ def test_fixed_system_is_the_convolution_of_its_kernel(length):
         by_fft = ssm.convolve(x, ssm.kernel(*system.system(), length).real) + system.D * x
         torch.testing.assert_close(system(x), by_fft, rtol=1e-5, atol=1e-5)
         for channel, matrix in enumerate(system.matrix(length)):
-            torch.testing.assert_close(matrix @ x[0, :, channel], (by_fft - system.D * x)[0, :, channel], atol=1e-5,
-                                       rtol=1e-5)
+            torch.testing.assert_close(
+                matrix @ x[0, :, channel],
+                (by_fft - system.D * x)[0, :, channel],
+                atol=1e-5,
+                rtol=1e-5,
+            )
 
 
 def test_unknown_part_is_one_sentence():
@@ -114,7 +140,8 @@ def test_a_model_hears_the_past_only_and_every_parameter_learns(system, d_conv):
     assert logits.shape == (4, 23, 8)
     changed = tokens.clone()
     changed[:, 12] = (changed[:, 12] + 1) % task.vocab_size
-    torch.testing.assert_close(model(changed)[:, :12], logits[:, :12], rtol=1e-4, atol=1e-4)  # an FFT rounds globally
+    # an FFT rounds globally
+    torch.testing.assert_close(model(changed)[:, :12], logits[:, :12], rtol=1e-4, atol=1e-4)
     assert (model(changed)[:, 12:] - logits[:, 12:]).abs().max() > 1e-3
     torch.nn.functional.cross_entropy(logits[:, -3:].flatten(0, 1), answers.flatten()).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
@@ -144,7 +171,7 @@ class Oracle(torch.nn.Module):
         if self.mistake:
             answers[:, -1] = (answers[:, -1] + 1) % self.task.notes
         logits = torch.zeros(*tokens.shape, self.task.notes)
-        logits[:, -self.task.keep:] = torch.nn.functional.one_hot(answers, self.task.notes).float()
+        logits[:, -self.task.keep :] = torch.nn.functional.one_hot(answers, self.task.notes).float()
         return logits
 
 

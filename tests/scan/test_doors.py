@@ -1,4 +1,6 @@
-"""Claims about the doors of the scans: what does not fit is refused in a sentence, what fits is right."""
+"""Claims about the doors of the scans: what does not fit is refused in a sentence,
+what fits is right.
+"""
 
 import inspect
 
@@ -12,8 +14,12 @@ from lib.scan import cpu as scan_cpu
 from lib.scan.selective import BACKENDS, selective_scan, selective_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-needs_compiler = pytest.mark.skipif(not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built")
-BAD = {  # what may come instead of a tensor of floats on x's device, and the word that says what is wrong with it
+needs_compiler = pytest.mark.skipif(
+    not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built"
+)
+# what may come instead of a tensor of floats on x's device, and the word that says what is wrong
+# with it
+BAD = {
     "elsewhere": (lambda t: t.to("meta"), "on one device"),
     "complex": (lambda t: t.to(torch.complex64), "complex64"),
     "whole": (lambda t: t.long(), "int64"),
@@ -44,15 +50,21 @@ def by_cpu_step(**given):
 
 
 # without the tests' own check of types, which a reader's program does not have
-DOORS = {"selective_scan": (inspect.unwrap(selective_scan), arguments),
-         "selective_step": (inspect.unwrap(selective_step), one_step),
-         "scan_cpu.scan": (by_cpu_scan, arguments), "scan_cpu.step": (by_cpu_step, one_step)}
+DOORS = {
+    "selective_scan": (inspect.unwrap(selective_scan), arguments),
+    "selective_step": (inspect.unwrap(selective_step), one_step),
+    "scan_cpu.scan": (by_cpu_scan, arguments),
+    "scan_cpu.step": (by_cpu_step, one_step),
+}
 
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("door", DOORS)
 def test_what_does_not_fit_is_one_sentence_at_every_door(door, bad):
-    """Each argument in turn is spoilt beside others that are right. Some of these once ended the process."""
+    """Each argument in turn is spoilt beside others that are right.
+
+    Some of these once ended the process.
+    """
     call, given = DOORS[door]
     spoil, word = BAD[bad]
     for name, tensor in given().items():
@@ -65,7 +77,9 @@ def test_what_does_not_fit_is_one_sentence_at_every_door(door, bad):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name, other", [("A", torch.complex64), ("x", torch.int64), ("B", torch.complex128)])
+@pytest.mark.parametrize(
+    "name, other", [("A", torch.complex64), ("x", torch.int64), ("B", torch.complex128)]
+)
 def test_every_backend_refuses_what_is_no_real_number(backend, name, other):
     given = arguments()
     with pytest.raises(UserError, match=rf"needs {name} in one of .*not {str(other)[6:]}"):
@@ -81,7 +95,9 @@ def test_what_is_no_tensor_is_refused():
 
 @pytest.mark.parametrize("backend", ["auto", "loop", "parallel"])
 def test_a_scan_that_is_all_on_meta_says_the_shapes(backend):
-    """Where there are no numbers, as for a model of which only the sizes are asked; its gradients too."""
+    """Where there are no numbers, as for a model of which only the sizes are asked;
+    its gradients too.
+    """
     given = {k: v.to("meta").requires_grad_() for k, v in arguments().items()}
     y, h = selective_scan(**given, return_last_state=True, backend=backend)
     assert y.device.type == "meta" and y.shape == given["x"].shape and h.shape == given["h0"].shape
@@ -112,7 +128,11 @@ def test_a_state_or_an_input_elsewhere_is_refused_by_the_step():
 def test_one_row_for_all_channels_is_refused_by_the_step():
     """They were read as if there were as many as channels: beyond their end."""
     given = one_step()
-    for name, wrong in (("A", given["A"][:1]), ("D", given["D"][:1]), ("delta_bias", given["D"][:1])):
+    for name, wrong in (
+        ("A", given["A"][:1]),
+        ("D", given["D"][:1]),
+        ("delta_bias", given["D"][:1]),
+    ):
         for call in (selective_step, by_cpu_step):
             with pytest.raises(UserError, match="shape"):
                 call(**given | {name: wrong})
@@ -123,8 +143,9 @@ def test_a_step_in_half_precision_is_the_scan_s(dtype):
     given = {k: v.to(dtype) if k not in ("h", "A") else v for k, v in one_step().items()}
     y, h = selective_step(**given, delta_softplus=True)
     long = {k: v[:, None] if k in ("x", "delta", "B", "C", "z") else v for k, v in given.items()}
-    y_scan, h_scan = selective_scan(h0=long.pop("h"), **long, delta_softplus=True, return_last_state=True,
-                                    backend="loop")
+    y_scan, h_scan = selective_scan(
+        h0=long.pop("h"), **long, delta_softplus=True, return_last_state=True, backend="loop"
+    )
     assert y.dtype == dtype and h.dtype == torch.float32
     torch.testing.assert_close(y, y_scan[:, 0])
     torch.testing.assert_close(h, h_scan)
@@ -141,12 +162,18 @@ def laid_out(tensor, draw):
         around = torch.full((*tensor.shape[:-1], 3), torch.nan, dtype=tensor.dtype)
         return torch.cat([around, tensor, around], -1)[..., 3 : 3 + tensor.shape[-1]]
     if way == 3:  # numbers that are only marked as negative
-        return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag if tensor.dtype.itemsize > 2 else tensor
+        return (
+            torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+            if tensor.dtype.itemsize > 2
+            else tensor
+        )
     return tensor
 
 
 def random_problem(seed):
-    """Arguments of a scan of a random shape: odd ones, small ones, single ones; some arguments left out."""
+    """Arguments of a scan of a random shape: odd ones, small ones, single ones;
+    some arguments left out.
+    """
     random = np.random.default_rng(seed)
     draw = lambda top: int(random.integers(top))
     length, batch = (1, 2, 11, 12, 13, 25, 40)[draw(7)], 1 + draw(5)
@@ -158,7 +185,9 @@ def random_problem(seed):
 @needs_compiler
 @pytest.mark.parametrize("group", range(6))
 def test_any_shape_and_layout_is_the_loop_with_every_gradient_and_reads_nothing_unwritten(group):
-    """Sixty random shapes, memory poisoned with NaN; the worst error of 360 was 5.4e-6 of the largest number."""
+    """Sixty random shapes, memory poisoned with NaN;
+    the worst error of 360 was 5.4e-6 of the largest number.
+    """
     for seed in range(10 * group, 10 * group + 10):
         given = random_problem(seed)
         exact = run({k: v.detach().double().requires_grad_() for k, v in given.items()}, "loop")
@@ -172,9 +201,13 @@ def test_any_shape_and_layout_is_the_loop_with_every_gradient_and_reads_nothing_
 
 @needs_compiler
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("batch, length, d_inner, d_state", [(0, 3, 4, 2), (2, 0, 4, 2), (5, 3, 0, 2), (2, 3, 4, 0)])
+@pytest.mark.parametrize(
+    "batch, length, d_inner, d_state", [(0, 3, 4, 2), (2, 0, 4, 2), (5, 3, 0, 2), (2, 3, 4, 0)]
+)
 def test_nothing_to_scan_has_an_answer(backend, batch, length, d_inner, d_state):
-    """No row, no step of time, no channel, no state: the state stays, and y is what passes beside it."""
+    """No row, no step of time, no channel, no state:
+    the state stays, and y is what passes beside it.
+    """
     given = problem(length, d_inner, d_state, batch, torch.float32)
     y, h = selective_scan(**given, return_last_state=True, backend=backend)
     assert torch.equal(y, (given["D"] * given["x"]) * torch.nn.functional.silu(given["z"]))
@@ -192,4 +225,6 @@ def test_one_step_of_time_may_lie_anywhere():
     given = arguments(1)
     given["x"] = torch.randn(1, 2, 20).transpose(0, 1)
     assert given["x"].is_contiguous() and given["x"].stride() == (20, 40, 1)
-    torch.testing.assert_close(selective_scan(**given, backend="cpu"), selective_scan(**given, backend="loop"))
+    torch.testing.assert_close(
+        selective_scan(**given, backend="cpu"), selective_scan(**given, backend="loop")
+    )

@@ -1,4 +1,6 @@
-"""Claims about lib.scan.native: a kernel is compiled once, kept for this machine alone, and never in the way."""
+"""Claims about lib.scan.native: a kernel is compiled once, kept for this machine alone,
+and never in the way.
+"""
 
 import errno
 import os
@@ -20,7 +22,9 @@ from lib.scan import native
 native.CACHE = pathlib.Path(sys.argv[1])
 kernel = native.Kernel(sys.argv[2], "a test", "plain Python")
 """
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler here: nothing can be built")
+needs_compiler = pytest.mark.skipif(
+    native.compiler() is None, reason="no C++ compiler here: nothing can be built"
+)
 
 
 @pytest.fixture
@@ -65,24 +69,37 @@ def test_without_a_compiler_it_says_once_what_happens_instead(cache, source, mon
 def test_a_compiler_that_fails_leaves_nothing_behind(cache, source, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CXX", script(tmp_path / "broken", "exit 1"))
     assert not Kernel(source, "a test", "plain Python").available()
-    assert capsys.readouterr().out.endswith(f"{tmp_path / 'broken'} could not compile a test: plain Python\n")
+    assert capsys.readouterr().out.endswith(
+        f"{tmp_path / 'broken'} could not compile a test: plain Python\n"
+    )
     assert list(cache.iterdir()) == []
 
 
 @needs_compiler
 def test_a_compiler_without_openmp_builds_for_one_core(cache, source, tmp_path, monkeypatch):
     real = native.compiler()
-    monkeypatch.setenv("CXX", script(tmp_path / "old", f'case "$*" in *-fopenmp*) exit 1;; esac; exec {real} "$@"'))
+    monkeypatch.setenv(
+        "CXX", script(tmp_path / "old", f'case "$*" in *-fopenmp*) exit 1;; esac; exec {real} "$@"')
+    )
     assert Kernel(source, "a test", "plain Python").available()
 
 
 @needs_compiler
 def test_a_build_that_was_killed_never_blocks_the_next(cache, source, tmp_path):
-    """A compiler that hangs is killed half way, with its caller; the next use builds as if nothing had been."""
+    """A compiler that hangs is killed half way, with its caller;
+    the next use builds as if nothing had been.
+    """
     started = tmp_path / "started"
-    slow = script(tmp_path / "slow", f'for a; do last=$a; done; echo half > "$last"; touch {started}; exec sleep 60')
-    build = subprocess.Popen([sys.executable, "-c", START + "kernel.build()", cache, source], start_new_session=True,
-                             env=os.environ | {"CXX": slow}, stdout=subprocess.DEVNULL)
+    slow = script(
+        tmp_path / "slow",
+        f'for a; do last=$a; done; echo half > "$last"; touch {started}; exec sleep 60',
+    )
+    build = subprocess.Popen(
+        [sys.executable, "-c", START + "kernel.build()", cache, source],
+        start_new_session=True,
+        env=os.environ | {"CXX": slow},
+        stdout=subprocess.DEVNULL,
+    )
     try:
         while not started.exists():
             assert build.poll() is None
@@ -102,12 +119,19 @@ def test_a_damaged_library_is_built_again(cache, source):
     assert [path.name for path in cache.iterdir()] == [one.target().name]
 
 
-def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(source, tmp_path, monkeypatch):
+def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(
+    source, tmp_path, monkeypatch
+):
     """A library that was built for another machine is another file: it is never loaded here."""
     one = Kernel(source, "a test", "plain Python")
     names = [one.target().name]
-    for module, name, value in ((native, "compiler", lambda: "another"), (native, "processor", lambda: "another"),
-                                (torch, "__version__", "0.1"), (native, "LIB", tmp_path)):  # no headers there
+    for module, name, value in (
+        (native, "compiler", lambda: "another"),
+        (native, "processor", lambda: "another"),
+        # no headers there
+        (torch, "__version__", "0.1"),
+        (native, "LIB", tmp_path),
+    ):
         monkeypatch.setattr(module, name, value)
         names.append(one.target().name)
     source.write_text(SOURCE + "\n")
@@ -140,7 +164,9 @@ def built(source):
 
 
 @needs_compiler
-def test_a_folder_that_cannot_be_written_is_named_and_the_user_s_own_cache_is_used(cache, own, source):
+def test_a_folder_that_cannot_be_written_is_named_and_the_user_s_own_cache_is_used(
+    cache, own, source
+):
     cache.write_text("a file where the folder should be")
     ready, said = built(source)
     assert ready and len(said) == 2
@@ -156,6 +182,7 @@ def test_a_disk_that_cannot_be_written_is_named(cache, own, source, monkeypatch)
         if cache in path.parents:
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         replace(part, path)
+
     monkeypatch.setattr(os, "replace", read_only)
     ready, said = built(source)
     assert ready and "no permission to write" in said[1] and str(cache) in said[1]
@@ -167,6 +194,7 @@ def test_a_disk_that_runs_no_programs_is_named(cache, own, source, monkeypatch):
         if path.startswith(str(cache)):
             raise OSError(f"{path}: failed to map segment from shared object")
         return load(path)
+
     monkeypatch.setattr(native.ctypes, "CDLL", noexec)
     ready, said = built(source)
     assert ready and said[1].startswith(f"{cache} lets no program run") and "noexec" in said[1]
@@ -194,8 +222,9 @@ def test_where_no_folder_serves_the_first_reason_is_said(cache, own, source, tmp
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no owners of this kind")
 @pytest.mark.parametrize("open_to_others", ["mode", "link", "owner"])
-def test_a_cache_that_others_may_enter_is_neither_loaded_from_nor_written_to(cache, own, source, open_to_others,
-                                                                            tmp_path, monkeypatch):
+def test_a_cache_that_others_may_enter_is_neither_loaded_from_nor_written_to(
+    cache, own, source, open_to_others, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CXX", script(tmp_path / "any", "exit 0"))
     cache.write_text("a file")
     own.parent.mkdir()
@@ -208,7 +237,9 @@ def test_a_cache_that_others_may_enter_is_neither_loaded_from_nor_written_to(cac
         another = os.getuid() + 1
         monkeypatch.setattr(os, "getuid", lambda: another)
     one = Kernel(source, "a test", "plain Python")
-    monkeypatch.setattr(one, "_load", lambda target: pytest.fail("loaded") if own in target.parents else False)
+    monkeypatch.setattr(
+        one, "_load", lambda target: pytest.fail("loaded") if own in target.parents else False
+    )
     assert not native.is_private(own) and not one.build([].append)
     assert list(own.iterdir()) == []
 
@@ -226,7 +257,9 @@ def test_a_library_that_others_could_have_changed_is_built_again(cache, source):
 
 @needs_compiler
 def test_a_failure_that_passes_leaves_nothing_slow_behind(cache, source, tmp_path, monkeypatch):
-    """Built without threads for once, under a name of its own; the next process tries with threads again."""
+    """Built without threads for once, under a name of its own;
+    the next process tries with threads again.
+    """
     real, broken = native.compiler(), tmp_path / "broken"
     flaky = f'case "$*" in *-fopenmp*) [ -e {broken} ] && exit 1;; esac; exec {real} "$@"'
     monkeypatch.setenv("CXX", script(tmp_path / "flaky", flaky))

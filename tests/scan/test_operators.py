@@ -1,4 +1,6 @@
-"""Claims about the scans as operators of PyTorch: compiled, exported, differentiated and mapped, they are right."""
+"""Claims about the scans as operators of PyTorch:
+compiled, exported, differentiated and mapped, they are right.
+"""
 
 import inspect
 
@@ -9,9 +11,13 @@ from test_selective import HAVE_COMPILER, problem
 from lib.env.errors import UserError
 from lib.scan import cpu, selective
 
-pytestmark = [pytest.mark.usefixtures("one_thread"),
-              pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning:triton")]
-needs_compiler = pytest.mark.skipif(not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning:triton"),
+]
+needs_compiler = pytest.mark.skipif(
+    not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built"
+)
 # without the tests' own check of types, which no compiler sees in a reader's program
 selective_scan = inspect.unwrap(selective.selective_scan)
 selective_step = inspect.unwrap(selective.selective_step)
@@ -32,7 +38,10 @@ def arguments(length=5, channels=3, states=2, optional=True, dtype=torch.float32
     """What the operators take, in their order, without `keep`."""
     given = problem(length, channels, states, dtype=torch.float32)
     moving = ("x", "delta", "B", "C", "z")
-    given = {k: v.detach().to(dtype if k in moving else torch.float32).requires_grad_() for k, v in given.items()}
+    given = {
+        k: v.detach().to(dtype if k in moving else torch.float32).requires_grad_()
+        for k, v in given.items()
+    }
     D, z, bias, h0 = (given[name] if optional else None for name in ("D", "z", "delta_bias", "h0"))
     return (*(given[name] for name in ("x", "delta", "A", "B", "C")), D, z, bias, True, h0)
 
@@ -43,7 +52,9 @@ def arguments(length=5, channels=3, states=2, optional=True, dtype=torch.float32
 def test_the_scan_of_the_cpu_is_a_sound_operator(optional, dtype):
     given = arguments(13, 17, 9, optional, dtype)
     torch.library.opcheck(cpu.SCAN, (*given, True))
-    torch.library.opcheck(cpu.SCAN, (*(g.detach() if isinstance(g, torch.Tensor) else g for g in given), False))
+    torch.library.opcheck(
+        cpu.SCAN, (*(g.detach() if isinstance(g, torch.Tensor) else g for g in given), False)
+    )
     given = tuple(g.detach() if isinstance(g, torch.Tensor) else g for g in given)
     y, last, kept = cpu.SCAN(*given, True)
     for dlast in (last, None):
@@ -54,15 +65,24 @@ def test_the_scan_of_the_cpu_is_a_sound_operator(optional, dtype):
 def test_the_step_of_the_cpu_is_a_sound_operator():
     given = (g.detach() if isinstance(g, torch.Tensor) else g for g in arguments(1))
     x, delta, A, B, C, D, z, bias, softplus, h0 = given
-    torch.library.opcheck(cpu.STEP, (h0, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], D, z[:, 0], bias, softplus))
-    torch.library.opcheck(cpu.STEP, (h0, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], None, None, None, False))
+    torch.library.opcheck(
+        cpu.STEP, (h0, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], D, z[:, 0], bias, softplus)
+    )
+    torch.library.opcheck(
+        cpu.STEP, (h0, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], None, None, None, False)
+    )
 
 
 @pytest.mark.parametrize("optional", [True, False])
 def test_the_scan_of_triton_is_a_sound_operator(optional):
     kernel = triton_kernel()
     given = arguments(optional=optional)
-    tests = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    tests = [
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+        "test_aot_dispatch_dynamic",
+    ]
     torch.library.opcheck(kernel.SCAN, given, test_utils=tests)
     given = tuple(g.detach() if isinstance(g, torch.Tensor) else g for g in given)
     y, last, kept = kernel.SCAN(*given)
@@ -70,7 +90,9 @@ def test_the_scan_of_triton_is_a_sound_operator(optional):
 
 
 def named(length=13, channels=5, states=3):
-    return {k: v.detach() for k, v in problem(length, channels, states, dtype=torch.float32).items()}
+    return {
+        k: v.detach() for k, v in problem(length, channels, states, dtype=torch.float32).items()
+    }
 
 
 @needs_compiler
@@ -83,7 +105,9 @@ def test_a_compiled_scan_has_no_graph_break_and_the_same_numbers():
 
     torch._dynamo.reset()
     found = run(**given), torch.compile(run, fullgraph=True, backend="aot_eager")(**given)
-    for ours, compiled in zip(*(torch.autograd.grad(f, list(given.values())) for f in found), strict=True):
+    for ours, compiled in zip(
+        *(torch.autograd.grad(f, list(given.values())) for f in found), strict=True
+    ):
         torch.testing.assert_close(ours, compiled)
 
 
@@ -95,7 +119,9 @@ def test_a_compiler_may_meet_a_kernel_that_nobody_asked_for_yet(monkeypatch):
     monkeypatch.setattr(cpu.KERNEL, "_tried", False)
     monkeypatch.setattr(cpu.KERNEL, "_library", None)
     torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(selective_scan, fullgraph=True, backend="aot_eager")(**given), expected)
+    torch.testing.assert_close(
+        torch.compile(selective_scan, fullgraph=True, backend="aot_eager")(**given), expected
+    )
 
 
 @needs_compiler
@@ -105,7 +131,9 @@ def test_a_compiled_step_is_the_step():
     expected = selective_step(h, **given, delta_softplus=True)
     torch._dynamo.reset()
     with torch.no_grad():
-        found = torch.compile(selective_step, fullgraph=True, backend="aot_eager")(h, **given, delta_softplus=True)
+        found = torch.compile(selective_step, fullgraph=True, backend="aot_eager")(
+            h, **given, delta_softplus=True
+        )
     torch.testing.assert_close(found, expected)
 
 
@@ -132,17 +160,23 @@ def test_torch_func_differentiates_the_scan_and_maps_over_it():
     x = given.pop("x")
 
     def loss(x, A, backend):
-        rows = {k: v[:1] if k in ("delta", "B", "C", "z", "h0") else v for k, v in given.items()} | {"A": A}
+        rows = {
+            k: v[:1] if k in ("delta", "B", "C", "z", "h0") else v for k, v in given.items()
+        } | {"A": A}
         return selective_scan(x[None], **rows, delta_softplus=True, backend=backend).square().sum()
 
     rates = given["A"] * torch.tensor([1.0, 2.0])[:, None, None]
     gradients = torch.func.vmap(torch.func.grad(loss, (0, 1)), (0, 0, None))
-    torch.testing.assert_close(gradients(x, rates, "cpu"), gradients(x, rates, "loop"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gradients(x, rates, "cpu"), gradients(x, rates, "loop"), rtol=1e-4, atol=1e-5
+    )
 
 
 def refused_twice(y, x):
     (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(UserError, match="has a first derivative and no second: choose backend 'loop'"):
+    with pytest.raises(
+        UserError, match="has a first derivative and no second: choose backend 'loop'"
+    ):
         torch.autograd.grad(first.sum(), x)
 
 
@@ -181,9 +215,15 @@ def test_autocast_leaves_the_precision_of_the_scan_alone():
 
 
 @needs_compiler
-@pytest.mark.parametrize("spoil, says", [
-    (lambda t: t.double(), "the operator of the scan takes"), (lambda t: t.flatten()[:1], "shape"),
-    (lambda t: t.to(torch.complex64), "complex64"), (lambda t: t.long(), "int64")])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda t: t.double(), "the operator of the scan takes"),
+        (lambda t: t.flatten()[:1], "shape"),
+        (lambda t: t.to(torch.complex64), "complex64"),
+        (lambda t: t.long(), "int64"),
+    ],
+)
 def test_the_bare_operator_refuses_what_its_kernel_cannot_read(spoil, says):
     """The same door as that of the functions: no address of a wrong tensor leaves Python."""
     given = tuple(g.detach() if isinstance(g, torch.Tensor) else g for g in arguments())

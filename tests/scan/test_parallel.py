@@ -44,8 +44,14 @@ def problem(length, d_inner=5, d_state=3, dtype=torch.float64, seed=0):
     """x, delta, A, B, C, h0 as `loop` and `parallel` take them."""
     torch.manual_seed(seed)
     new = partial(torch.randn, dtype=torch.float64)
-    arguments = (new(2, length, d_inner), new(2, length, d_inner).exp() / 5, -new(d_inner, d_state).exp(),
-                 new(2, length, d_state), new(2, length, d_state), new(2, d_inner, d_state))
+    arguments = (
+        new(2, length, d_inner),
+        new(2, length, d_inner).exp() / 5,
+        -new(d_inner, d_state).exp(),
+        new(2, length, d_state),
+        new(2, length, d_state),
+        new(2, d_inner, d_state),
+    )
     return [t.to(dtype).requires_grad_() for t in arguments]
 
 
@@ -71,7 +77,10 @@ class Joins(TorchDispatchMode):
         self.count = self.rounds = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket in (torch.ops.aten.addcmul, torch.ops.aten.addcmul_) and args[0].numel():
+        if (
+            function.overloadpacket in (torch.ops.aten.addcmul, torch.ops.aten.addcmul_)
+            and args[0].numel()
+        ):
             self.count += args[0].shape[1]
             self.rounds += 1
         return function(*args, **(kwargs or {}))
@@ -85,7 +94,9 @@ def test_scan_is_the_recurrence(method, length, rest):
     before = a.clone(), b.clone()
     # another order of the same sums, in float64
     torch.testing.assert_close(SCANS[method](a, b), steps_one_by_one(a, b), rtol=1e-11, atol=1e-11)
-    assert torch.equal(a, before[0]) and torch.equal(b, before[1]), "a scan leaves its arguments alone"
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1]), (
+        "a scan leaves its arguments alone"
+    )
 
 
 @each_method
@@ -140,7 +151,9 @@ def test_gradients_of_the_recurrence_are_those_of_the_loop(method, length):
 def test_autograd_through_hillis_steele_is_the_written_backward():
     a, b, _ = (t.requires_grad_() for t in chain(65, 3))
     weights = torch.randn(2, 65, 3, dtype=torch.float64)
-    through, written = (torch.autograd.grad(f(a, b), (a, b), weights) for f in (hillis_steele, linear_recurrence))
+    through, written = (
+        torch.autograd.grad(f(a, b), (a, b), weights) for f in (hillis_steele, linear_recurrence)
+    )
     for one, two in zip(through, written):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
@@ -195,7 +208,8 @@ def test_large_problems_are_cut_into_rows_and_chunks(monkeypatch):
     with Largest():
         ours = run(parallel, problem(length, d_inner, d_state))
     assert worst(ours, exact) < 1e-12
-    assert largest <= max(SHORTEST_CHUNK * d_inner * d_state, 2 * length * d_state)  # a chunk, or B and C
+    # a chunk, or B and C
+    assert largest <= max(SHORTEST_CHUNK * d_inner * d_state, 2 * length * d_state)
 
 
 def test_no_initial_state_is_a_state_of_zeros():
@@ -204,7 +218,9 @@ def test_no_initial_state_is_a_state_of_zeros():
     for ours in (parallel(*arguments), parallel(*arguments, None)):
         assert torch.equal(ours[0], y) and torch.equal(ours[1], h)
     a, b, h0 = chain(65, 3)
-    torch.testing.assert_close(linear_recurrence(a, b), linear_recurrence(a, b, torch.zeros_like(h0)))
+    torch.testing.assert_close(
+        linear_recurrence(a, b), linear_recurrence(a, b, torch.zeros_like(h0))
+    )
 
 
 @each_method
@@ -248,7 +264,9 @@ def test_states_that_are_carried_are_the_whole():
     y, last = parallel(x, delta, A, B, C, h0)
     h, parts = h0, []
     for begin, end in ((0, 1), (1, 40), (40, 65)):
-        part, h = parallel(*(t[:, begin:end] for t in (x, delta)), A, *(t[:, begin:end] for t in (B, C)), h)
+        part, h = parallel(
+            *(t[:, begin:end] for t in (x, delta)), A, *(t[:, begin:end] for t in (B, C)), h
+        )
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, 1), y)
     torch.testing.assert_close(h, last)

@@ -14,8 +14,12 @@ from lib.scan.selective import BACKENDS, choose, selective_scan, selective_step
 
 LENGTHS = (1, 2, 63, 64, 65, 257)
 HAVE_COMPILER = native.compiler() is not None
-needs_compiler = pytest.mark.skipif(not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built")
-on_the_cpu = pytest.mark.parametrize("backend", ["parallel", pytest.param("cpu", marks=needs_compiler)])
+needs_compiler = pytest.mark.skipif(
+    not HAVE_COMPILER, reason="no C++ compiler here: the cpu backend cannot be built"
+)
+on_the_cpu = pytest.mark.parametrize(
+    "backend", ["parallel", pytest.param("cpu", marks=needs_compiler)]
+)
 ORDER = ("x", "delta", "A", "B", "C", "D", "z", "delta_bias", "h0")
 
 
@@ -24,10 +28,16 @@ def problem(length, d_inner=5, d_state=3, batch=2, dtype=torch.float64, seed=0):
     random = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
     arguments = {
-        "x": draw(batch, length, d_inner), "delta": draw(batch, length, d_inner),
-        "A": -torch.exp(draw(d_inner, d_state)), "B": draw(batch, length, d_state),
-        "C": draw(batch, length, d_state), "D": draw(d_inner), "z": draw(batch, length, d_inner),
-        "delta_bias": draw(d_inner), "h0": draw(batch, d_inner, d_state)}
+        "x": draw(batch, length, d_inner),
+        "delta": draw(batch, length, d_inner),
+        "A": -torch.exp(draw(d_inner, d_state)),
+        "B": draw(batch, length, d_state),
+        "C": draw(batch, length, d_state),
+        "D": draw(d_inner),
+        "z": draw(batch, length, d_inner),
+        "delta_bias": draw(d_inner),
+        "h0": draw(batch, d_inner, d_state),
+    }
     return {k: v.to(dtype).detach().requires_grad_() for k, v in arguments.items()}
 
 
@@ -35,9 +45,13 @@ def run(arguments, backend, autocast=False):
     """Outputs and all gradients of a random loss, by name, in float64. The weights of the loss are
     numbers that every dtype holds, so that the gradient of y is the same for all."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y, h = selective_scan(**arguments, delta_softplus=True, return_last_state=True, backend=backend)
+        y, h = selective_scan(
+            **arguments, delta_softplus=True, return_last_state=True, backend=backend
+        )
     random = torch.Generator().manual_seed(1)
-    weigh = lambda t: (t.double() * torch.randn(t.shape, generator=random).bfloat16().double()).sum()
+    weigh = lambda t: (
+        t.double() * torch.randn(t.shape, generator=random).bfloat16().double()
+    ).sum()
     (weigh(y) + weigh(h)).backward()
     results = {"y": y, "h": h} | {f"d{k}": v.grad for k, v in arguments.items()}
     return {k: v.detach().double() for k, v in results.items()}
@@ -83,8 +97,9 @@ def test_loop_is_the_equations():
 
 def test_loop_gradients_are_numerical_gradients():
     names = list(problem(3))
-    function = lambda *a: selective_scan(**dict(zip(names, a)), delta_softplus=True,
-                                         return_last_state=True, backend="loop")
+    function = lambda *a: selective_scan(
+        **dict(zip(names, a)), delta_softplus=True, return_last_state=True, backend="loop"
+    )
     assert torch.autograd.gradcheck(function, tuple(problem(3).values()))
 
 
@@ -108,17 +123,24 @@ def test_parallel_in_float64_is_the_loop_to_the_last_digits():
 
 
 def test_gradients_of_parallel_are_numerical_gradients():
-    function = lambda *a: selective_scan(**dict(zip(ORDER, a)), delta_softplus=True,
-                                         return_last_state=True, backend="parallel")
+    function = lambda *a: selective_scan(
+        **dict(zip(ORDER, a)), delta_softplus=True, return_last_state=True, backend="parallel"
+    )
     assert torch.autograd.gradcheck(function, tuple(problem(5).values()))
 
 
 @on_the_cpu
 @pytest.mark.parametrize("dtype, close", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 def test_half_precision_loses_only_its_own_rounding(backend, dtype, close):
-    """The state and the sums stay in float32: what is lost is the rounding of inputs and outputs."""
-    half = {k: v.detach().to(dtype if k in ("x", "delta", "B", "C", "z") else torch.float32).requires_grad_()
-            for k, v in problem(65, dtype=torch.float32).items()}
+    """The state and the sums stay in float32: what is lost is the rounding of inputs
+    and outputs.
+    """
+    half = {
+        k: v.detach()
+        .to(dtype if k in ("x", "delta", "B", "C", "z") else torch.float32)
+        .requires_grad_()
+        for k, v in problem(65, dtype=torch.float32).items()
+    }
     exact = run({k: v.detach().double().requires_grad_() for k, v in half.items()}, "loop")
     ours = run(half, backend)
     y, h = selective_scan(**half, delta_softplus=True, return_last_state=True, backend=backend)
@@ -158,15 +180,20 @@ def test_strided_inputs(backend):
     grads = []
     for given in (a, turned):
         grads.append(run({k: v.detach().requires_grad_() for k, v in given.items()}, backend))
-    for name, value in grads[0].items():  # the order of a sum may follow the strides: a few roundings
+    # the order of a sum may follow the strides: a few roundings
+    for name, value in grads[0].items():
         torch.testing.assert_close(grads[1][name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @on_the_cpu
 @pytest.mark.parametrize("extreme", [-1e4, -50.0, 50.0, 1e4])
 def test_extreme_steps_give_no_nan_and_no_overflow(backend, extreme):
-    """A step of 10,000 forgets all and one of 1e-22 does nothing; gradients stay finite, as the loop's do."""
-    a = problem(40, dtype=torch.float32) | {"delta": torch.full((2, 40, 5), extreme, requires_grad=True)}
+    """A step of 10,000 forgets all and one of 1e-22 does nothing;
+    gradients stay finite, as the loop's do.
+    """
+    a = problem(40, dtype=torch.float32) | {
+        "delta": torch.full((2, 40, 5), extreme, requires_grad=True)
+    }
     ours = run(a, backend)
     exact = run({k: v.detach().double().requires_grad_() for k, v in a.items()}, "loop")
     for name, value in exact.items():
@@ -181,8 +208,13 @@ class Poisoned(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty,
-                                       torch.ops.aten.empty_strided, torch.ops.aten.new_empty_strided):
+        if function.overloadpacket in (
+            torch.ops.aten.empty,
+            torch.ops.aten.empty_like,
+            torch.ops.aten.new_empty,
+            torch.ops.aten.empty_strided,
+            torch.ops.aten.new_empty_strided,
+        ):
             if result.is_floating_point():
                 result.fill_(float("nan"))
         return result
@@ -200,7 +232,9 @@ def test_no_result_depends_on_memory_that_was_never_written(backend, length):
 
 @needs_compiler
 def test_the_cpu_scan_keeps_one_state_in_twelve_steps():
-    """Beside its arguments: 4 bytes * 16 states / 12 a step and channel, and nothing where no gradient is wanted."""
+    """Beside its arguments: 4 bytes * 16 states / 12 a step and channel,
+    and nothing where no gradient is wanted.
+    """
     a, kept = problem(1020, 64, 16, dtype=torch.float32), {}
     given = {v.data_ptr() for v in a.values()}
     note = lambda t: kept.update({t.data_ptr(): t.numel() * t.element_size()}) or t
@@ -215,11 +249,15 @@ def test_optional_arguments_may_be_left_out():
     small = {k: a[k].detach() for k in ("x", "delta", "A", "B", "C")}
     y = selective_scan(**small, backend="loop")
     torch.testing.assert_close(selective_scan(**small, backend="parallel"), y)
-    with_zeros = selective_scan(**small, D=torch.zeros_like(a["D"]), h0=torch.zeros_like(a["h0"]), backend="loop")
+    with_zeros = selective_scan(
+        **small, D=torch.zeros_like(a["D"]), h0=torch.zeros_like(a["h0"]), backend="loop"
+    )
     torch.testing.assert_close(y, with_zeros)
     if HAVE_COMPILER:
         single = {k: v.float() for k, v in small.items()}
-        torch.testing.assert_close(selective_scan(**single, backend="cpu").double(), y, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            selective_scan(**single, backend="cpu").double(), y, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("backend", ["loop", "parallel", pytest.param("cpu", marks=needs_compiler)])
@@ -229,7 +267,9 @@ def test_segments_with_carried_state_are_the_whole(backend):
     whole, last = selective_scan(**a, return_last_state=True, backend=backend)
     h, parts = a["h0"], []
     for begin, end in ((0, 1), (1, 40), (40, 65)):
-        cut = {k: v[:, begin:end] if k in ("x", "delta", "B", "C", "z") else v for k, v in a.items()}
+        cut = {
+            k: v[:, begin:end] if k in ("x", "delta", "B", "C", "z") else v for k, v in a.items()
+        }
         y, h = selective_scan(**(cut | {"h0": h}), return_last_state=True, backend=backend)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
@@ -274,11 +314,26 @@ def test_auto_takes_the_fastest_that_works_here():
     assert choose(cpu, torch.float64, 16) == "parallel"
     pytest.importorskip("triton", reason="no Triton for this system")
     assert choose(torch.device("cuda"), half, 16) == "triton"
-    assert choose(torch.device("cuda"), half, 257) == choose(torch.device("cuda"), torch.float64, 16) == "parallel"
+    assert (
+        choose(torch.device("cuda"), half, 257)
+        == choose(torch.device("cuda"), torch.float64, 16)
+        == "parallel"
+    )
 
 
-@pytest.mark.parametrize("name, shape", [("delta", (2, 4, 6)), ("B", (2, 4, 9)), ("C", (1, 4, 3)), ("D", (4,)),
-                                         ("z", (2, 3, 5)), ("delta_bias", (1,)), ("h0", (2, 3, 5)), ("A", (4, 3))])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("delta", (2, 4, 6)),
+        ("B", (2, 4, 9)),
+        ("C", (1, 4, 3)),
+        ("D", (4,)),
+        ("z", (2, 3, 5)),
+        ("delta_bias", (1,)),
+        ("h0", (2, 3, 5)),
+        ("A", (4, 3)),
+    ],
+)
 def test_a_wrong_shape_is_one_sentence_that_names_it(name, shape):
     arguments = {k: v.detach() for k, v in problem(4).items()} | {name: torch.zeros(shape)}
     with pytest.raises(UserError, match=rf"\b{name}\b.*shape"):
@@ -293,17 +348,32 @@ def test_unknown_backend_is_one_sentence():
 def test_step_and_cpu_refuse_what_they_cannot_do():
     a = {k: v.detach() for k, v in problem(1).items()}
     with pytest.raises(UserError, match="no single step"):
-        selective_step(a["h0"], a["x"][:, 0], a["delta"][:, 0], a["A"], a["B"][:, 0], a["C"][:, 0], backend="triton")
+        selective_step(
+            a["h0"],
+            a["x"][:, 0],
+            a["delta"][:, 0],
+            a["A"],
+            a["B"][:, 0],
+            a["C"][:, 0],
+            backend="triton",
+        )
     with pytest.raises(UserError, match="takes float32"):
         selective_scan(**a, backend="cpu")
 
 
 def in_a_fresh_process(code, cache, **environment):
     """Run `code` where the compiled kernels are kept in `cache`; returns what it printed."""
-    start = ("import pathlib, torch\nfrom lib.scan import native, selective as scan\n"
-             f"native.CACHE = pathlib.Path({str(cache)!r})\n")
-    return subprocess.run([sys.executable, "-c", start + code], check=True, capture_output=True, text=True,
-                          env=os.environ | environment).stdout
+    start = (
+        "import pathlib, torch\nfrom lib.scan import native, selective as scan\n"
+        f"native.CACHE = pathlib.Path({str(cache)!r})\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start + code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    ).stdout
 
 
 USE = """
@@ -315,12 +385,18 @@ torch.testing.assert_close(y, scan.selective_scan(one, one, A, B, B, backend="lo
 
 def test_without_a_compiler_one_sentence_and_plain_pytorch(tmp_path):
     """`auto` works and says so once; `cpu` says what to do."""
-    printed = in_a_fresh_process("native.compiler = lambda: None" + USE + USE + """
+    printed = in_a_fresh_process(
+        "native.compiler = lambda: None"
+        + USE
+        + USE
+        + """
 from lib.env.errors import UserError
 try: scan.selective_scan(one, one, A, B, B, backend="cpu")
 except UserError as e: assert "compiler" in str(e)
 else: raise SystemExit("no error")
-""", tmp_path)
+""",
+        tmp_path,
+    )
     assert printed.count("no C++ compiler") == 1 and len(printed.splitlines()) == 1
 
 

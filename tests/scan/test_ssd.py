@@ -1,4 +1,6 @@
-"""Claims about lib.scan.ssd: the chunks are the loop, the loop is the selective scan, and nothing is lost."""
+"""Claims about lib.scan.ssd: the chunks are the loop, the loop is the selective scan,
+and nothing is lost.
+"""
 
 import pytest
 import torch
@@ -16,10 +18,14 @@ def problem(length, heads=3, channels=5, d_state=4, batch=2, dtype=torch.float64
     random = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
     arguments = {
-        "x": draw(batch, length, heads, channels), "delta": 0.3 * draw(batch, length, heads).abs(),
+        "x": draw(batch, length, heads, channels),
+        "delta": 0.3 * draw(batch, length, heads).abs(),
         "A": -1 - 15 * torch.rand(heads, generator=random, dtype=torch.float64),
-        "B": draw(batch, length, d_state), "C": draw(batch, length, d_state),
-        "D": draw(heads), "h0": draw(batch, heads, channels, d_state)}
+        "B": draw(batch, length, d_state),
+        "C": draw(batch, length, d_state),
+        "D": draw(heads),
+        "h0": draw(batch, heads, channels, d_state),
+    }
     return {name: tensor.to(dtype).requires_grad_() for name, tensor in arguments.items()}
 
 
@@ -27,7 +33,9 @@ def run(arguments, scan):
     """Outputs and every gradient of a random loss, in float64."""
     y, h = scan(**arguments)
     random = torch.Generator().manual_seed(1)
-    weigh = lambda t: (t.double() * torch.randn(t.shape, generator=random, dtype=torch.float64)).sum()
+    weigh = lambda t: (
+        t.double() * torch.randn(t.shape, generator=random, dtype=torch.float64)
+    ).sum()
     loss = weigh(y) + weigh(h)
     gradients = torch.autograd.grad(loss, [arguments[name] for name in ARGUMENTS])
     found = {"y": y, "h": h} | {f"d{name}": g for name, g in zip(ARGUMENTS, gradients)}
@@ -41,7 +49,9 @@ def with_backend(backend):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_chunks_are_the_loop_with_every_gradient(length, dtype, tolerance):
-    """float32: sums of some hundred terms near 1 in another order; relative to the largest entry."""
+    """float32: sums of some hundred terms near 1 in another order;
+    relative to the largest entry.
+    """
     wanted = run(problem(length), with_backend("loop"))
     found = run(problem(length, dtype=dtype), with_backend("chunked"))
     for name, right in wanted.items():
@@ -60,14 +70,26 @@ def test_any_length_of_a_chunk_gives_the_same(chunk):
 
 @pytest.mark.parametrize("length", [1, 65])
 def test_it_is_the_selective_scan_whose_decay_is_the_same_in_a_head(length):
-    """Mamba's scan with A (D, N) filled from one number a head, and the step of a head at all its channels."""
+    """Mamba's scan with A (D, N) filled from one number a head,
+    and the step of a head at all its channels.
+    """
     heads, channels, d_state = 3, 5, 4
-    a = {name: tensor.detach() for name, tensor in problem(length, heads, channels, d_state).items()}
+    a = {
+        name: tensor.detach() for name, tensor in problem(length, heads, channels, d_state).items()
+    }
     y, h = ssd_scan(**a, return_last_state=True)
     each = lambda t: t.repeat_interleave(channels, -1)
     wanted, last = selective_scan(
-        a["x"].flatten(2), each(a["delta"]), each(a["A"])[:, None].expand(-1, d_state), a["B"], a["C"],
-        each(a["D"]), h0=a["h0"].flatten(1, 2), return_last_state=True, backend="loop")
+        a["x"].flatten(2),
+        each(a["delta"]),
+        each(a["A"])[:, None].expand(-1, d_state),
+        a["B"],
+        a["C"],
+        each(a["D"]),
+        h0=a["h0"].flatten(1, 2),
+        return_last_state=True,
+        backend="loop",
+    )
     torch.testing.assert_close(y.flatten(2), wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(h.flatten(1, 2), last, rtol=1e-12, atol=1e-12)
 
@@ -109,7 +131,9 @@ def test_step_is_the_scan_one_position_at_a_time_and_leaves_its_state_alone():
     h = a["h0"]
     for t in range(30):
         before = h.clone()
-        y, after = ssd_step(h, a["x"][:, t], a["delta"][:, t], a["A"], a["B"][:, t], a["C"][:, t], a["D"])
+        y, after = ssd_step(
+            h, a["x"][:, t], a["delta"][:, t], a["A"], a["B"][:, t], a["C"][:, t], a["D"]
+        )
         assert torch.equal(h, before)
         torch.testing.assert_close(y, wanted[:, t], rtol=1e-12, atol=1e-12)
         h = after
@@ -117,11 +141,15 @@ def test_step_is_the_scan_one_position_at_a_time_and_leaves_its_state_alone():
 
 
 def test_segment_sums_are_sums_and_keep_small_ones_beside_large_ones():
-    """Near 10,000 a float32 knows thousandths at best, so that a difference of totals loses a decay of 1e-4."""
+    """Near 10,000 a float32 knows thousandths at best,
+    so that a difference of totals loses a decay of 1e-4.
+    """
     log_decay = torch.full((300,), -1e-4)
     log_decay[0] = -1e4
     exact = log_decay.double()
-    wanted = torch.stack([torch.stack([exact[s + 1 : t + 1].sum() for s in range(300)]) for t in range(300)])
+    wanted = torch.stack(
+        [torch.stack([exact[s + 1 : t + 1].sum() for s in range(300)]) for t in range(300)]
+    )
     found = segment_sum(log_decay)
     below = torch.ones(300, 300, dtype=torch.bool).tril()
     assert torch.all(found[~below] == -torch.inf)
@@ -143,7 +171,10 @@ def test_bfloat16_products_stay_near_and_the_state_is_float32():
     a = {name: tensor.detach() for name, tensor in problem(130, dtype=torch.float32).items()}
     wanted = ssd_scan(**a)
     with torch.autocast("cpu", torch.bfloat16):
-        y, h = ssd_scan(**{name: t.bfloat16() if name in "xBC" else t for name, t in a.items()}, return_last_state=True)
+        y, h = ssd_scan(
+            **{name: t.bfloat16() if name in "xBC" else t for name, t in a.items()},
+            return_last_state=True,
+        )
     assert y.dtype == h.dtype == torch.float32
     # bfloat16 keeps 8 bits: each factor is off by 2^-9 at most, three of them in a product
     assert (y - wanted).norm() < 0.01 * wanted.norm()
@@ -151,8 +182,14 @@ def test_bfloat16_products_stay_near_and_the_state_is_float32():
 
 def test_what_does_not_fit_is_named_in_one_sentence():
     a = {name: tensor.detach() for name, tensor in problem(4).items()}
-    for name, wrong in [("x", a["x"][0]), ("delta", a["delta"][:, :3]), ("A", a["A"][:2]), ("C", a["C"][..., :2]),
-                        ("h0", a["h0"][..., :1]), ("D", a["x"])]:
+    for name, wrong in [
+        ("x", a["x"][0]),
+        ("delta", a["delta"][:, :3]),
+        ("A", a["A"][:2]),
+        ("C", a["C"][..., :2]),
+        ("h0", a["h0"][..., :1]),
+        ("D", a["x"]),
+    ]:
         with pytest.raises(UserError, match=f"\\b{name}\\b"):
             ssd_scan(**(a | {name: wrong}))
     with pytest.raises(UserError, match="choose loop or chunked"):
@@ -164,6 +201,9 @@ def test_what_does_not_fit_is_named_in_one_sentence():
 @pytest.mark.parametrize("shape", [(0, 3, 2, 4, 5), (2, 0, 2, 4, 5), (2, 3, 2, 4, 0)])
 def test_nothing_to_scan_is_nothing(shape):
     batch, length, heads, channels, d_state = shape
-    a = {name: tensor.detach() for name, tensor in problem(length, heads, channels, d_state, batch).items()}
+    a = {
+        name: tensor.detach()
+        for name, tensor in problem(length, heads, channels, d_state, batch).items()
+    }
     y, h = ssd_scan(**a, return_last_state=True)
     assert y.shape == a["x"].shape and h.shape == a["h0"].shape

@@ -1,4 +1,6 @@
-"""Claims about lib.scan.ssm: three discretisations, recurrence = convolution, HiPPO, S4D in all its ways to run."""
+"""Claims about lib.scan.ssm: three discretisations, recurrence = convolution, HiPPO,
+S4D in all its ways to run.
+"""
 
 import math
 
@@ -12,13 +14,19 @@ from lib.scan import ssm
 from lib.scan.selective import selective_scan
 
 LENGTHS = (1, 2, 63, 64, 65, 257)
-SPRING = torch.tensor([[0.0, 1], [-(2 * math.pi) ** 2, -1]], dtype=torch.float64)
-PUSH, SEEN = torch.tensor([0.0, 1], dtype=torch.float64), torch.tensor([1.0, 0], dtype=torch.float64)
-CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64 rounds at 1e-16; a few hundred steps collect some of it
+SPRING = torch.tensor([[0.0, 1], [-((2 * math.pi) ** 2), -1]], dtype=torch.float64)
+PUSH, SEEN = (
+    torch.tensor([0.0, 1], dtype=torch.float64),
+    torch.tensor([1.0, 0], dtype=torch.float64),
+)
+# float64 rounds at 1e-16; a few hundred steps collect some of it
+CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def diagonal(*shape):
@@ -39,9 +47,16 @@ def test_zoh_is_the_integral_over_one_step():
     """B_bar against the integral of exp(sA) B, added up by Simpson's rule."""
     delta, pieces = 0.3, 400
     s = torch.linspace(0, delta, pieces + 1, dtype=torch.float64)
-    weight = torch.tensor([1.0] + [4, 2] * (pieces // 2 - 1) + [4, 1], dtype=torch.float64) * delta / pieces / 3
+    weight = (
+        torch.tensor([1.0] + [4, 2] * (pieces // 2 - 1) + [4, 1], dtype=torch.float64)
+        * delta
+        / pieces
+        / 3
+    )
     A_bar, B_bar = ssm.discretize(SPRING, PUSH, delta)
-    integral = (weight[:, None] * (torch.linalg.matrix_exp(s[:, None, None] * SPRING) @ PUSH)).sum(0)
+    integral = (weight[:, None] * (torch.linalg.matrix_exp(s[:, None, None] * SPRING) @ PUSH)).sum(
+        0
+    )
     torch.testing.assert_close(B_bar, integral, rtol=0, atol=1e-9)  # Simpson's own error
     torch.testing.assert_close(A_bar, torch.linalg.matrix_exp(delta * SPRING), **CLOSE)
 
@@ -89,15 +104,27 @@ def test_zoh_is_exact_at_any_step_and_euler_explodes(method):
 
 
 def test_phi_is_exact_near_zero_and_so_is_its_gradient():
-    for dtype, close in ((torch.float32, 3e-4), (torch.float64, 1e-12)):  # the quotient's gradient loses eps/z
+    # the quotient's gradient loses eps/z
+    for dtype, close in ((torch.float32, 3e-4), (torch.float64, 1e-12)):
         z = torch.tensor([0, 1e-8, -9e-4, -1.1e-3, -0.5, -30], dtype=dtype, requires_grad=True)
-        high = [(math.expm1(v) / v if v else 1.0, (v * math.exp(v) - math.expm1(v)) / v**2 if abs(v) > 1e-2 else
-                 0.5 + v / 3 + v * v / 8 + v**3 / 30) for v in z.tolist()]
+        high = [
+            (
+                math.expm1(v) / v if v else 1.0,
+                (v * math.exp(v) - math.expm1(v)) / v**2
+                if abs(v) > 1e-2
+                else 0.5 + v / 3 + v * v / 8 + v**3 / 30,
+            )
+            for v in z.tolist()
+        ]
         y = ssm.phi(z)
         y.sum().backward()
         torch.testing.assert_close(y, torch.tensor([h[0] for h in high], dtype=dtype))
-        torch.testing.assert_close(z.grad, torch.tensor([h[1] for h in high], dtype=dtype), rtol=close, atol=close)
-    z = torch.tensor([0, 1e-4 + 1e-4j, 9e-4j, 2e-3j, -0.3 + 5j], dtype=torch.complex128, requires_grad=True)
+        torch.testing.assert_close(
+            z.grad, torch.tensor([h[1] for h in high], dtype=dtype), rtol=close, atol=close
+        )
+    z = torch.tensor(
+        [0, 1e-4 + 1e-4j, 9e-4j, 2e-3j, -0.3 + 5j], dtype=torch.complex128, requires_grad=True
+    )
     assert torch.autograd.gradcheck(ssm.phi, z)
 
 
@@ -113,8 +140,14 @@ def test_the_scan_multiplies_by_delta_times_B():
     a, b, x = -draw(7, 3).exp(), draw(7, 3, seed=1), draw(1, 65, 7, seed=2)
     y, _ = ssm.recurrence(*ssm.discretize(a, b[:1].expand(7, 3), 0.3, "mamba"), b, x)
     for channel in range(7):
-        scanned = selective_scan(x, torch.full_like(x, 0.3), a, b[:1].expand(1, 65, 3),
-                                 b[channel].expand(1, 65, 3), backend="loop")
+        scanned = selective_scan(
+            x,
+            torch.full_like(x, 0.3),
+            a,
+            b[:1].expand(1, 65, 3),
+            b[channel].expand(1, 65, 3),
+            backend="loop",
+        )
         torch.testing.assert_close(scanned[..., channel], y[..., channel], **CLOSE)
     exact, _ = ssm.recurrence(*ssm.discretize(a, b[:1].expand(7, 3), 0.3), b, x)
     assert (exact - y).abs().max() > 0.01
@@ -146,7 +179,9 @@ def test_convolution_is_recurrence_diagonal(length, shape):
     A, B, C = diagonal(*shape)
     system, x = ssm.discretize(A, B, 0.1), draw(2, length, shape[0] if len(shape) > 1 else 5)
     y, _ = ssm.recurrence(*system, C, x)
-    torch.testing.assert_close(ssm.convolve(x, ssm.kernel(*system, C, length).real), y.real, **CLOSE)
+    torch.testing.assert_close(
+        ssm.convolve(x, ssm.kernel(*system, C, length).real), y.real, **CLOSE
+    )
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -176,7 +211,9 @@ def test_kernel_is_the_powers_of_A_bar(length):
     A_bar, B_bar = ssm.discretize(*diagonal(2, 3)[:2], 0.1)
     C = diagonal(2, 3)[2]
     power = A_bar[None] ** torch.arange(length)[:, None, None]
-    torch.testing.assert_close(ssm.kernel(A_bar, B_bar, C, length), (C * power * B_bar).sum(-1), **CLOSE)
+    torch.testing.assert_close(
+        ssm.kernel(A_bar, B_bar, C, length), (C * power * B_bar).sum(-1), **CLOSE
+    )
 
 
 def test_kernel_takes_systems_that_explode_or_alternate():
@@ -196,8 +233,10 @@ def test_nothing_wraps_around():
 
 def test_a_state_carries_the_past():
     x = draw(65)
-    for system, C in ((ssm.discretize(SPRING, PUSH, 0.1), SEEN),
-                      (ssm.discretize(*diagonal(3)[:2], 0.1), diagonal(3)[2])):
+    for system, C in (
+        (ssm.discretize(SPRING, PUSH, 0.1), SEEN),
+        (ssm.discretize(*diagonal(3)[:2], 0.1), diagonal(3)[2]),
+    ):
         whole, last = ssm.recurrence(*system, C, x)
         first, h = ssm.recurrence(*system, C, x[:40])
         second, h = ssm.recurrence(*system, C, x[40:], h)
@@ -210,7 +249,9 @@ def test_a_state_carries_the_past():
 
 @pytest.mark.parametrize("n", [1, 2, 17, 32])
 def test_hippo_keeps_the_legendre_coefficients_of_the_whole_past(n):
-    """By zero-order hold in the clock of log t, against integrals; exact, as x holds still in a step."""
+    """By zero-order hold in the clock of log t, against integrals;
+    exact, as x holds still in a step.
+    """
     x = draw(65)
     A, B = ssm.hippo_legs(n)
     k = torch.arange(1, 65, dtype=torch.float64)
@@ -218,7 +259,10 @@ def test_hippo_keeps_the_legendre_coefficients_of_the_whole_past(n):
     for A_bar, B_bar, x_k in zip(*ssm.discretize(A, B, torch.log((k + 1) / k)), x[1:]):
         h = A_bar @ h + B_bar * x_k
     edges = np.linspace(-1, 1, 66)
-    direct = [math.sqrt(2 * m + 1) / 2 * np.diff(Legendre.basis(m).integ()(edges)) @ x.numpy() for m in range(n)]
+    direct = [
+        math.sqrt(2 * m + 1) / 2 * np.diff(Legendre.basis(m).integ()(edges)) @ x.numpy()
+        for m in range(n)
+    ]
     torch.testing.assert_close(h, torch.tensor(np.array(direct)), rtol=0, atol=1e-10)
 
 
@@ -248,7 +292,11 @@ def test_s4d_is_its_definition():
 def test_s4d_starts_as_published():
     model = layer(500, 8)
     delta = model.log_delta.detach().exp()
-    assert 0.001 <= delta.min() < 0.0011 and 0.09 < delta.max() <= 0.1 and 0.008 < delta.median() < 0.0125
+    assert (
+        0.001 <= delta.min() < 0.0011
+        and 0.09 < delta.max() <= 0.1
+        and 0.008 < delta.median() < 0.0125
+    )
     even = math.pi * torch.arange(4, dtype=torch.float64)
     torch.testing.assert_close(model.A_imag[3].detach(), even, rtol=1e-6, atol=0)
     assert model.C.square().sum(-1).mean().item() == pytest.approx(1, abs=0.1)
@@ -277,7 +325,9 @@ def test_segments_with_carried_state_are_the_whole(length):
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
     torch.testing.assert_close(state, last, **CLOSE)
-    torch.testing.assert_close(torch.cat([model(past), whole], 1), model(torch.cat([past, u], 1)), **CLOSE)
+    torch.testing.assert_close(
+        torch.cat([model(past), whole], 1), model(torch.cat([past, u], 1)), **CLOSE
+    )
 
 
 def test_in_float32_a_long_piece_keeps_its_numbers():
@@ -290,7 +340,9 @@ def test_in_float32_a_long_piece_keeps_its_numbers():
         y_64, last_64 = exact(u.double(), return_state=True)
     # A_bar is rounded once (6e-8) and taken to powers of up to 2,000
     torch.testing.assert_close(y.double(), y_64, rtol=0, atol=1e-4)
-    torch.testing.assert_close(last.to(torch.complex128), last_64, rtol=0, atol=1e-4 * last_64.abs().max().item())
+    torch.testing.assert_close(
+        last.to(torch.complex128), last_64, rtol=0, atol=1e-4 * last_64.abs().max().item()
+    )
 
 
 def test_gradients_of_forward_are_those_of_step():
@@ -309,7 +361,10 @@ def test_gradients_of_forward_are_those_of_step():
                 ys.append(y_k)
             y = torch.stack(ys, 1)
         ((y * draw(*y.shape, seed=3)).sum() + last.real.square().sum() + last.imag.sum()).backward()
-        gradients.append({"u": x.grad, "state": h.grad} | {k: p.grad.clone() for k, p in model.named_parameters()})
+        gradients.append(
+            {"u": x.grad, "state": h.grad}
+            | {k: p.grad.clone() for k, p in model.named_parameters()}
+        )
     for name, gradient in gradients[0].items():
         assert gradient.abs().max() > 0, f"{name} gets no gradient"
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-9, msg=name)
@@ -335,7 +390,8 @@ def test_s4d_learns_to_repeat_after_a_delay():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] > 0.9 and losses[-1] < 0.4, f"{losses[0]:.2f} to {losses[-1]:.2f}"  # guessing 0 gives 1
+    # guessing 0 gives 1
+    assert losses[0] > 0.9 and losses[-1] < 0.4, f"{losses[0]:.2f} to {losses[-1]:.2f}"
 
 
 def test_s4d_under_autocast_keeps_its_systems_in_float32():
@@ -346,29 +402,36 @@ def test_s4d_under_autocast_keeps_its_systems_in_float32():
     stepped, _ = model.step(u[:, 0].bfloat16(), model.new_state(1))
     torch.testing.assert_close(stepped, half[:, 0], rtol=0, atol=0.02)
     assert y.dtype == torch.bfloat16 and state.dtype == torch.complex64
-    torch.testing.assert_close(y.float(), layer(dtype=torch.float32)(u), rtol=0, atol=0.02)  # bfloat16 has 8 bits
+    # bfloat16 has 8 bits
+    torch.testing.assert_close(y.float(), layer(dtype=torch.float32)(u), rtol=0, atol=0.02)
     assert half.dtype == torch.bfloat16 and torch.isfinite(half).all()
 
 
 # A user's mistakes
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: ssm.discretize(SPRING, PUSH, 0.1, "rk4"), "method 'rk4' is unknown.*zoh"),
-    (lambda: ssm.discretize(SPRING, PUSH, 0), "delta must be positive"),
-    (lambda: ssm.discretize(SPRING, PUSH, math.nan), "delta must be positive"),
-    (lambda: ssm.discretize(SPRING, torch.ones(3), 0.1), "A and B do not fit"),
-    (lambda: ssm.discretize(torch.tensor(-1.0), torch.tensor(1.0), 0.1), "A and B do not fit"),
-    (lambda: ssm.kernel(SPRING, PUSH, SEEN, -1), "-1 steps"),
-    (lambda: ssm.recurrence(SPRING, PUSH, SEEN, torch.ones(2, 3)), r"a signal is of shape"),
-    (lambda: ssm.recurrence(SPRING, PUSH, SEEN, torch.ones(3), torch.ones(3)), r"state must be of shape \(2,\)"),
-    (lambda: ssm.convolve(torch.ones(2, 9, 5), torch.ones(9, 4)), "kernel must be of shape"),
-    (lambda: ssm.convolve(torch.ones(9), torch.ones(9) * 1j), "real"),
-    (lambda: ssm.hippo_legs(0), "at least one"),
-    (lambda: ssm.S4D(4, 5), "even number of states"),
-    (lambda: ssm.S4D(4, 6, 0.1, 0.01), "dt_min"),
-    (lambda: ssm.S4D(4)(torch.ones(2, 9, 3)), r"\(B, L, 4\)"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: ssm.discretize(SPRING, PUSH, 0.1, "rk4"), "method 'rk4' is unknown.*zoh"),
+        (lambda: ssm.discretize(SPRING, PUSH, 0), "delta must be positive"),
+        (lambda: ssm.discretize(SPRING, PUSH, math.nan), "delta must be positive"),
+        (lambda: ssm.discretize(SPRING, torch.ones(3), 0.1), "A and B do not fit"),
+        (lambda: ssm.discretize(torch.tensor(-1.0), torch.tensor(1.0), 0.1), "A and B do not fit"),
+        (lambda: ssm.kernel(SPRING, PUSH, SEEN, -1), "-1 steps"),
+        (lambda: ssm.recurrence(SPRING, PUSH, SEEN, torch.ones(2, 3)), r"a signal is of shape"),
+        (
+            lambda: ssm.recurrence(SPRING, PUSH, SEEN, torch.ones(3), torch.ones(3)),
+            r"state must be of shape \(2,\)",
+        ),
+        (lambda: ssm.convolve(torch.ones(2, 9, 5), torch.ones(9, 4)), "kernel must be of shape"),
+        (lambda: ssm.convolve(torch.ones(9), torch.ones(9) * 1j), "real"),
+        (lambda: ssm.hippo_legs(0), "at least one"),
+        (lambda: ssm.S4D(4, 5), "even number of states"),
+        (lambda: ssm.S4D(4, 6, 0.1, 0.01), "dt_min"),
+        (lambda: ssm.S4D(4)(torch.ones(2, 9, 3)), r"\(B, L, 4\)"),
+    ],
+)
 def test_a_mistake_is_one_sentence(call, words):
     with pytest.raises(UserError, match=words):
         call()

@@ -1,4 +1,6 @@
-"""Claims about lib.scan.trapezoid: the equations of Mamba-3, in complex numbers, and its two ends of a step."""
+"""Claims about lib.scan.trapezoid: the equations of Mamba-3, in complex numbers,
+and its two ends of a step.
+"""
 
 import math
 
@@ -20,22 +22,34 @@ def problem(length, batch=2, dtype=torch.float64, seed=0):
     a_step = batch, length, HEADS
     delta = 0.5 * draw(*a_step).abs()
     arguments = {
-        "x": draw(*a_step, CHANNELS), "delta": delta, "log_decay": -delta * draw(*a_step).abs(),
-        "B": draw(*a_step, STATE), "C": draw(*a_step, STATE), "lam": torch.sigmoid(draw(*a_step)), "D": draw(HEADS)}
-    return {name: t.to(dtype) for name, t in arguments.items()}, draw(batch, length, ANGLES).to(dtype)
+        "x": draw(*a_step, CHANNELS),
+        "delta": delta,
+        "log_decay": -delta * draw(*a_step).abs(),
+        "B": draw(*a_step, STATE),
+        "C": draw(*a_step, STATE),
+        "lam": torch.sigmoid(draw(*a_step)),
+        "D": draw(HEADS),
+    }
+    return {name: t.to(dtype) for name, t in arguments.items()}, draw(batch, length, ANGLES).to(
+        dtype
+    )
 
 
 def by_complex_numbers(a, speed):
-    """Mamba-3 from the paper's equations: a complex state that turns back while it decays, in float64.
+    """Mamba-3 from the paper's equations: a complex state that turns back while it
+    decays, in float64.
 
     The pairs (B[0], B[1]), … are complex numbers b. Written at s and read at t they count as
     Re(conj(c) b exp(i (θ_s - θ_t))), so the state is turned by exp(-i φ_t) at every step.
     """
-    paired = lambda t: torch.view_as_complex(t[..., : 2 * ANGLES].unflatten(-1, (-1, 2)).contiguous())
+    paired = lambda t: torch.view_as_complex(
+        t[..., : 2 * ANGLES].unflatten(-1, (-1, 2)).contiguous()
+    )
     x, B, C = a["x"], a["B"], a["C"]
     batch, length = x.shape[:2]
     h = torch.zeros(batch, HEADS, CHANNELS, ANGLES, dtype=torch.complex128)  # what turns
-    g = torch.zeros(batch, HEADS, CHANNELS, STATE - 2 * ANGLES, dtype=torch.float64)  # what does not
+    # what does not
+    g = torch.zeros(batch, HEADS, CHANNELS, STATE - 2 * ANGLES, dtype=torch.float64)
     ys = []
     for t in range(length):
         alpha = torch.exp(a["log_decay"][:, t])
@@ -46,12 +60,12 @@ def by_complex_numbers(a, speed):
         wide = lambda t: t[..., None, None]
         outer = lambda x, b: x[..., None] * b[..., None, :]
         h = wide(alpha) * back * h + wide(late) * outer(x[:, t], paired(B[:, t]))
-        g = wide(alpha) * g + wide(late) * outer(x[:, t], B[:, t, :, 2 * ANGLES:])
+        g = wide(alpha) * g + wide(late) * outer(x[:, t], B[:, t, :, 2 * ANGLES :])
         if t:
             h = h + wide(early) * back * outer(x[:, t - 1], paired(B[:, t - 1]))
-            g = g + wide(early) * outer(x[:, t - 1], B[:, t - 1, :, 2 * ANGLES:])
+            g = g + wide(early) * outer(x[:, t - 1], B[:, t - 1, :, 2 * ANGLES :])
         y = (h * paired(C[:, t]).conj()[:, :, None]).sum(-1).real
-        y = y + (g * C[:, t, :, None, 2 * ANGLES:]).sum(-1)
+        y = y + (g * C[:, t, :, None, 2 * ANGLES :]).sum(-1)
         ys.append(y + a["D"][:, None] * x[:, t])
     return torch.stack(ys, 1)
 
@@ -74,12 +88,18 @@ def run(backend, length, dtype):
     """Outputs and every gradient of a random loss, from a random state, in float64."""
     random = torch.Generator().manual_seed(5)
     draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
-    state = {"h": draw(2, HEADS, CHANNELS, STATE), "B before": draw(2, HEADS, STATE),
-             "x before": draw(2, HEADS, CHANNELS)}
+    state = {
+        "h": draw(2, HEADS, CHANNELS, STATE),
+        "B before": draw(2, HEADS, STATE),
+        "x before": draw(2, HEADS, CHANNELS),
+    }
     a, _ = problem(length)
     leaves = {name: t.to(dtype).clone().requires_grad_() for name, t in (a | state).items()}
-    y, after = trapezoid_scan(**{name: leaves[name] for name in a}, state=tuple(leaves[name] for name in state),
-                              backend=backend)
+    y, after = trapezoid_scan(
+        **{name: leaves[name] for name in a},
+        state=tuple(leaves[name] for name in state),
+        backend=backend,
+    )
     loss = sum((t.double() * draw(*t.shape)).sum() for t in (y, *after))
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     found = {"y": y, "h": after[0]} | {f"d{name}": g for name, g in zip(leaves, gradients)}
@@ -101,25 +121,47 @@ def test_lambda_of_one_is_mamba_2():
     rates = torch.tensor([-1.0, -4.0, -9.0], dtype=torch.float64)
     shared = {name: a[name][:, :, :1] for name in ("B", "C")}
     y, (h, _, _) = trapezoid_scan(
-        a["x"], a["delta"], a["delta"] * rates, *(t.expand(-1, -1, HEADS, -1) for t in shared.values()),
-        torch.ones_like(a["lam"]), a["D"])
-    wanted, last = ssd_scan(a["x"], a["delta"], rates, *(t[:, :, 0] for t in shared.values()), a["D"],
-                            return_last_state=True)
+        a["x"],
+        a["delta"],
+        a["delta"] * rates,
+        *(t.expand(-1, -1, HEADS, -1) for t in shared.values()),
+        torch.ones_like(a["lam"]),
+        a["D"],
+    )
+    wanted, last = ssd_scan(
+        a["x"],
+        a["delta"],
+        rates,
+        *(t[:, :, 0] for t in shared.values()),
+        a["D"],
+        return_last_state=True,
+    )
     torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(h, last, rtol=1e-12, atol=1e-12)
 
 
 def error_at(steps, lam):
-    """How far h' = -2 h + cos 5 t is off at t = 2, in so many steps, x taken at the ends of each."""
+    """How far h' = -2 h + cos 5 t is off at t = 2, in so many steps,
+    x taken at the ends of each.
+    """
     rate, omega, end = 2.0, 5.0, 2.0
     time = torch.linspace(0, end, steps + 1, dtype=torch.float64)
     ones = torch.ones(1, steps, 1, dtype=torch.float64)
     delta = end / steps * ones
     state = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1), torch.cos(omega * time[:1])[None, None]
     state = tuple(t.double() for t in state)
-    y, _ = trapezoid_scan(torch.cos(omega * time[1:])[None, :, None, None], delta, -rate * delta,
-                          ones[..., None], ones[..., None], lam * ones, state=state)
-    steady = lambda t: (rate * math.cos(omega * t) + omega * math.sin(omega * t)) / (rate**2 + omega**2)
+    y, _ = trapezoid_scan(
+        torch.cos(omega * time[1:])[None, :, None, None],
+        delta,
+        -rate * delta,
+        ones[..., None],
+        ones[..., None],
+        lam * ones,
+        state=state,
+    )
+    steady = lambda t: (
+        (rate * math.cos(omega * t) + omega * math.sin(omega * t)) / (rate**2 + omega**2)
+    )
     exact = steady(end) - steady(0) * math.exp(-rate * end)
     return abs(y[0, -1, 0, 0].item() - exact)
 
@@ -158,7 +200,12 @@ def test_a_full_turn_is_no_turn_and_only_differences_count():
 
 def test_what_does_not_fit_is_named_in_one_sentence():
     a, _ = problem(4)
-    for name, wrong in [("delta", a["delta"][:, :3]), ("lam", a["x"]), ("C", a["C"][..., :2]), ("D", a["D"][:1])]:
+    for name, wrong in [
+        ("delta", a["delta"][:, :3]),
+        ("lam", a["x"]),
+        ("C", a["C"][..., :2]),
+        ("D", a["D"][:1]),
+    ]:
         with pytest.raises(UserError, match=f"\\b{name}\\b"):
             trapezoid_scan(**(a | {name: wrong}))
     with pytest.raises(UserError, match="choose loop or chunked"):

@@ -73,19 +73,26 @@ torch.save((results, time.perf_counter() - start), sys.argv[1])
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same kernels with and without the fast scan, each in a process of its own: (results, seconds)."""
+    """The same kernels with and without the fast scan, each in a process of its own:
+    (results, seconds).
+    """
     torch = pytest.importorskip("torch")
     pytest.importorskip("triton", reason="needs Triton (pip install triton)")
     folder, environment = tmp_path_factory.mktemp("lab"), os.environ | {"TRITON_INTERPRET": "1"}
     (folder / "kernels.py").write_text(KERNELS)
     for way in "slow", "fast":
-        subprocess.run([sys.executable, folder / "kernels.py", folder / way, way], check=True,
-                       env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)})
+        subprocess.run(
+            [sys.executable, folder / "kernels.py", folder / way, way],
+            check=True,
+            env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
     return {way: torch.load(folder / way) for way in ("slow", "fast")}
 
 
 def test_fast_scans_equal_slow_scans_exactly(runs):
-    """Tuples and single tiles, both axes, both directions, sizes 1 to 64; and a combine function that branches."""
+    """Tuples and single tiles, both axes, both directions, sizes 1 to 64;
+    and a combine function that branches.
+    """
     slow, fast = runs["slow"][0], runs["fast"][0]
     fast = {k: v for k, v in fast.items() if k != "count"}
     assert len(slow) == 17 and slow.keys() == fast.keys()
@@ -100,7 +107,9 @@ def test_a_kernel_may_loop_up_to_a_number(runs):
 
 
 def test_fast_scan_does_not_call_python_an_element(runs):
-    """4,096 elements: 0.4 s one by one, some milliseconds at once; a wide margin for a busy machine."""
+    """4,096 elements: 0.4 s one by one, some milliseconds at once;
+    a wide margin for a busy machine.
+    """
     assert runs["fast"][1] < runs["slow"][1] / 5
 
 
@@ -108,8 +117,11 @@ def test_compiled_kernels_are_left_alone():
     pytest.importorskip("triton", reason="needs Triton (pip install triton)")
     code = "from lib.scan.triton_interpreter import fast_interpreter; raise SystemExit(fast_interpreter())"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", code], check=True,
-                   env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 BOUNDS = """
@@ -150,6 +162,11 @@ assert room[:64].equal(x[:64])
 def test_a_kernel_without_its_mask_is_stopped_and_named(tmp_path):
     pytest.importorskip("triton", reason="needs Triton (pip install triton)")
     (tmp_path / "bounds.py").write_text(BOUNDS)
-    done = subprocess.run([sys.executable, tmp_path / "bounds.py"], check=False, capture_output=True, text=True,
-                          env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, tmp_path / "bounds.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""Claims about lib.scan.triton_kernel: without a GPU it runs in Triton's interpreter, and compiles all the same."""
+"""Claims about lib.scan.triton_kernel: without a GPU it runs in Triton's interpreter,
+and compiles all the same.
+"""
 
 import json
 import os
@@ -19,9 +21,12 @@ from lib.scan.triton_interpreter import fast_interpreter  # noqa: E402
 fast_interpreter()
 # sigmoid(-10,000) = 1 / (1 + inf) = 0 is right; numpy, which interprets, remarks on the inf
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning:triton")
-interpreted = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="a GPU is here: kernels are compiled")
-each_device = pytest.mark.parametrize("device", [pytest.param("cpu", marks=interpreted),
-                                                 pytest.param("cuda", marks=pytest.mark.gpu)])
+interpreted = pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="a GPU is here: kernels are compiled"
+)
+each_device = pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 # dtype, and the largest error of a result that is stored in it: half a unit in the last place; a
 # whole one for bfloat16, which the interpreter cuts off where a GPU rounds
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-11)]
@@ -29,12 +34,18 @@ DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-11
 
 def on(device, arguments, dtype=torch.float32):
     """The arguments on a device: the long ones in `dtype`, the parameters in float32."""
-    return {k: v.detach().to(device, dtype if k in ("x", "delta", "B", "C", "z") else torch.float32).requires_grad_()
-            for k, v in arguments.items()}
+    return {
+        k: v.detach()
+        .to(device, dtype if k in ("x", "delta", "B", "C", "z") else torch.float32)
+        .requires_grad_()
+        for k, v in arguments.items()
+    }
 
 
 def worst(ours, exact, close):
-    """The largest error of each result, as a part of what is allowed: 1e-5 where float32 is kept."""
+    """The largest error of each result, as a part of what is allowed:
+    1e-5 where float32 is kept.
+    """
     short = ("y", "dx", "ddelta", "dB", "dC", "dz")
     error = {k: (ours[k].cpu() - v).abs().max() / v.abs().max() for k, v in exact.items()}
     return {k: float(e / (close if k in short else 1e-5)) for k, e in error.items()}
@@ -44,7 +55,9 @@ def worst(ours, exact, close):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("d_inner, d_state", [(1, 1), (7, 3), (33, 2)])
 def test_kernels_match_the_loop(device, length, d_inner, d_state):
-    """Outputs and all nine gradients, in float32, at lengths and widths around and between the blocks of 32."""
+    """Outputs and all nine gradients, in float32,
+    at lengths and widths around and between the blocks of 32.
+    """
     given = problem(length, d_inner, d_state, dtype=torch.float32)
     exact = run({k: v.detach().double().requires_grad_() for k, v in given.items()}, "loop")
     excess = worst(run(on(device, given), "triton"), exact, 1e-5)
@@ -77,23 +90,37 @@ def test_many_states(device):
 @each_device
 @pytest.mark.parametrize("present", [(), ("D",), ("z",), ("delta_bias",), ("h0",)])
 def test_optional_arguments_may_be_left_out(device, present):
-    steps = torch.rand(2, 37, 3, generator=torch.Generator().manual_seed(0))  # delta as it is, without softplus
-    given = {k: v for k, v in problem(37, 3, 2, dtype=torch.float32).items()
-             if k in ("x", "A", "B", "C", *present)} | {"delta": steps}
+    # delta as it is, without softplus
+    steps = torch.rand(2, 37, 3, generator=torch.Generator().manual_seed(0))
+    given = {
+        k: v
+        for k, v in problem(37, 3, 2, dtype=torch.float32).items()
+        if k in ("x", "A", "B", "C", *present)
+    } | {"delta": steps}
     results = []
-    for backend, where, dtype in (("loop", "cpu", torch.float64), ("triton", device, torch.float32)):
+    for backend, where, dtype in (
+        ("loop", "cpu", torch.float64),
+        ("triton", device, torch.float32),
+    ):
         a = {k: v.detach().to(where, dtype).requires_grad_() for k, v in given.items()}
         y = selective_scan(**a, backend=backend)
-        (y * torch.linspace(-1, 1, y.numel(), dtype=dtype, device=where).view_as(y)).sum().backward()
+        (
+            y * torch.linspace(-1, 1, y.numel(), dtype=dtype, device=where).view_as(y)
+        ).sum().backward()
         results.append({"y": y} | {k: v.grad for k, v in a.items()})
     for name, value in results[0].items():
-        torch.testing.assert_close(results[1][name].cpu().double(), value, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            results[1][name].cpu().double(), value, rtol=1e-5, atol=1e-5, msg=name
+        )
 
 
 @each_device
 def test_strided_inputs(device):
     given = on(device, problem(40, 6, 3))
-    turned = {k: v.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for k, v in given.items()}
+    turned = {
+        k: v.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_()
+        for k, v in given.items()
+    }
     straight, strided = run(given, "triton"), run(turned, "triton")
     assert all(torch.equal(straight[k], strided[k]) for k in straight)
 
@@ -103,15 +130,19 @@ def test_a_tensor_that_is_only_marked_as_negative_is_read_with_its_sign(device):
     given = {k: v.detach() for k, v in on(device, problem(20, 3, 2)).items()}
     marked = {k: torch.complex(torch.zeros_like(v), -v).conj().imag for k, v in given.items()}
     assert all(v.is_neg() for v in marked.values())
-    straight, signed = (selective_scan(**each, delta_softplus=True, return_last_state=True, backend="triton")
-                        for each in (given, marked))
+    straight, signed = (
+        selective_scan(**each, delta_softplus=True, return_last_state=True, backend="triton")
+        for each in (given, marked)
+    )
     assert all(map(torch.equal, straight, signed))
 
 
 @each_device
 @pytest.mark.parametrize("extreme", [-1e4, -50.0, 50.0, 1e4])
 def test_extreme_steps_give_no_nan_and_no_overflow(device, extreme):
-    a = problem(40, dtype=torch.float32) | {"delta": torch.full((2, 40, 5), extreme, requires_grad=True)}
+    a = problem(40, dtype=torch.float32) | {
+        "delta": torch.full((2, 40, 5), extreme, requires_grad=True)
+    }
     exact = run({k: v.detach().double().requires_grad_() for k, v in a.items()}, "loop")
     ours = run(on(device, a), "triton")
     for name, value in exact.items():
@@ -141,8 +172,12 @@ def test_segments_with_carried_state_are_the_whole(device):
     whole, last = selective_scan(**a, delta_softplus=True, return_last_state=True, backend="triton")
     h, parts = a["h0"], []
     for begin, end in ((0, 1), (1, 40), (40, 65)):
-        cut = {k: v[:, begin:end] if k in ("x", "delta", "B", "C", "z") else v for k, v in a.items()}
-        y, h = selective_scan(**(cut | {"h0": h}), delta_softplus=True, return_last_state=True, backend="triton")
+        cut = {
+            k: v[:, begin:end] if k in ("x", "delta", "B", "C", "z") else v for k, v in a.items()
+        }
+        y, h = selective_scan(
+            **(cut | {"h0": h}), delta_softplus=True, return_last_state=True, backend="triton"
+        )
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(h, last, rtol=1e-5, atol=1e-5)
@@ -187,8 +222,12 @@ BUDGET = {"forward_kernel": (128, 20), "backward_kernel": (255, 68)}
 
 
 def test_kernels_compile_ahead_of_time_within_their_budget(tmp_path):
-    """For compute capabilities 7.5, 8.0 and 9.0: no spills, registers and instructions within `BUDGET`."""
-    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    """For compute capabilities 7.5, 8.0 and 9.0: no spills,
+    registers and instructions within `BUDGET`.
+    """
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path)
+    }
     run = subprocess.run([sys.executable, "-c", AOT], env=clean, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     costs = json.loads(run.stdout)
@@ -198,4 +237,6 @@ def test_kernels_compile_ahead_of_time_within_their_budget(tmp_path):
         assert cost["spilled_bytes"] == 0, cost
         assert cost["registers"] <= registers, cost
         assert 8 < cost["inner"] + cost["outer"] <= instructions, cost
-        assert cost["opcodes"]["MUFU"] >= 8, "the loop over states has an exponential for each of eight elements"
+        assert cost["opcodes"]["MUFU"] >= 8, (
+            "the loop over states has an exponential for each of eight elements"
+        )

@@ -1,4 +1,6 @@
-"""The kernels at the widths of other processors' registers: the same numbers on AVX2 as on this machine."""
+"""The kernels at the widths of other processors' registers:
+the same numbers on AVX2 as on this machine.
+"""
 
 import os
 import subprocess
@@ -43,6 +45,12 @@ assert torch.allclose(stepped, plain, atol=1e-5)
 @pytest.mark.skipif("avx2" not in native.processor(), reason="needs a processor with AVX2")
 @pytest.mark.skipif(not step_cpu.KERNEL.available(), reason="no C++ compiler")
 def test_registers_of_eight_floats_give_the_same_numbers():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=400,
-                          env={**os.environ, "CPU_FLAGS": FLAGS, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "CPU_FLAGS": FLAGS, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-1500:]

@@ -15,7 +15,9 @@ def test_cells_stand_side_by_side_in_their_colour(texts):
     boxes = [p for p in ax.patches if isinstance(p, Rectangle)]
     assert [b.get_xy() for b in boxes] == [(1 + 0.5 * i, 0.5) for i in range(len(texts))]
     assert [t.get_text() for t in ax.texts] == [str(t) for t in texts]
-    full = [to_hex(b.get_edgecolor()) == plots.STATE.lower() and b.get_facecolor()[3] > 0 for b in boxes]
+    full = [
+        to_hex(b.get_edgecolor()) == plots.STATE.lower() and b.get_facecolor()[3] > 0 for b in boxes
+    ]
     assert full == [i != 64 for i in range(len(texts))]
 
 

@@ -13,14 +13,18 @@ MASK = np.tril(np.exp(-0.5 * np.subtract.outer(np.arange(4.0), np.arange(4.0))))
 SHARES = {"turning": [1.0, 0.9], "real decay": [0.3, 0.4]}
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: figures.duality(np.ones((4, 4)), MASK, list("abcd")),
-    lambda: figures.chunks(12, 4),
-    lambda: figures.speed(json.loads((RESULTS / "ssd_cpu.json").read_text(encoding="utf-8"))),
-    lambda: figures.orders([4, 8], {lam: [0.1, 0.05] for lam in (1.0, 0.5, 0.0)}),
-    lambda: figures.dial(np.exp(-2j * np.pi / 3) ** np.arange(5), 0.8 ** np.arange(5), 3),
-    lambda: figures.counting([16, 32], SHARES, 16, 3),
-], ids=["duality", "chunks", "speed", "orders", "dial", "counting"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.duality(np.ones((4, 4)), MASK, list("abcd")),
+        lambda: figures.chunks(12, 4),
+        lambda: figures.speed(json.loads((RESULTS / "ssd_cpu.json").read_text(encoding="utf-8"))),
+        lambda: figures.orders([4, 8], {lam: [0.1, 0.05] for lam in (1.0, 0.5, 0.0)}),
+        lambda: figures.dial(np.exp(-2j * np.pi / 3) ** np.arange(5), 0.8 ** np.arange(5), 3),
+        lambda: figures.counting([16, 32], SHARES, 16, 3),
+    ],
+    ids=["duality", "chunks", "speed", "orders", "dial", "counting"],
+)
 def test_figure_is_drawn(draw):
     fig = draw()
     assert plots.png_bytes(fig, 40)[:4] == b"\x89PNG"
@@ -37,7 +41,10 @@ def rows(length, scan, products):
     """Quartiles of the three forms at a length."""
     times = {"scan": scan, "ssd": products, "ssd_bf16": products}
     names = ("q1_ms", "median_ms", "q3_ms")
-    return [{"form": form, "length": length, "d_state": 16, "both": dict(zip(names, t))} for form, t in times.items()]
+    return [
+        {"form": form, "length": length, "d_state": 16, "both": dict(zip(names, t))}
+        for form, t in times.items()
+    ]
 
 
 def test_ahead_means_that_the_quartiles_do_not_meet():

@@ -20,18 +20,23 @@ RATE = 44_100
 def some_music(seconds=6.0, count=60, seed=0):
     rng = np.random.default_rng(seed)
     start = rng.uniform(0, seconds - 1, count)
-    notes = make_notes(start, start + rng.uniform(0.05, 1.0, count),
-                       rng.integers(30, 95, count), rng.integers(30, 110, count))
+    notes = make_notes(
+        start,
+        start + rng.uniform(0.05, 1.0, count),
+        rng.integers(30, 95, count),
+        rng.integers(30, 110, count),
+    )
     return Music(notes, np.array([[0.5, 2.0], [2.5, 4.0]]))
 
 
 def one_note(pitch=60, velocity=80, end=1.0, pedal=()):
-    return Music(make_notes([0.0], [end], [pitch], [velocity]),
-                 np.asarray(pedal, "f8").reshape(-1, 2))
+    return Music(
+        make_notes([0.0], [end], [pitch], [velocity]), np.asarray(pedal, "f8").reshape(-1, 2)
+    )
 
 
 def energy(audio, begin, end, rate=RATE):
-    return float(np.mean(audio[round(begin * rate):round(end * rate)].astype("f8") ** 2))
+    return float(np.mean(audio[round(begin * rate) : round(end * rate)].astype("f8") ** 2))
 
 
 def clip_bytes(page):
@@ -96,7 +101,7 @@ def test_higher_velocity_is_louder_before_normalising(piano):
 
 @pytest.mark.parametrize("pitch", [33, 45, 57, 69, 81, 93])
 def test_strongest_frequency_is_the_pitch_or_a_low_harmonic(piano, pitch):
-    audio = listen.render(one_note(pitch, 90, end=2.0))[:2 * RATE]
+    audio = listen.render(one_note(pitch, 90, end=2.0))[: 2 * RATE]
     spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
     ratio = np.argmax(spectrum) / 2 / (440 * 2 ** ((pitch - 69) / 12))
     harmonic = max(1, round(ratio))
@@ -121,8 +126,9 @@ def test_chunks_join_without_a_seam(piano, monkeypatch):
 def test_a_crowd_of_loud_notes_does_not_clip():
     rng = np.random.default_rng(0)
     start = np.repeat(np.arange(0, 2, 0.2), 40)
-    music = Music(make_notes(start, start + 1, rng.integers(21, 109, len(start)),
-                             np.full(len(start), 127)))
+    music = Music(
+        make_notes(start, start + 1, rng.integers(21, 109, len(start)), np.full(len(start), 127))
+    )
     facts = listen.check(listen.render(music))
     assert facts["clipped"] == 0 and facts["peak"] == pytest.approx(0.9, abs=1e-4)
 
@@ -147,7 +153,8 @@ def test_more_than_two_hours_is_one_sentence():
 
 @pytest.mark.parametrize("missing", ["midirenderer", "font"])
 def test_a_missing_renderer_or_font_is_said_once_and_the_built_in_piano_plays(
-        missing, monkeypatch, capsys):
+    missing, monkeypatch, capsys
+):
     if missing == "font":
         if listen._font() is None:
             pytest.skip("midirenderer has no wheel for this machine")
@@ -222,6 +229,11 @@ def test_player_escapes_its_title_and_labels_itself():
 
 def test_check_counts_what_is_there():
     facts = listen.check(np.array([0.0, 1.0, -1.0, 0.0]), rate=2)
-    assert facts == {"peak": 1.0, "rms": pytest.approx(0.5**0.5), "seconds": 2.0, "clipped": 0.5,
-                     "silent": False}
+    assert facts == {
+        "peak": 1.0,
+        "rms": pytest.approx(0.5**0.5),
+        "seconds": 2.0,
+        "clipped": 0.5,
+        "silent": False,
+    }
     assert listen.check(np.zeros(0))["silent"]

@@ -1,4 +1,6 @@
-"""Claims about `lib.show.moving_roll`: the roll shows the notes, moves with its sound, stays without scripts."""
+"""Claims about `lib.show.moving_roll`: the roll shows the notes, moves with its sound,
+stays without scripts.
+"""
 
 import base64
 import io
@@ -20,13 +22,21 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def music(count=100, seconds=8.0):
     start = np.linspace(0, seconds - 0.5, count)
-    return Music(make_notes(start, start + 0.5, 40 + np.arange(count) % 48, 20 + np.arange(count) % 90))
+    return Music(
+        make_notes(start, start + 0.5, 40 + np.arange(count) % 48, 20 + np.arange(count) % 90)
+    )
 
 
 def bars(picture):
     """(left, middle, length) of every note in a picture."""
-    group = next(g for g in ElementTree.fromstring(picture).iter(f"{SVG}g") if g.get("class") == "notes")
-    return sorted(tuple(map(float, bar)) for path in group for bar in re.findall(r"M(\S+) (\S+?)h(\d+)", path.get("d")))
+    group = next(
+        g for g in ElementTree.fromstring(picture).iter(f"{SVG}g") if g.get("class") == "notes"
+    )
+    return sorted(
+        tuple(map(float, bar))
+        for path in group
+        for bar in re.findall(r"M(\S+) (\S+?)h(\d+)", path.get("d"))
+    )
 
 
 def test_every_note_is_a_bar_where_and_as_long_as_it_sounds():
@@ -36,7 +46,12 @@ def test_every_note_is_a_bar_where_and_as_long_as_it_sounds():
     assert np.abs(found[:, 0] - (LEFT + piece.notes["start"] * second)).max() <= 0.5
     assert np.abs(found[:, 2] - 0.5 * second).max() <= 3.5
     heights = dict(zip(piece.notes["pitch"].tolist(), found[:, 1]))
-    steps = {(heights[low] - heights[high]) / (high - low) for low in heights for high in heights if high > low}
+    steps = {
+        (heights[low] - heights[high]) / (high - low)
+        for low in heights
+        for high in heights
+        if high > low
+    }
     assert len({round(step, 6) for step in steps}) == 1 and min(steps) >= 7
 
 
@@ -51,7 +66,11 @@ def test_all_keys_that_sound_are_inside_the_picture(pitches):
 
 def test_the_prompt_is_shaded_up_to_its_end():
     picture = svg(music(), 10, prompt_seconds=5)
-    assert f"M{LEFT} 0H{(LEFT + WIDTH) // 2}V" in picture and "prompt" in picture and "continuation" in picture
+    assert (
+        f"M{LEFT} 0H{(LEFT + WIDTH) // 2}V" in picture
+        and "prompt" in picture
+        and "continuation" in picture
+    )
     assert "prompt" not in svg(music(), 10)
     assert "continuation" not in svg(music(), 10, prompt_seconds=30)
 
@@ -70,7 +89,9 @@ def test_a_roll_adds_a_few_kilobytes_and_an_hour_of_music_no_more_than_sixty():
 def test_without_scripts_the_picture_and_the_sound_remain():
     page = player(music(), 'Für "Elise" <i>', seconds=2).data
     still = re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
-    alt, source = re.search(r'<img alt="([^"]+)" [^>]*src="data:image/svg\+xml,([^"]+)"', still).groups()
+    alt, source = re.search(
+        r'<img alt="([^"]+)" [^>]*src="data:image/svg\+xml,([^"]+)"', still
+    ).groups()
     assert alt.startswith("Piano roll: Für &quot;Elise&quot; &lt;i&gt;, ") and "seconds" in alt
     assert bars(unquote(source))
     assert "<audio controls" in still and "<script" not in still
@@ -85,7 +106,9 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     first, second = (player(music(), title).data for title in ("One", "Two"))
     silent = player(Music(np.zeros(0, NOTE))).data
-    (folder / "page.html").write_text(f"<meta charset=utf-8>{first}{second}{silent}{first}", encoding="utf-8")
+    (folder / "page.html").write_text(
+        f"<meta charset=utf-8>{first}{second}{silent}{first}", encoding="utf-8"
+    )
     with browser(folder) as page:
         page.address = (folder / "page.html").as_uri()
         yield page
@@ -106,15 +129,19 @@ def test_in_a_browser_the_cursor_runs_a_click_seeks_and_one_player_plays_at_a_ti
     page.open(page.address)
     assert page.run("document.querySelectorAll('svg[role=slider][tabindex]').length") == 4
     paused = "[...document.querySelectorAll('audio')].map((audio) => audio.paused)"
-    box = page.run("(({left, top, width}) => [left, top, width])"
-                   "(document.querySelectorAll('svg')[1].getBoundingClientRect())")
+    box = page.run(
+        "(({left, top, width}) => [left, top, width])"
+        "(document.querySelectorAll('svg')[1].getBoundingClientRect())"
+    )
     page.click(box[0] + box[2] * (LEFT + (WIDTH - LEFT) / 2) / WIDTH, box[1] + 60)
     page.until("!document.querySelectorAll('audio')[1].paused")
     start = now(page, 1)
     assert start == pytest.approx(9.5 / 2, abs=1)
     page.until(f"document.querySelectorAll('audio')[1].currentTime > {start + 0.3}")
     assert cursor(page, 1) == pytest.approx(now(page, 1), abs=0.5)
-    lit = page.run("document.querySelectorAll('svg')[1].lastChild.previousSibling.getAttribute('d')")
+    lit = page.run(
+        "document.querySelectorAll('svg')[1].lastChild.previousSibling.getAttribute('d')"
+    )
     assert lit.count("h") >= 1  # the keys that sound
     page.run("document.querySelectorAll('svg')[0].focus()")
     page.key(" ", 32)
@@ -135,12 +162,20 @@ def test_in_a_browser_the_cursor_runs_a_click_seeks_and_one_player_plays_at_a_ti
 def test_in_a_browser_without_scripts_the_still_roll_and_the_control_are_seen(page):
     page.open(page.address, scripts=False)
     tree = page.call("DOM.getDocument", depth=-1)
-    size = page.call("DOM.getBoxModel", nodeId=page.call(
-        "DOM.querySelector", nodeId=tree["root"]["nodeId"], selector="img")["nodeId"])["model"]
+    size = page.call(
+        "DOM.getBoxModel",
+        nodeId=page.call("DOM.querySelector", nodeId=tree["root"]["nodeId"], selector="img")[
+            "nodeId"
+        ],
+    )["model"]
     assert size["width"] >= 600 and size["height"] >= 100
     with pytest.raises(AssertionError, match="querySelector|node"):
-        page.call("DOM.getBoxModel", nodeId=page.call(
-            "DOM.querySelector", nodeId=tree["root"]["nodeId"], selector="svg")["nodeId"])
+        page.call(
+            "DOM.getBoxModel",
+            nodeId=page.call("DOM.querySelector", nodeId=tree["root"]["nodeId"], selector="svg")[
+                "nodeId"
+            ],
+        )
 
 
 def test_the_sound_of_the_page_begins_when_its_note_does():

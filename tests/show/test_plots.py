@@ -21,8 +21,12 @@ from lib.show import plots
 def some_music(seconds=30.0, count=300, pedal=True, seed=0):
     rng = np.random.default_rng(seed)
     start = rng.uniform(0, seconds - 1, count)
-    notes = make_notes(start, start + rng.uniform(0.02, 1.0, count),
-                       rng.integers(30, 95, count), rng.integers(10, 127, count))
+    notes = make_notes(
+        start,
+        start + rng.uniform(0.02, 1.0, count),
+        rng.integers(30, 95, count),
+        rng.integers(10, 127, count),
+    )
     spans = np.array([[0.5, 2.0], [2.5, 4.0]]) if pedal else np.zeros((0, 2))
     return Music(notes, spans)
 
@@ -92,7 +96,11 @@ def test_the_words_stand_above_the_notes_in_low_axes_too():
         fig, axes = plots.figure(rows, 1, height=5, squeeze=False)
         ax = plots.piano_roll(some_music(), prompt_seconds=10, ax=axes[0, 0], colourbar=False)
         fig.canvas.draw()
-        foot = min(text.get_window_extent().y0 for text in ax.texts if text.get_text() in ("prompt", "continuation"))
+        foot = min(
+            text.get_window_extent().y0
+            for text in ax.texts
+            if text.get_text() in ("prompt", "continuation")
+        )
         assert foot > ax.transData.transform([0, bars(ax)[:, 3].max()])[1], f"{rows} rows"
 
 
@@ -191,12 +199,22 @@ def test_show_embeds_a_png_with_escaped_alt_text_and_no_link(monkeypatch):
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
-@pytest.mark.parametrize("title, shown", [
-    ("Ba$$in", r"Ba\$\$in"), ("a $x_$ b", r"a \$x_\$ b"), (r"$\frac{", r"\$\frac{"),
-    ("Pr\u00e9lude", None), ("a\tb\nc", "a\ufffdb\nc"),
-    ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"), ("F\udcfcr Elise", "F\ufffdr Elise")])
+@pytest.mark.parametrize(
+    "title, shown",
+    [
+        ("Ba$$in", r"Ba\$\$in"),
+        ("a $x_$ b", r"a \$x_\$ b"),
+        (r"$\frac{", r"\$\frac{"),
+        ("Pr\u00e9lude", None),
+        ("a\tb\nc", "a\ufffdb\nc"),
+        ("\u3042\u3044 \U0001f3b9", "\ufffd\ufffd \ufffd"),
+        ("F\udcfcr Elise", "F\ufffdr Elise"),
+    ],
+)
 def test_any_name_of_a_file_is_a_title(title, shown, recwarn):
-    """No formula, no letter that is missing without a word: what the font lacks shows as a sign of its own."""
+    """No formula, no letter that is missing without a word:
+    what the font lacks shows as a sign of its own.
+    """
     ax = plots.piano_roll(some_music(count=3), title=title)
     plots.png_bytes(ax.figure)
     assert not recwarn.list
@@ -226,12 +244,15 @@ def test_names_at_the_ends_of_lines_stay_apart_and_inside(scale):
     plots.name_ends(ax, ends, gap=0.1)
     heights = [ax.transAxes.inverted().transform(ax.transData.transform(t.xy))[1] for t in ax.texts]
     assert words(ax) == ["a", "b", "c", "d"], "in the order of the lines"
-    assert np.diff(heights).min() > 0.09 and heights[-1] < 1  # room above makes all distances a little smaller
+    # room above makes all distances a little smaller
+    assert np.diff(heights).min() > 0.09 and heights[-1] < 1
     assert ax.texts[0].xy == pytest.approx((8, 1.0)), "the lowest stays at its line"
 
 
 def test_names_far_apart_along_the_axis_do_not_lift_each_other():
     ax = plots.figure()[1]
     ax.set(xlim=(1, 100), ylim=(0, 10))
-    plots.name_ends(ax, [(2, 5.0, "short", "k"), (64, 5.0, "long", "k"), (60, 5.0, "lifted", "k")], near=4)
+    plots.name_ends(
+        ax, [(2, 5.0, "short", "k"), (64, 5.0, "long", "k"), (60, 5.0, "lifted", "k")], near=4
+    )
     assert [t.xy[1] for t in ax.texts] == pytest.approx([5, 5, 5.6])

@@ -1,4 +1,6 @@
-"""Claims about lib.show.sliders: a picture stands alone, and is drawn anew when a control moves, with no browser."""
+"""Claims about lib.show.sliders: a picture stands alone, and is drawn anew when a control moves,
+with no browser.
+"""
 
 import re
 
@@ -30,7 +32,9 @@ def controls(page):
 
 
 def test_moving_a_control_draws_the_picture_anew(page):
-    sliders.sliders(lambda size, loud: HTML(f"{size} {loud:.1f}"), size=(1, 5, 1, 2), loud=(0.0, 1.0, 0.1, 0.5))
+    sliders.sliders(
+        lambda size, loud: HTML(f"{size} {loud:.1f}"), size=(1, 5, 1, 2), loud=(0.0, 1.0, 0.1, 0.5)
+    )
     size, loud = controls(page)
     assert page["pictures"] == ["2 0.5"]
     size.value = 4
@@ -39,7 +43,9 @@ def test_moving_a_control_draws_the_picture_anew(page):
 
 
 def test_a_new_sound_plays_at_once_and_the_first_waits(page):
-    sliders.sliders(lambda grid: (HTML(f"<img {grid}>"), HTML("<audio controls src=x>")), grid=[62.5, 10])
+    sliders.sliders(
+        lambda grid: (HTML(f"<img {grid}>"), HTML("<audio controls src=x>")), grid=[62.5, 10]
+    )
     (grid,) = controls(page)
     assert page["pictures"] == ["<img 62.5><audio controls src=x>"]
     grid.value = 10
@@ -47,7 +53,9 @@ def test_a_new_sound_plays_at_once_and_the_first_waits(page):
 
 
 def test_whole_numbers_stay_whole_and_a_slow_drawing_waits_for_the_hand(page):
-    sliders.sliders(lambda seed, heat: HTML(f"{seed}"), live=False, seed=(0, 9, 1, 3), heat=(0.5, 1.5, 0.1, 0.9))
+    sliders.sliders(
+        lambda seed, heat: HTML(f"{seed}"), live=False, seed=(0, 9, 1, 3), heat=(0.5, 1.5, 0.1, 0.9)
+    )
     seed, heat = controls(page)
     assert page["pictures"] == ["3"] and isinstance(heat.value, float)
     assert not seed.continuous_update and not heat.continuous_update

@@ -26,7 +26,9 @@ def base(music, tmp_path_factory):
     tokenizer = Tokenizer(TokenConfig(vocab_size=None))
     made = make_streams(lengths=(70, 41, 20, 90))
     ids = tokenizer.encode(music, end=True)
-    pieces = [replace(made.pieces[i], offset=i * len(ids), length=len(ids), notes=80) for i in range(3)]
+    pieces = [
+        replace(made.pieces[i], offset=i * len(ids), length=len(ids), notes=80) for i in range(3)
+    ]
     streams = Streams(np.tile(ids, 3), pieces, tokenizer.vocab_size, tokenizer.bos, {"id": "base"})
     names = [names[0] for names in tokenizer.pieces]
     return store(streams, tmp_path_factory.mktemp("base"), names), tokenizer
@@ -37,7 +39,9 @@ def test_shifted_tokens_are_the_tokens_of_the_shifted_notes(base, music):
     ids = streams.stream(streams.pieces[0])
     for semitones in (-5, 0, 7):
         other = Music(augment(music.notes, semitones=semitones))
-        assert np.array_equal(Changes(streams).apply(ids, semitones, 0), tokenizer.encode(other, end=True))
+        assert np.array_equal(
+            Changes(streams).apply(ids, semitones, 0), tokenizer.encode(other, end=True)
+        )
 
 
 def test_louder_moves_each_velocity_by_levels_and_nothing_else(base):
@@ -53,8 +57,10 @@ def test_louder_moves_each_velocity_by_levels_and_nothing_else(base):
 def test_no_transposition_leaves_the_keyboard_and_a_visit_keeps_its_own(base):
     streams, _ = base
     config = replace(TINY, length=24, carry=4, transpose=60, louder=1)
-    crops, plain = (Crops(streams, streams.select("train"), c)
-                    for c in (config, replace(config, transpose=0, louder=0)))
+    crops, plain = (
+        Crops(streams, streams.select("train"), c)
+        for c in (config, replace(config, transpose=0, louder=0))
+    )
     pitches, seen, rows = crops.changes.pitches, set(), None
     for _ in range(40):
         tokens, jumped = crops.next()
@@ -71,7 +77,11 @@ def test_no_transposition_leaves_the_keyboard_and_a_visit_keeps_its_own(base):
     assert len(seen) > 10 and not plain.drawn[0][0]
     keys = streams.stream(streams.pieces[0])
     keys = keys[(keys >= pitches[0]) & (keys <= pitches[-1])].astype(int)
-    assert pitches[0] - keys.min() <= min(seen) and max(seen) <= pitches[-1] - keys.max() and plain.changes is None
+    assert (
+        pitches[0] - keys.min() <= min(seen)
+        and max(seen) <= pitches[-1] - keys.max()
+        and plain.changes is None
+    )
 
 
 def test_transposition_goes_on_exactly_after_a_stop(base):

@@ -1,4 +1,6 @@
-"""Claims about lib.train.bits: likelihoods that can be compared between grids, and its command line."""
+"""Claims about lib.train.bits: likelihoods that can be compared between grids,
+and its command line.
+"""
 
 import json
 import math
@@ -23,7 +25,8 @@ def quick():
 
 
 def test_dequantisation_is_the_width_of_the_cells():
-    notes = make_notes([0.0, 1.0, 2.0], [0.5, 3.0, 8.0], [60, 62, 64], [70] * 3)  # durations 0.5, 2 and 6 s
+    # durations 0.5, 2 and 6 s
+    notes = make_notes([0.0, 1.0, 2.0], [0.5, 3.0, 8.0], [60, 62, 64], [70] * 3)
     for grid in (10.0, 62.5):
         tokenizer = Tokenizer(TokenConfig(grid_ms=grid, vocab_size=None))
         ids = tokenizer.encode(Music(notes))
@@ -47,7 +50,8 @@ def test_a_uniform_model_costs_what_it_must(quick):
     result = likelihood(model, tokenizer, some)
     native, fine = result["native"], result["dequantised_10_ms"]
     assert native["bits_per_note"] == pytest.approx(sum(wanted) / result["notes"], rel=1e-5)
-    assert fine["bits_per_note"] > native["bits_per_note"] + 2 * math.log2(6.25) * 0.99  # onset, and duration at least
+    # onset, and duration at least
+    assert fine["bits_per_note"] > native["bits_per_note"] + 2 * math.log2(6.25) * 0.99
     assert native["interval_95"][0] <= native["bits_per_note"] <= native["interval_95"][1]
     with pytest.raises(UserError, match="no piece"):
         likelihood(model, tokenizer, [])
@@ -57,11 +61,19 @@ def test_the_command_prints_the_table_and_draws(tmp_path, capsys):
     folder, rng = tmp_path / "mine", np.random.default_rng(0)
     for i in range(3):
         start = np.sort(rng.uniform(0, 15, 60))
-        write_midi(Music(make_notes(start, start + 0.5, rng.integers(40, 80, 60), rng.integers(30, 90, 60))),
-                   folder / f"{i}.mid")
+        write_midi(
+            Music(
+                make_notes(start, start + 0.5, rng.integers(40, 80, 60), rng.integers(30, 90, 60))
+            ),
+            folder / f"{i}.mid",
+        )
     main([str(folder), "--quick", "--seconds", "12"])
     printed = capsys.readouterr().out
-    assert "| | real | mine | noise |" in printed and "overlap area" in printed and "shared with train" in printed
+    assert (
+        "| | real | mine | noise |" in printed
+        and "overlap area" in printed
+        and "shared with train" in printed
+    )
     assert (folder / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((folder / "evaluation.json").read_text())["pieces"]["mine"] == 3
 
@@ -75,11 +87,20 @@ def test_a_folder_with_nothing_is_one_sentence(tmp_path, monkeypatch, arguments,
 
 def test_ratings_are_analysed_by_the_command(tmp_path, capsys):
     """Made-up answers, in the test alone."""
-    answers = [{"pair": i, "clips": ["real/0", "noise/1"] if i % 2 else ["noise/2", "real/1"],
-                "choice": "a" if i % 2 else "b"} for i in range(10)]
+    answers = [
+        {
+            "pair": i,
+            "clips": ["real/0", "noise/1"] if i % 2 else ["noise/2", "real/1"],
+            "choice": "a" if i % 2 else "b",
+        }
+        for i in range(10)
+    ]
     for name in ("x", "y"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(
-            {"format": listening_page.FORMAT, "test": "t", "listener": name, "ratings": answers}))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(
+                {"format": listening_page.FORMAT, "test": "t", "listener": name, "ratings": answers}
+            )
+        )
     main(["--ratings", str(tmp_path / "x.json"), str(tmp_path / "y.json")])
     printed = capsys.readouterr().out
     assert "2 listeners" in printed and "noise over real: 0% (0% to 0%), 20 answers" in printed

@@ -1,4 +1,6 @@
-"""Claims about a run's files: whole or not at all, few, checked, and enough to go on as if nothing had happened."""
+"""Claims about a run's files: whole or not at all, few, checked,
+and enough to go on as if nothing had happened.
+"""
 
 import itertools
 import json
@@ -24,8 +26,9 @@ from lib.mamba.model import MambaConfig, MambaLM
 from lib.train import checkpoints
 from lib.train.trainer import Trainer
 
-LINUX = pytest.mark.skipif(not os.path.exists("/dev/full"),
-                           reason="needs Linux's /dev/full, a disk that is always full")
+LINUX = pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs Linux's /dev/full, a disk that is always full"
+)
 
 
 @pytest.fixture
@@ -64,11 +67,16 @@ def test_the_stored_figures_of_the_full_torture_hold_the_promise():
 
 def test_two_checkpoints_are_kept(run):
     folder, _ = run
-    steps = [checkpoints.open_one(folder / name)[1]["step"] for name in (checkpoints.PREVIOUS, checkpoints.LAST)]
+    steps = [
+        checkpoints.open_one(folder / name)[1]["step"]
+        for name in (checkpoints.PREVIOUS, checkpoints.LAST)
+    ]
     assert steps == [4, 8] and len(list(folder.glob("*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit of a weight", "one letter of the facts", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "emptied", "one bit of a weight", "one letter of the facts", "gone"]
+)
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(run, damage):
     folder, streams = run
     last, said = folder / checkpoints.LAST, []
@@ -100,10 +108,19 @@ def test_a_run_goes_on_in_a_folder_whose_name_is_no_utf8(tmp_path):
     mamba.load(folder / "best")
 
 
-@pytest.mark.parametrize("what, words", [
-    ("pipe", "is a pipe"), ("folder", "is a folder"), ("loop", "symbolic links"), ("lost", "No such file")])
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("pipe", "is a pipe"),
+        ("folder", "is a folder"),
+        ("loop", "symbolic links"),
+        ("lost", "No such file"),
+    ],
+)
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(run, what, words):
-    """It may be whole, on a disk that is not there just now: nothing is told to be deleted, nothing begins anew."""
+    """It may be whole, on a disk that is not there just now:
+    nothing is told to be deleted, nothing begins anew.
+    """
     folder, streams = run
     last = folder / checkpoints.LAST
     last.unlink()
@@ -136,17 +153,24 @@ def test_a_checkpoint_that_is_far_too_large_is_refused_unread(run, monkeypatch):
         file.truncate(8 + len(header) + end + more)  # sparse: it takes no room
     monkeypatch.delattr(checkpoints, "checksum")
     for work in (lambda: resume(folder, streams), lambda: checkpoints.history(folder / "best")):
-        with pytest.raises(UserError, match="takes 3,22[0-9] MB, and training this model keeps less than"):
+        with pytest.raises(
+            UserError, match="takes 3,22[0-9] MB, and training this model keeps less than"
+        ):
             work()
-    with pytest.raises(UserError, match="d_model=16, not 18"):  # where the reason is known, it is said
+    # where the reason is known, it is said
+    with pytest.raises(UserError, match="d_model=16, not 18"):
         resume(folder, streams, d_model=18)
 
 
-@pytest.mark.parametrize("sizes", [
-    {"d_model": 8, "n_layer": 1, "d_state": 1024, "batch": 2000},
-    {"d_model": 64, "n_layer": 8, "d_state": 256, "batch": 512},
-    {"d_model": 32, "n_layer": 6, "d_state": 16, "batch": 4096},
-    {"d_model": 1, "n_layer": 1, "d_state": 1, "batch": 4096}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"d_model": 8, "n_layer": 1, "d_state": 1024, "batch": 2000},
+        {"d_model": 64, "n_layer": 8, "d_state": 256, "batch": 512},
+        {"d_model": 32, "n_layer": 6, "d_state": 16, "batch": 4096},
+        {"d_model": 1, "n_layer": 1, "d_state": 1, "batch": 4096},
+    ],
+)
 def test_a_run_with_the_states_of_many_rows_is_not_too_large(sizes):
     config = replace(TINY, **sizes)
     with torch.device("meta"):
@@ -172,12 +196,18 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what,
     trainer = resume(folder, streams, steps=100)
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     if what == "best model":  # safetensors' own words on a full disk, as they were read from one
+
         def full(*_, **__):
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
+
         monkeypatch.setattr(safetensors.torch, "save_file", full)
     else:  # where the next version is written first
         name = checkpoints.LAST if what == "checkpoint" else checkpoints.LOG
-        (folder / f".{Path(name).stem}.{os.getpid()}.part{Path(name).suffix}").symlink_to("/dev/full")
+        (folder / f".{Path(name).stem}.{os.getpid()}.part{Path(name).suffix}").symlink_to(
+            "/dev/full"
+        )
     trainer.best = 1e9
     with pytest.raises(UserError, match="disk is full") as error:
         trainer.validate() if what == "best model" else trainer.save()
@@ -190,9 +220,17 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what,
     mamba.load(folder / "best")
 
 
-@pytest.mark.parametrize("change, words", [("exists", "--resume"), ("data", "token streams"),
-                                           ("tokens", "token streams"),
-                                           ("size", "d_model"), ("order", "carry"), ("seed", "seed")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("exists", "--resume"),
+        ("data", "token streams"),
+        ("tokens", "token streams"),
+        ("size", "d_model"),
+        ("order", "carry"),
+        ("seed", "seed"),
+    ],
+)
 def test_a_run_that_cannot_go_on_is_one_sentence(run, change, words):
     folder, streams = run
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
@@ -204,9 +242,17 @@ def test_a_run_that_cannot_go_on_is_one_sentence(run, change, words):
         tokens[5] += 1
         streams = replace(streams, tokens=tokens)
     with pytest.raises(UserError, match=words) as error:
-        Trainer(streams, replace(TINY, **changes), folder, device="cpu", resume=change != "exists", say=quiet)
+        Trainer(
+            streams,
+            replace(TINY, **changes),
+            folder,
+            device="cpu",
+            resume=change != "exists",
+            say=quiet,
+        )
     assert "\n" not in str(error.value)
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before  # nothing lost
+    # nothing lost
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 def test_tokens_that_change_while_they_are_read_stop_the_run(tmp_path):
@@ -257,7 +303,9 @@ def test_a_trainer_that_another_has_overtaken_does_not_go_back(run):
 
 
 def test_a_clock_that_jumps_back_costs_no_time_and_no_order(run, monkeypatch):
-    """An hour back at every other look: the minutes of the log never shrink, and nothing ends too early."""
+    """An hour back at every other look: the minutes of the log never shrink,
+    and nothing ends too early.
+    """
     folder, streams = run
     trainer = resume(folder, streams, steps=20, minutes=1.0)
     before, looks, real = trainer.seconds, itertools.count(), time.monotonic
@@ -278,7 +326,9 @@ def test_the_checkpoint_of_a_run_is_plain_data(run):
 
 
 def test_a_checkpoint_of_the_first_version_opens(run):
-    """No checksum, one random state, rows without transposition: a run that began with it goes on."""
+    """No checksum, one random state, rows without transposition:
+    a run that began with it goes on.
+    """
     from safetensors.torch import save_file
 
     folder, streams = run
@@ -287,8 +337,11 @@ def test_a_checkpoint_of_the_first_version_opens(run):
     for name in ("data", "init", "recent"):
         del facts[name]
     del facts["crops"]["drawn"]
-    facts["config"] = {k: v for k, v in facts["config"].items()
-                       if k not in ("transpose", "louder", "copies", "patience")}
+    facts["config"] = {
+        k: v
+        for k, v in facts["config"].items()
+        if k not in ("transpose", "louder", "copies", "patience")
+    }
     save_file(tensors, folder / checkpoints.LAST, metadata={"run": json.dumps(facts)})
     old, new = resume(folder, streams), resume(folder, streams)
     assert old.step == 8 and old.train_step() == new.train_step()
@@ -296,7 +349,9 @@ def test_a_checkpoint_of_the_first_version_opens(run):
 
 def test_weights_to_start_from_are_those_and_what_is_known_of_them_is_recorded(run, tmp_path):
     folder, streams = run
-    trainer = Trainer(streams, TINY, tmp_path / "next", device="cpu", init=folder / "best", say=quiet)
+    trainer = Trainer(
+        streams, TINY, tmp_path / "next", device="cpu", init=folder / "best", say=quiet
+    )
     for a, b in zip(trainer.model.parameters(), mamba.load(folder / "best").parameters()):
         assert torch.equal(a, b)
     assert not trainer.optimizers["optimizer"].state and trainer.step == 0
@@ -311,12 +366,29 @@ def test_weights_to_start_from_are_those_and_what_is_known_of_them_is_recorded(r
 def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
     folder, streams = run
     with pytest.raises(UserError, match="d_model=16, the run d_model=18"):
-        Trainer(streams, replace(TINY, d_model=18), tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+        Trainer(
+            streams,
+            replace(TINY, d_model=18),
+            tmp_path / "a",
+            device="cpu",
+            init=folder / "best",
+            say=quiet,
+        )
     with pytest.raises(UserError, match="vocab_size"):
-        Trainer(make_streams(vocab=12), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+        Trainer(
+            make_streams(vocab=12),
+            TINY,
+            tmp_path / "a",
+            device="cpu",
+            init=folder / "best",
+            say=quiet,
+        )
     here = replace(streams, folder=tmp_path)
-    for place, version in ((tmp_path, "0.5.9"), (folder / "best", "0.6.0")):  # equal but for who wrote it
-        (place / "tokenizer.json").write_text(json.dumps({"vocab": [1, 2], "symusic_version": version}))
+    # equal but for who wrote it
+    for place, version in ((tmp_path, "0.5.9"), (folder / "best", "0.6.0")):
+        (place / "tokenizer.json").write_text(
+            json.dumps({"vocab": [1, 2], "symusic_version": version})
+        )
     warm = Trainer(here, TINY, tmp_path / "b", device="cpu", init=folder / "best", say=quiet)
     assert warm.init["n_layer"] == TINY.n_layer
     (tmp_path / "tokens.json").write_text('{"grid_ms": 10.0}')
@@ -327,7 +399,14 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
             Trainer(here, TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
     theirs.write_text('{"grid_ms": 20.0}')
     with pytest.raises(UserError, match="speak other tokens"):
-        Trainer(replace(streams, folder=tmp_path), TINY, tmp_path / "a", device="cpu", init=folder / "best", say=quiet)
+        Trainer(
+            replace(streams, folder=tmp_path),
+            TINY,
+            tmp_path / "a",
+            device="cpu",
+            init=folder / "best",
+            say=quiet,
+        )
 
 
 def test_the_history_of_the_shipped_model_is_that_of_its_results():

@@ -16,29 +16,76 @@ from lib.train import checkpoints
 from lib.train.distributed import World
 from lib.train.trainer import Trainer
 
-OPTIONS = dict(precision="fp32", d_model=16, n_layer=1, d_state=4, batch=4, length=20, steps=8, minutes=100.0,
-               lr=0.01, eval_every=2, eval_tokens=200, save_every=3)
+OPTIONS = dict(
+    precision="fp32",
+    d_model=16,
+    n_layer=1,
+    d_state=4,
+    batch=4,
+    length=20,
+    steps=8,
+    minutes=100.0,
+    lr=0.01,
+    eval_every=2,
+    eval_tokens=200,
+    save_every=3,
+)
 
 
 def train(folder, streams, *more, processes=2):
     """`lib.train` on so many CPU processes (gloo); what it printed."""
-    options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launch, "-m", "lib.train", "--preset", "quick", "--device", "cpu", "--out",
-                           str(folder), "--streams", str(streams), *options, *more], cwd=ROOT, capture_output=True,
-                          text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    options = [
+        text
+        for name, value in OPTIONS.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        if processes > 1
+        else []
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            *launch,
+            "-m",
+            "lib.train",
+            "--preset",
+            "quick",
+            "--device",
+            "cpu",
+            "--out",
+            str(folder),
+            "--streams",
+            str(streams),
+            *options,
+            *more,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     return done
 
 
 def test_two_processes_train_as_one_does_and_either_goes_on_with_the_other_s_run(tmp_path):
     """Same batches, same losses, same weights, to the rounding of sums in another order."""
-    streams = store(make_streams(lengths=(90, 61, 41, 90), splits=("train", "train", "validation", "validation")),
-                    tmp_path / "streams")
+    streams = store(
+        make_streams(
+            lengths=(90, 61, 41, 90), splits=("train", "train", "validation", "validation")
+        ),
+        tmp_path / "streams",
+    )
     alone = Trainer(streams, replace(TINY, **OPTIONS), tmp_path / "one", device="cpu", say=quiet)
     log = alone.run(progress=False)
     done = train(tmp_path / "two", tmp_path / "streams", "--accumulate", "2", "--recompute", "yes")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("parameters") == 1 and "2 processes" in done.stdout, "one of them speaks"
+    assert done.stdout.count("parameters") == 1 and "2 processes" in done.stdout, (
+        "one of them speaks"
+    )
     tensors, facts = checkpoints.read(tmp_path / "two")
     for ours, theirs in zip(log, facts["log"], strict=True):
         assert theirs["tokens"] == ours["tokens"]
@@ -48,7 +95,9 @@ def test_two_processes_train_as_one_does_and_either_goes_on_with_the_other_s_run
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(tensors[f"model.{name}"], tensor, atol=1e-4, rtol=1e-3)
     assert facts["crops"] == json.loads(json.dumps(alone.crops.position()))
-    again = Trainer(streams, replace(TINY, **OPTIONS), tmp_path / "two", device="cpu", resume=True, say=quiet)
+    again = Trainer(
+        streams, replace(TINY, **OPTIONS), tmp_path / "two", device="cpu", resume=True, say=quiet
+    )
     assert again.train_step() == pytest.approx(alone.train_step(), abs=1e-4)
 
 
@@ -73,19 +122,49 @@ cli(command.main)
 @pytest.mark.skipif(sys.platform == "win32", reason="kills are POSIX's")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_that_is_killed_ends_the_run_in_a_sentence(tmp_path, rank):
-    """torchrun itself tells of the signal, at length; ours is one sentence, and the run can go on."""
+    """torchrun itself tells of the signal, at length;
+    ours is one sentence, and the run can go on.
+    """
     streams = store(make_streams(), tmp_path / "streams")
     (tmp_path / "dying.py").write_text(DYING.replace("DEAD", str(rank)))
-    options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           str(tmp_path / "dying.py"), "--preset", "quick", "--device", "cpu", "--out",
-                           str(tmp_path / "run"), "--streams", str(tmp_path / "streams"), *options], cwd=ROOT,
-                          capture_output=True, text=True, timeout=280, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    options = [
+        text
+        for name, value in OPTIONS.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(tmp_path / "dying.py"),
+            "--preset",
+            "quick",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "run"),
+            "--streams",
+            str(tmp_path / "streams"),
+            *options,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode != 0
-    assert done.stderr.count("error: another process of this run has ended") == 1, done.stderr[-3000:]
+    assert done.stderr.count("error: another process of this run has ended") == 1, done.stderr[
+        -3000:
+    ]
     assert f'File "{ROOT}' not in done.stderr, "no traceback of ours"
-    again = Trainer(streams, replace(TINY, **OPTIONS), tmp_path / "run", device="cpu", resume=True, say=quiet)
+    again = Trainer(
+        streams, replace(TINY, **OPTIONS), tmp_path / "run", device="cpu", resume=True, say=quiet
+    )
     assert again.step == 3
 
 

@@ -1,8 +1,11 @@
-"""Claims about a run's folder when the disk or the process fails: at every write, fsync and rename, in every way.
+"""Claims about a run's folder when the disk or the process fails:
+at every write, fsync and rename, in every way.
 
-What is saved at a validation is saved again and again, and each time another one of its calls fails:
-with an error of the system, by the end of the process, or by a power cut, which also empties every
-file that nobody had waited for. By hand, with the counts:    python tests/train/test_faults.py
+What is saved at a validation is saved again and again, and each time another one of its calls
+fails: with an error of the system, by the end of the process, or by a power cut, which also empties
+every file that nobody had waited for. By hand, with the counts:
+
+    python tests/train/test_faults.py
 """
 
 import builtins
@@ -37,13 +40,19 @@ FILES = ("tokenizer.json", "tokens.json")
 
 
 class Disk:
-    """Counts the calls that change files under a folder; the one with number `fatal` fails, half done."""
+    """Counts the calls that change files under a folder;
+    the one with number `fatal` fails, half done.
+    """
 
     def __init__(self, folder: Path, how: str, fatal: int):
         self.folder, self.how, self.fatal, self.calls = folder, how, fatal, 0
         self.unsafe: set[str] = set()  # files that may be empty after a power cut
-        self.real = {"open": builtins.open, "fsync": os.fsync, "replace": os.replace,
-                     "save_file": safetensors.torch.save_file}
+        self.real = {
+            "open": builtins.open,
+            "fsync": os.fsync,
+            "replace": os.replace,
+            "save_file": safetensors.torch.save_file,
+        }
 
     def call(self, half: Callable[[], object] = lambda: None) -> None:
         """One more call; where it is the fatal one, do half of it and fail."""
@@ -74,7 +83,10 @@ class Disk:
         self.call()
         self.real["replace"](source, target)
         source, target = str(source), str(target)
-        self.unsafe = {target + path[len(source) :] if path.startswith(source) else path for path in self.unsafe}
+        self.unsafe = {
+            target + path[len(source) :] if path.startswith(source) else path
+            for path in self.unsafe
+        }
 
     def save_file(self, tensors, path, *args, **kwargs) -> None:
         self.unsafe.add(str(path))
@@ -83,7 +95,9 @@ class Disk:
             self.real["save_file"](tensors, path, *args, **kwargs)
             os.truncate(path, os.path.getsize(path) // 2)
             if self.how == "error":  # in Rust's words
-                raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+                raise SafetensorError(
+                    "Error while serializing: I/O error: No space left on device (os error 28)"
+                )
 
         self.call(half)
         self.real["save_file"](tensors, path, *args, **kwargs)
@@ -125,7 +139,9 @@ class Watched:
 
 
 def faults(what: str) -> dict:
-    """What is wrong with the folder of a run that fails at each of its calls; each is tried in each way."""
+    """What is wrong with the folder of a run that fails at each of its calls;
+    each is tried in each way.
+    """
     wrong, tried = [], dict.fromkeys(HOW, 0)
     with tempfile.TemporaryDirectory() as home:
         home = Path(home).resolve()
@@ -147,8 +163,10 @@ def faults(what: str) -> dict:
                 if fine:
                     break
                 tried[how] += 1
-                wrong += [f"{what} save, {how} at call {fatal}: {fault}" for fault in
-                          [*said, *inspect(home / "run", streams, saves, how)]]
+                wrong += [
+                    f"{what} save, {how} at call {fatal}: {fault}"
+                    for fault in [*said, *inspect(home / "run", streams, saves, how)]
+                ]
     return {"tried": tried, "wrong": wrong}
 
 
@@ -165,7 +183,9 @@ def write(trainer: Trainer) -> None:
 
 
 def failing(trainer: Trainer, how: str, fatal: int) -> tuple[bool, list[str]]:
-    """Save in a process of its own whose call number `fatal` fails: whether none did, and what was wrong."""
+    """Save in a process of its own whose call number `fatal` fails:
+    whether none did, and what was wrong.
+    """
     child = os.fork()
     if not child:
         code = 2
@@ -179,19 +199,33 @@ def failing(trainer: Trainer, how: str, fatal: int) -> tuple[bool, list[str]]:
             try:
                 keep_best(trainer)  # there is room again
                 trainer.save()
-                code = 6 if checkpoints.read(trainer.folder, quiet)[1]["step"] != trainer.step else 5 if left else code
+                code = (
+                    6
+                    if checkpoints.read(trainer.folder, quiet)[1]["step"] != trainer.step
+                    else 5
+                    if left
+                    else code
+                )
             except UserError:
                 code = 7
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    reasons = {2: "a traceback", 3: "a failure was swallowed", 4: "not the sentence of a full disk",
-               5: "half a file is left", 6: "the next save was lost", 7: "the next save failed"}
+    reasons = {
+        2: "a traceback",
+        3: "a failure was swallowed",
+        4: "not the sentence of a full disk",
+        5: "half a file is left",
+        6: "the next save was lost",
+        7: "the next save failed",
+    }
     return code == 0, [reasons[code]] if code in reasons else []
 
 
 def inspect(folder: Path, streams, saves: int, how: str) -> list[str]:
-    """What is wrong with what a failure left: nothing that was saved may be lost, and nothing be half there."""
+    """What is wrong with what a failure left: nothing that was saved may be lost,
+    and nothing be half there.
+    """
     wrong = []
     if saves and not checkpoints.exists(folder):
         wrong.append("every checkpoint is lost")
@@ -208,7 +242,11 @@ def inspect(folder: Path, streams, saves: int, how: str) -> list[str]:
             mamba.load(folder / "best")
         except UserError as error:
             wrong.append(str(error))
-        wrong += [f"best/{name} is lost" for name in TOKENIZER_FILES if (folder / "best" / name).read_text() != "{}"]
+        wrong += [
+            f"best/{name} is lost"
+            for name in TOKENIZER_FILES
+            if (folder / "best" / name).read_text() != "{}"
+        ]
     elif saves:
         wrong.append("best is lost")
     if (folder / checkpoints.LOG).exists():
@@ -231,13 +269,21 @@ SAVES = ("the first", "the second", "the third")
 @pytest.fixture(scope="module")
 def found():
     """All of them, in one process of its own: its imports take as long as a hundred saves."""
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=560,
-                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__],
+        capture_output=True,
+        text=True,
+        timeout=560,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-1500:]
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs fork, and Linux's names of open files")
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="needs fork, and Linux's names of open files"
+)
 @pytest.mark.parametrize("what", SAVES)
 def test_a_save_that_fails_anywhere_loses_nothing_and_leaves_a_folder_that_loads(found, what):
     result = found[what]

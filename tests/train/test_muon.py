@@ -17,7 +17,8 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
     u, s, vt = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
     found = orthogonal(u @ torch.diag_embed(s) @ vt)
     values = torch.diagonal(u.mT @ found @ vt.mT, dim1=-2, dim2=-1)
-    clear = s > 0.05 * s.max(-1, keepdim=True).values  # five rounds bring a twentieth of the largest near one
+    # five rounds bring a twentieth of the largest near one
+    clear = s > 0.05 * s.max(-1, keepdim=True).values
     assert values[clear].min() > 0.6 and values[clear].max() < 1.3
     rest = found - u @ torch.diag_embed(values) @ vt
     assert rest.abs().max() < 1e-4, "nothing but the singular values changed"

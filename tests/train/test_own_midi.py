@@ -27,7 +27,9 @@ def folder(tmp_path_factory):
     for step in range(1, 7):
         start = np.arange(80) * 0.25
         pitch = 30 + (np.arange(80) * step + 5 * (np.arange(80) // 7)) % 60
-        write_midi(Music(make_notes(start, start + 0.2, pitch, np.full(80, 64))), folder / f"{step}.mid")
+        write_midi(
+            Music(make_notes(start, start + 0.2, pitch, np.full(80, 64))), folder / f"{step}.mid"
+        )
     return folder
 
 
@@ -37,7 +39,10 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     tokenizer = Tokenizer.load(DATA / "model")
     torch.manual_seed(0)
-    mamba.save(mamba.MambaLM(mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=1, d_state=4)), folder)
+    mamba.save(
+        mamba.MambaLM(mamba.MambaConfig(tokenizer.vocab_size, d_model=16, n_layer=1, d_state=4)),
+        folder,
+    )
     tokenizer.save(folder)
     return folder
 
@@ -51,11 +56,28 @@ def no_maestro(monkeypatch):
 
 
 def learn(weights, folder, out, *more):
-    main(["--init", str(weights), "--midi", str(folder), "--out", str(out), "--batch", "2", "--length", "32",
-          "--precision", "fp32", *more])
+    main(
+        [
+            "--init",
+            str(weights),
+            "--midi",
+            str(folder),
+            "--out",
+            str(out),
+            "--batch",
+            "2",
+            "--length",
+            "32",
+            "--precision",
+            "fp32",
+            *more,
+        ]
+    )
 
 
-def test_a_run_leaves_a_model_a_card_and_what_was_gained(tmp_path, weights, folder, no_maestro, capsys):
+def test_a_run_leaves_a_model_a_card_and_what_was_gained(
+    tmp_path, weights, folder, no_maestro, capsys
+):
     out = tmp_path / "run"
     learn(weights, folder, out, "--steps", "12", "--eval-every", "4", "--lr", "1e-2")
     said = capsys.readouterr().out
@@ -75,12 +97,26 @@ def test_a_run_leaves_a_model_a_card_and_what_was_gained(tmp_path, weights, fold
 def test_a_run_that_does_harm_keeps_the_weights_as_they_were(tmp_path, weights, folder, no_maestro):
     taught, ruined = tmp_path / "taught", tmp_path / "ruined"
     learn(weights, folder, taught, "--steps", "10", "--lr", "1e-2")
-    learn(taught / "best", folder, ruined, "--steps", "3", "--lr", "30", "--warmup", "0", "--eval-every", "1")
+    learn(
+        taught / "best",
+        folder,
+        ruined,
+        "--steps",
+        "3",
+        "--lr",
+        "30",
+        "--warmup",
+        "0",
+        "--eval-every",
+        "1",
+    )
     before, after = (mamba.load(run / "best").state_dict() for run in (taught, ruined))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_words_written_by_another_version_of_a_library_are_the_same_words(tmp_path, weights, folder):
+def test_words_written_by_another_version_of_a_library_are_the_same_words(
+    tmp_path, weights, folder
+):
     older = tmp_path / "older"
     shutil.copytree(weights, older)
     facts = json.loads((older / "tokenizer.json").read_text())
@@ -117,15 +153,21 @@ def test_the_choices_are_gentle_and_the_command_line_has_the_last_word():
     assert own_midi.gentle(replace(config, minutes=1)).minutes == 1
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--midi", "somewhere"], "add --init data/model"),
-    (["--midi", "somewhere", "--init", "data/model", "--streams", "there"], "name one of them")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--midi", "somewhere"], "add --init data/model"),
+        (["--midi", "somewhere", "--init", "data/model", "--streams", "there"], "name one of them"),
+    ],
+)
 def test_words_that_do_not_go_together_are_refused(words, says):
     with pytest.raises(UserError, match=says):
         parse(words)
 
 
-def test_a_folder_that_cannot_be_used_ends_in_a_sentence_before_anything_is_written(tmp_path, weights):
+def test_a_folder_that_cannot_be_used_ends_in_a_sentence_before_anything_is_written(
+    tmp_path, weights
+):
     with pytest.raises(UserError, match="there is no folder"):
         learn(weights, tmp_path / "nowhere", tmp_path / "run")
     assert not (tmp_path / "run").exists()

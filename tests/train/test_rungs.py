@@ -21,17 +21,27 @@ def test_a_mamba_learns_a_sequence_by_heart_and_recites_it(tmp_path):
 
 def test_a_model_with_a_bug_does_not_climb(tmp_path):
     """One that cannot see what it has just read; the loss stays at what chance gives."""
+
     class Blind(MambaLM):
         def forward(self, tokens, *args, **options):
             return super().forward(torch.zeros_like(tokens), *args, **options)
 
-    rung = climb("1", np.arange(100), 100, tmp_path, build=lambda: Blind(MambaConfig(100, 16, 1)),
-                 config=replace(HEART, steps=30))
+    rung = climb(
+        "1",
+        np.arange(100),
+        100,
+        tmp_path,
+        build=lambda: Blind(MambaConfig(100, 16, 1)),
+        config=replace(HEART, steps=30),
+    )
     assert not rung.passed and rung.loss > 3
 
 
 def test_another_architecture_can_climb(tmp_path):
-    """Anything with MambaLM's interface: here a table of pairs, which is all that counting needs."""
+    """Anything with MambaLM's interface: here a table of pairs,
+    which is all that counting needs.
+    """
+
     class Pairs(nn.Module):
         def __init__(self):
             super().__init__()
@@ -57,9 +67,14 @@ def test_the_live_plot_shows_the_run_in_bits_per_note(tmp_path):
     trainer.run(progress=False, watch=plot)  # outside a notebook it stays silent
     fig, alt = plot.figure(trainer)
     lines = {line.get_label(): line for line in fig.axes[0].lines}
-    assert np.allclose(lines["validation"].get_ydata(), [row["validation_bits_per_note"] for row in trainer.log])
+    assert np.allclose(
+        lines["validation"].get_ydata(), [row["validation_bits_per_note"] for row in trainer.log]
+    )
     assert lines["training"].get_ydata()[-1] == pytest.approx(3.0 * np.mean(trainer.losses[-3:]))
-    assert "bigram" in alt and [t.get_text().strip() for t in fig.axes[0].texts] == ["uniform 9.0", "bigram 4.5"]
+    assert "bigram" in alt and [t.get_text().strip() for t in fig.axes[0].texts] == [
+        "uniform 9.0",
+        "bigram 4.5",
+    ]
 
 
 def test_the_live_plot_is_one_output_that_is_redrawn(tmp_path, monkeypatch):
@@ -74,7 +89,11 @@ def test_the_live_plot_is_one_output_that_is_redrawn(tmp_path, monkeypatch):
             shown.append("update")
 
     monkeypatch.setattr(IPython, "get_ipython", lambda: object())
-    monkeypatch.setattr(module, "display", lambda image, display_id: shown.append("display") or Handle())
-    trainer = Trainer(make_streams(), replace(TINY, steps=4), tmp_path / "run", device="cpu", say=quiet)
+    monkeypatch.setattr(
+        module, "display", lambda image, display_id: shown.append("display") or Handle()
+    )
+    trainer = Trainer(
+        make_streams(), replace(TINY, steps=4), tmp_path / "run", device="cpu", say=quiet
+    )
     trainer.run(progress=False, watch=LivePlot({"bigram": 4.5}, 3.0, every=0))
     assert shown == ["display", "update", "update", "update"]

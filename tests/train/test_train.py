@@ -1,4 +1,6 @@
-"""Claims about lib.train and lib.train.bits: it learns, it resumes exactly, its numbers are right."""
+"""Claims about lib.train and lib.train.bits: it learns, it resumes exactly,
+its numbers are right.
+"""
 
 import copy
 import math
@@ -63,15 +65,21 @@ def test_resuming_is_as_if_it_had_never_stopped(tmp_path, optimizer):
 
 
 def test_a_run_goes_back_to_a_snapshot(tmp_path):
-    """Whatever it did since: the same losses again to the last digit, dropout, optimiser and log included."""
-    trainer = Trainer(make_streams(), replace(TINY, dropout=0.3), tmp_path / "run", device="cpu", say=quiet)
+    """Whatever it did since: the same losses again to the last digit, dropout,
+    optimiser and log included.
+    """
+    trainer = Trainer(
+        make_streams(), replace(TINY, dropout=0.3), tmp_path / "run", device="cpu", say=quiet
+    )
     for _ in range(3):
         trainer.train_step()
     tensors, facts = trainer.snapshot()
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     after = [trainer.train_step() for _ in range(4)]
     trainer.log.append({"validation_bits_per_note": trainer.validate()})
-    assert all(torch.equal(tensors[name], copies[name]) for name in copies), "a snapshot shares nothing with the run"
+    assert all(torch.equal(tensors[name], copies[name]) for name in copies), (
+        "a snapshot shares nothing with the run"
+    )
     trainer.restore(tensors, facts)
     assert (trainer.step, trainer.log, trainer.best) == (3, [], math.inf)
     assert [trainer.train_step() for _ in range(4)] == after
@@ -87,42 +95,71 @@ def test_what_is_evaluated_is_kept_where_it_is_the_best(tmp_path):
 
 
 def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
-    """A coarse clock may read the same after a fast step: no speed is known then, and nothing divides by zero."""
+    """A coarse clock may read the same after a fast step:
+    no speed is known then, and nothing divides by zero.
+    """
     monkeypatch.setattr("lib.train.trainer.time.monotonic", lambda: 7.0)
-    trainer = Trainer(make_streams(), replace(TINY, steps=2), tmp_path / "run", device="cpu", say=quiet)
+    trainer = Trainer(
+        make_streams(), replace(TINY, steps=2), tmp_path / "run", device="cpu", say=quiet
+    )
     trainer.run()
     assert trainer.step == 2 and trainer.seconds == 0
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(tmp_path):
-    """Each parameter has one optimiser; a step of Muon spreads over more directions than the gradient does."""
+    """Each parameter has one optimiser; a step of Muon spreads over more directions than the
+    gradient does.
+    """
     config = replace(TINY, optimizer="muon")
     trainer = Trainer(make_streams(), config, tmp_path / "run", device="cpu", say=quiet)
     adamw, muon = optimizers(trainer.model, config, torch.device("cpu")).values()
     names = {id(p): name for name, p in trainer.model.named_parameters()}
-    taken, left = ([names[id(p)] for group in o.param_groups for p in group["params"]] for o in (muon, adamw))
+    taken, left = (
+        [names[id(p)] for group in o.param_groups for p in group["params"]] for o in (muon, adamw)
+    )
     assert sorted(taken + left) == sorted(names.values())
     assert {name.split(".")[-2] for name in taken} == {"in_proj", "x_proj", "dt_proj", "out_proj"}
     weight = trainer.model.backbone.layers[0].mixer.out_proj.weight
     before = weight.detach().clone()
     trainer.train_step()
-    moved, gradient = (torch.linalg.svdvals(m.float()) for m in (
-        weight.detach() - before, trainer.optimizers["muon"].state[weight]["momentum_buffer"]))
+    moved, gradient = (
+        torch.linalg.svdvals(m.float())
+        for m in (
+            weight.detach() - before,
+            trainer.optimizers["muon"].state[weight]["momentum_buffer"],
+        )
+    )
     directions = lambda s: (s.sum() ** 2 / (s**2).sum()).item()
     assert directions(moved) > 1.5 * directions(gradient), (directions(moved), directions(gradient))
 
 
 def test_a_run_of_one_optimiser_is_not_resumed_with_another(tmp_path):
     streams = make_streams()
-    Trainer(streams, replace(TINY, steps=2), tmp_path / "run", device="cpu", say=quiet).run(progress=False)
+    Trainer(streams, replace(TINY, steps=2), tmp_path / "run", device="cpu", say=quiet).run(
+        progress=False
+    )
     with pytest.raises(UserError, match="optimizer=adamw, not muon"):
-        Trainer(streams, replace(TINY, optimizer="muon"), tmp_path / "run", device="cpu", resume=True, say=quiet)
+        Trainer(
+            streams,
+            replace(TINY, optimizer="muon"),
+            tmp_path / "run",
+            device="cpu",
+            resume=True,
+            say=quiet,
+        )
 
 
 def test_a_run_leaves_a_log_a_best_checkpoint_and_no_rubbish(tmp_path):
-    log = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet).run(progress=False)
+    log = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet).run(
+        progress=False
+    )
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        ".lock", "best", "last.safetensors", "log.csv", "previous.safetensors"]
+        ".lock",
+        "best",
+        "last.safetensors",
+        "log.csv",
+        "previous.safetensors",
+    ]
     best = mamba.load(tmp_path / "run" / "best")
     streams = make_streams()
     bits = bits_per_note(best, streams, validation_pieces(streams, TINY.eval_tokens))
@@ -140,7 +177,8 @@ def test_crops_read_on_in_a_piece_and_never_cross_its_end():
         tokens, jumped = crops.next()
         for row in range(2):
             valid = tokens[row][tokens[row] >= 0]
-            assert len(valid) >= 2 and 2 not in valid[:-1] and 1 not in valid[1:]  # one piece, whole order
+            # one piece, whole order
+            assert len(valid) >= 2 and 2 not in valid[:-1] and 1 not in valid[1:]
             if not jumped[row]:
                 assert tokens[row][0] == previous[row][-1]  # goes on where it stopped
         previous = tokens
@@ -154,7 +192,9 @@ def loss_by_hand(trainer, state):
     tokens = torch.from_numpy(tokens)
     with torch.no_grad():
         logits = trainer.model(tokens[:, :-1].clamp(min=0), state)
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1).item() / math.log(2), jumped
+    return F.cross_entropy(
+        logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1
+    ).item() / math.log(2), jumped
 
 
 @pytest.mark.parametrize("carry", [1, 1000])
@@ -165,7 +205,9 @@ def test_a_row_that_jumps_starts_empty_and_one_that_reads_on_keeps_its_state(tmp
     for _ in range(6):
         trainer.train_step()
         empty, jumped = loss_by_hand(trainer, None)
-        kept, _ = loss_by_hand(trainer, [tuple(t.detach() for t in layer) for layer in trainer.state])
+        kept, _ = loss_by_hand(
+            trainer, [tuple(t.detach() for t in layer) for layer in trainer.state]
+        )
         assert abs(empty - kept) > 1e-6  # the state matters
         assert trainer.train_step() == pytest.approx(empty if jumped.all() else kept, abs=1e-6)
         seen.add(bool(jumped.all()))
@@ -183,7 +225,9 @@ def test_weight_decay_spares_what_it_should():
     model = MambaLM(MambaConfig(9, 16, 1))
     decay, rest = (set(map(id, g["params"])) for g in parameter_groups(model, 0.1))
     for name, parameter in model.named_parameters():
-        spared = name.endswith(("A_log", "D", "bias", "norm.weight", "norm_f.weight", "conv1d.weight"))
+        spared = name.endswith(
+            ("A_log", "D", "bias", "norm.weight", "norm_f.weight", "conv1d.weight")
+        )
         assert (id(parameter) in rest) == spared and (id(parameter) in decay) != spared, name
 
 
@@ -209,7 +253,10 @@ def test_a_held_rate_stays_at_its_top_and_then_comes_down():
 def test_precision_is_chosen_by_what_the_device_computes_in(monkeypatch):
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) is None and choose_precision("bf16", cpu) is torch.bfloat16
-    for flags, wanted in (("flags : avx2 avx512dq amx_bf16", torch.bfloat16), ("flags : avx2 avx512dq", None)):
+    for flags, wanted in (
+        ("flags : avx2 avx512dq amx_bf16", torch.bfloat16),
+        ("flags : avx2 avx512dq", None),
+    ):
         monkeypatch.setattr(native, "processor", lambda flags=flags: flags)
         assert choose_precision("auto", cpu) is wanted
     with pytest.raises(UserError, match="fp8"):
@@ -226,10 +273,15 @@ def test_bits_of_a_piece_are_exact_whatever_the_segments_and_the_batch():
         nats = F.cross_entropy(model(ids[:, :-1])[0].double(), ids[0, 1:], reduction="sum").item()
         exact.append(nats / math.log(2))
     for batch, segment in ((1, 7), (2, 16), (4, 512)):
-        np.testing.assert_allclose(piece_bits(model, streams, streams.pieces, batch=batch, segment=segment),
-                                   exact, rtol=1e-5)
+        np.testing.assert_allclose(
+            piece_bits(model, streams, streams.pieces, batch=batch, segment=segment),
+            exact,
+            rtol=1e-5,
+        )
     notes = sum(p.notes for p in streams.pieces)
-    assert bits_per_note(model, streams, streams.pieces) == pytest.approx(sum(exact) / notes, rel=1e-5)
+    assert bits_per_note(model, streams, streams.pieces) == pytest.approx(
+        sum(exact) / notes, rel=1e-5
+    )
 
 
 def test_counting_baselines_are_ordered_and_exact_for_uniform():
@@ -245,12 +297,18 @@ def test_bits_of_no_piece_is_one_sentence():
         bits_per_note(None, make_streams(), [])
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"recompute": True}, {"accumulate": 3, "recompute": True}])
+@pytest.mark.parametrize(
+    "changes", [{"accumulate": 3}, {"recompute": True}, {"accumulate": 3, "recompute": True}]
+)
 def test_less_memory_gives_the_same_run(tmp_path, changes):
-    """A batch read in parts, blocks computed again: the same losses, to the rounding of sums in another order."""
+    """A batch read in parts, blocks computed again:
+    the same losses, to the rounding of sums in another order.
+    """
     streams = make_streams()
-    plain, thrifty = (Trainer(streams, replace(TINY, **c), tmp_path / str(bool(c)), device="cpu", say=quiet)
-                      for c in ({}, changes))
+    plain, thrifty = (
+        Trainer(streams, replace(TINY, **c), tmp_path / str(bool(c)), device="cpu", say=quiet)
+        for c in ({}, changes)
+    )
     for _ in range(8):
         assert thrifty.train_step() == pytest.approx(plain.train_step(), abs=1e-5)
     assert thrifty.tokens == plain.tokens and len(thrifty.state[0][0]) == TINY.batch
@@ -263,22 +321,30 @@ def test_recomputing_keeps_less_between_forward_and_backward():
             recompute(model)
         sizes = {}
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda t: sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t,
-                lambda t: t):
+            lambda t: (
+                sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t
+            ),
+            lambda t: t,
+        ):
             model(torch.zeros(2, 200, dtype=torch.long))
         return sum(sizes.values())
+
     assert kept(True) < 0.6 * kept(False)
 
 
 def test_resuming_brings_back_dropout_and_the_log(tmp_path):
-    """The same rows of the log, the mean training loss included, from a stop between two validations."""
+    """The same rows of the log, the mean training loss included,
+    from a stop between two validations.
+    """
     streams, config = make_streams(), replace(TINY, dropout=0.3)
     straight = Trainer(streams, config, tmp_path / "a", device="cpu", say=quiet).run(progress=False)
     broken = Trainer(streams, config, tmp_path / "b", device="cpu", say=quiet)
     broken.run(progress=False, watch=lambda run: setattr(run, "stop_asked", run.step == 4))
     assert broken.step == 5 and not broken.finished, "it was asked to stop, and saved"
     torch.manual_seed(99)
-    again = Trainer(streams, config, tmp_path / "b", device="cpu", resume=True, say=quiet).run(progress=False)
+    again = Trainer(streams, config, tmp_path / "b", device="cpu", resume=True, say=quiet).run(
+        progress=False
+    )
     timeless = lambda log: [{k: v for k, v in row.items() if k != "minutes"} for row in log]
     assert timeless(again) == timeless(straight)
 
@@ -291,7 +357,11 @@ def test_a_rehearsal_tells_the_cost_and_leaves_no_trace(tmp_path):
     for at in range(6):
         if at in (0, 3):
             found = rehearse(rehearsed)
-            assert found["tokens_per_second"] > 0 and found["bytes"] > 0 and found["steps"] <= config.steps
+            assert (
+                found["tokens_per_second"] > 0
+                and found["bytes"] > 0
+                and found["steps"] <= config.steps
+            )
         assert rehearsed.train_step() == losses[at]
     assert rehearsed.tokens == plain.tokens
 
@@ -301,23 +371,46 @@ def test_everything_is_said_before_the_start(tmp_path):
     text = plan(trainer)
     for name, value in asdict(TINY).items():
         assert f"{name}={value}" in text
-    for word in (f"{trainer.model.parameter_count():,} parameters", "training tokens", "minutes", "GiB"):
+    for word in (
+        f"{trainer.model.parameter_count():,} parameters",
+        "training tokens",
+        "minutes",
+        "GiB",
+    ):
         assert word in text
 
 
 def test_training_stops_early_when_validation_no_longer_falls(tmp_path):
-    trainer = Trainer(make_streams(), replace(TINY, steps=100, eval_every=1, patience=3), tmp_path / "run",
-                      device="cpu",
-                      say=quiet)
+    trainer = Trainer(
+        make_streams(),
+        replace(TINY, steps=100, eval_every=1, patience=3),
+        tmp_path / "run",
+        device="cpu",
+        say=quiet,
+    )
     bits = iter([9.0, 8.0, 8.5, 8.1, 8.0, 7.0])
     trainer.validate = lambda: next(bits)
-    assert [row["validation_bits_per_note"] for row in trainer.run(progress=False)] == [9.0, 8.0, 8.5, 8.1, 8.0]
+    assert [row["validation_bits_per_note"] for row in trainer.run(progress=False)] == [
+        9.0,
+        8.0,
+        8.5,
+        8.1,
+        8.0,
+    ]
     assert trainer.finished and trainer.progress < 1
 
 
-@pytest.mark.parametrize("changes, words", [({"batch": 0}, "batch=0"), ({"dropout": 1.0}, "dropout"),
-                                            ({"lr": math.nan}, "lr"), ({"optimizer": "sgd"}, "adamw or muon"),
-                                            ({"transpose": -1}, "transpose"), ({"accumulate": 2}, "equal parts")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"batch": 0}, "batch=0"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"lr": math.nan}, "lr"),
+        ({"optimizer": "sgd"}, "adamw or muon"),
+        ({"transpose": -1}, "transpose"),
+        ({"accumulate": 2}, "equal parts"),
+    ],
+)
 def test_a_choice_that_makes_no_sense_is_one_sentence(changes, words):
     with pytest.raises(UserError, match=words) as error:
         replace(TINY, **changes)
@@ -325,8 +418,10 @@ def test_a_choice_that_makes_no_sense_is_one_sentence(changes, words):
 
 
 def test_every_preset_can_be_built_and_the_large_one_is_large():
-    sizes = {name: MambaLM(MambaConfig(1024, p.d_model, p.n_layer, p.d_state)).parameter_count()
-             for name, p in PRESETS.items()}
+    sizes = {
+        name: MambaLM(MambaConfig(1024, p.d_model, p.n_layer, p.d_state)).parameter_count()
+        for name, p in PRESETS.items()
+    }
     assert set(sizes) == {"quick", "laptop", "colab", "h100"} and 10e6 < sizes["h100"] < 30e6
     large = PRESETS["h100"]
     assert large.batch * large.length * large.steps == pytest.approx(600e6, rel=0.02)
@@ -335,35 +430,84 @@ def test_every_preset_can_be_built_and_the_large_one_is_large():
 def test_the_command_line_overrides_any_field_resumes_and_starts_from_weights(tmp_path, capsys):
     streams = make_streams()
     store(streams, tmp_path / "streams")
-    line = ["--preset", "quick", "--device", "cpu", "--streams", str(tmp_path / "streams"), "--steps", "4",
-            "--d-model", "16",
-            "--n-layer", "1", "--length", "16", "--minutes", "5", "--copies", "no", "--eval-every", "2"]
+    line = [
+        "--preset",
+        "quick",
+        "--device",
+        "cpu",
+        "--streams",
+        str(tmp_path / "streams"),
+        "--steps",
+        "4",
+        "--d-model",
+        "16",
+        "--n-layer",
+        "1",
+        "--length",
+        "16",
+        "--minutes",
+        "5",
+        "--copies",
+        "no",
+        "--eval-every",
+        "2",
+    ]
     main([*line, "--out", str(tmp_path / "run")])
     said, bar = capsys.readouterr()
-    assert bar.count("\rtraining") <= 4, "begin, end, and after each of two validations: no line a step"
-    assert "d_model=16" in said and "copies=False" in said and "expected:" in said and "best validation" in said
+    assert bar.count("\rtraining") <= 4, (
+        "begin, end, and after each of two validations: no line a step"
+    )
+    assert (
+        "d_model=16" in said
+        and "copies=False" in said
+        and "expected:" in said
+        and "best validation" in said
+    )
     main([*line, "--out", str(tmp_path / "run"), "--resume", "--steps", "6"])
     assert "resuming at step 4" in capsys.readouterr().out
     with pytest.raises(UserError, match="--resume"):
         main([*line, "--out", str(tmp_path / "run")])
-    main([*line[:8], "--minutes", "5", "--length", "16", "--out", str(tmp_path / "next"),
-          "--init", str(tmp_path / "run" / "best")])
+    main(
+        [
+            *line[:8],
+            "--minutes",
+            "5",
+            "--length",
+            "16",
+            "--out",
+            str(tmp_path / "next"),
+            "--init",
+            str(tmp_path / "run" / "best"),
+        ]
+    )
     said = capsys.readouterr().out
-    assert "d_model=16" in said and '"steps"' in said, "the checkpoint's sizes, and what it had learnt"
+    assert "d_model=16" in said and '"steps"' in said, (
+        "the checkpoint's sizes, and what it had learnt"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_sixteen_bits_train_too(tmp_path, dtype):
-    trainer = Trainer(make_streams(), replace(TINY, precision=dtype, steps=80), tmp_path / "run", device="cpu",
-                      say=quiet)
+    trainer = Trainer(
+        make_streams(),
+        replace(TINY, precision=dtype, steps=80),
+        tmp_path / "run",
+        device="cpu",
+        say=quiet,
+    )
     first = trainer.train_step()
     trainer.run(progress=False)
-    assert trainer.losses[-1] < first / 2 and trainer.model.backbone.embeddings.weight.dtype == torch.float32
+    assert (
+        trainer.losses[-1] < first / 2
+        and trainer.model.backbone.embeddings.weight.dtype == torch.float32
+    )
     assert trainer.scaler.is_enabled() == (dtype == "fp16")
 
 
 def test_compiled_it_is_the_same_run(tmp_path):
-    """In a process of its own, for the shape checks of the tests cannot be compiled; equal to rounding."""
+    """In a process of its own, for the shape checks of the tests cannot be compiled;
+    equal to rounding.
+    """
     if compiler() is None:
         pytest.skip("torch.compile needs a C++ compiler")
     code = """if True:

@@ -1,7 +1,7 @@
 """Measurements that the course quotes: `python -m lib.lab.bench NAME`.
 
-Those that the course quotes write a file in data/results, with the device, the versions, the command and
-the seed; `rungs` and `triton` print only.
+Those that the course quotes write a file in data/results, with the device, the versions,
+the command and the seed; `rungs` and `triton` print only.
 """
 
 import sys

@@ -1,9 +1,11 @@
-"""Does the fused step learn what the plain one learns, and what does Muon buy? `python -m lib.lab.bench curves`.
+"""Does the fused step learn what the plain one learns, and what does Muon buy?
 
-Models of the shipped size read the same small batches (4 x 256 tokens) from the same first weights, a few
-seeds each: by the fused block in bfloat16, by the plain modules under autocast (the way the fused one
-replaced), and by the fused block with Muon for the blocks' matrices. Writes data/results/curves.json,
-run by run, and goes on there.
+`python -m lib.lab.bench curves`.
+
+Models of the shipped size read the same small batches (4 x 256 tokens) from the same first weights,
+a few seeds each: by the fused block in bfloat16, by the plain modules under autocast (the way the
+fused one replaced), and by the fused block with Muon for the blocks' matrices. Writes
+data/results/curves.json, run by run, and goes on there.
 """
 
 import argparse
@@ -38,7 +40,9 @@ LAST = 3  # numbers of a curve that a run's figure is the mean of
 
 
 def loss_of(model: MambaLM, tokens: Tensor, targets: Tensor, fused: bool) -> Tensor:
-    """Nats a token; with `fused` as the trainer takes it, else module by module, the scan alone being ours."""
+    """Nats a token; with `fused` as the trainer takes it, else module by module,
+    the scan alone being ours.
+    """
     count = (targets >= 0).sum()
     with torch.autocast("cpu", torch.bfloat16):
         if fused:
@@ -77,7 +81,9 @@ def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
 
 
 def summary(runs: dict[str, list[float]], seeds: list[int]) -> dict:
-    """Each arm's mean and spread over seeds at the end, and its paired difference from the fused one."""
+    """Each arm's mean and spread over seeds at the end,
+    and its paired difference from the fused one.
+    """
     ends = {
         arm: np.array([np.mean(runs[f"{arm} {seed}"][-LAST:]) for seed in seeds])
         for arm in ARMS
@@ -146,5 +152,6 @@ def main(argv: list[str] | None = None) -> None:
             else ""
         )
         print(
-            f"{arm}: {one['mean']:.4f} ({one['lowest']:.4f} to {one['highest']:.4f}) nats a token{gap}"
+            f"{arm}: {one['mean']:.4f} ({one['lowest']:.4f} to {one['highest']:.4f}) "
+            f"nats a token{gap}"
         )

@@ -47,7 +47,9 @@ BATCHES = (1, 8, 64)  # pieces at once
 
 
 def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
-    """The largest difference of a Mamba's logits from those of `MambaLM.forward`, over eight tokens."""
+    """The largest difference of a Mamba's logits from those of `MambaLM.forward`,
+    over eight tokens.
+    """
     tokens = torch.arange(8) % rivals.model.config.vocab_size
     read, _ = one.prepare(position)
     found = torch.stack([read(token[None]) for token in tokens], 1)
@@ -224,7 +226,9 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
 
 
 def key_row(result: dict) -> dict:
-    """What the comparison comes down to: our speed, and by how much each other one is slower, by position."""
+    """What the comparison comes down to: our speed,
+    and by how much each other one is slower, by position.
+    """
     found = {"ours": result["ours"], "tokens_per_second": {}, "times_as_long": {}}
     for row in result["rows"]:
         if row["contender"] == result["ours"]:
@@ -252,7 +256,9 @@ LOOKS = {  # ours in ink, others in colours that have no other meaning in this c
 
 
 def draw(result: dict, ax=None):
-    """Tokens a second against position, both in logarithms, a line a contender; returns the figure."""
+    """Tokens a second against position, both in logarithms, a line a contender;
+    returns the figure.
+    """
     import matplotlib
 
     if ax is None:
@@ -275,7 +281,9 @@ def draw(result: dict, ax=None):
 
 
 def _title(result: dict) -> str:
-    """The finding: how much slower the rivals are at the last position, of two GPT-2s the faster one."""
+    """The finding: how much slower the rivals are at the last position,
+    of two GPT-2s the faster one.
+    """
     last = max((row["position"] for row in result["ratios"]), default=0)
     times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
     groups = {"transformers' Mamba": ("transformers_mamba",), "GPT-2": ("gpt2", "gpt2_static")}
@@ -295,7 +303,9 @@ def _title(result: dict) -> str:
 
 
 def load(device: str = "") -> dict:
-    """The measurement on a device such as "cpu_2_cores" (default: this one); empty if there is none."""
+    """The measurement on a device such as "cpu_2_cores" (default: this one);
+    empty if there is none.
+    """
     return env.read_results(f"generate_{device or slug(env.device_name())}")
 
 
@@ -381,7 +391,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     sizes = (args.d_model, args.n_layer, args.d_state, args.vocab_size, args.repeats, args.tokens)
     if not args.positions or min(*args.positions, *sizes) < 1 or args.memory_tokens < 0:
         raise UserError(
-            "--positions, --d-model, --n-layer, --d-state, --vocab-size, --repeats and --tokens are sizes: "
+            "--positions, --d-model, --n-layer, --d-state, --vocab-size, "
+            "--repeats and --tokens are sizes: "
             "give at least 1 of each"
         )
     if unknown := [name for name in args.only if name not in NAMES]:
@@ -390,7 +401,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba, and a GPT-2 of equal size."""
+    """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba,
+    and a GPT-2 of equal size.
+    """
     args = _options(argv)
     config = {
         "vocab_size": args.vocab_size,

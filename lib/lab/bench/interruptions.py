@@ -1,8 +1,9 @@
-"""Kill a training process at random moments, again and again: `python -m lib.lab.bench interruptions`.
+"""Kill a training process at random moments, again and again:
+`python -m lib.lab.bench interruptions`.
 
-Each life is a process of its own, killed with SIGKILL, which no program can catch. After each, the files
-that it left are opened; the next life goes on from them. In the end the weights must be, bit for bit,
-those of a run that was never killed. Writes data/results/interruptions.json.
+Each life is a process of its own, killed with SIGKILL, which no program can catch. After each, the
+files that it left are opened; the next life goes on from them. In the end the weights must be, bit
+for bit, those of a run that was never killed. Writes data/results/interruptions.json.
 """
 
 import argparse
@@ -129,7 +130,9 @@ def _inspect(folder: Path) -> dict:
 
 
 def _freeze_in_a_write(process: subprocess.Popen, folder: Path) -> None:
-    """Stop the process while a half-written file is there; return at once if it ends before that."""
+    """Stop the process while a half-written file is there;
+    return at once if it ends before that.
+    """
     while process.poll() is None:
         if _parts(folder):
             process.send_signal(signal.SIGSTOP)
@@ -143,8 +146,8 @@ def _freeze_in_a_write(process: subprocess.Popen, folder: Path) -> None:
 def _kill(process: subprocess.Popen, folder: Path, at: int, goal: int, pause: float | None) -> int:
     """Let it go on from step `at` to `goal`, then kill it; returns the last step that was done.
 
-    So many seconds later, or, where `pause` is None, in the midst of a write. Raises `UserError` where it
-    ends by itself.
+    So many seconds later, or, where `pause` is None, in the midst of a write.
+    Raises `UserError` where it ends by itself.
     """
     while at < goal and (line := process.stdout.readline()):
         at = int(line)
@@ -173,7 +176,8 @@ def _note_loss(rows: list[dict], resumed: int, say) -> None:
 
 
 def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> dict:
-    """Kill a run so many times, then let it end; what was lost each time, and whether it ended the same.
+    """Kill a run so many times, then let it end; what was lost each time,
+    and whether it ended the same.
 
     `kills` come at random moments, `writes` more as soon as a half-written file is seen.
 
@@ -193,7 +197,8 @@ def torture(kills: int, writes: int, work: Path, *, seed: int = 0, say=note) -> 
         process = _start(streams, killed, steps)
         resumed = int(process.stdout.readline() or -1)
         _note_loss(rows, resumed, say)
-        # a step's number tells how far it is; the moment within a step, or a save, is left to chance
+        # a step's number tells how far it is; the moment within a step, or a save,
+        # is left to chance
         goal = resumed + rng.randint(1, STEPS_A_KILL - CONFIG.save_every - 2)
         pause = None if in_a_write else rng.random() * 0.06
         killed_at = _kill(process, killed, resumed, goal, pause)
@@ -242,13 +247,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--kills and --writes are numbers of times: give at least 1 of them")
     with tempfile.TemporaryDirectory() as work:
         result = torture(args.kills, args.writes, Path(work), seed=args.seed)
-    command = f"python -m lib.lab.bench interruptions --kills {args.kills} --writes {args.writes} --seed {args.seed}"
+    options = f"--kills {args.kills} --writes {args.writes} --seed {args.seed}"
+    command = f"python -m lib.lab.bench interruptions {options}"
     result |= env.provenance(command, seed=args.seed)
     write_json(args.output, result)
     print(
-        f"{result['kills']} kills, {result['while_writing']} of them while a file was being written: at most "
-        f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), {result['damaged']} damaged "
-        f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed"
+        f"{result['kills']} kills, {result['while_writing']} of them while a file was being "
+        "written: at most "
+        f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), "
+        f"{result['damaged']} damaged "
+        f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that "
+        "was never killed"
     )
 
 

@@ -56,15 +56,26 @@ def main(argv: list[str] | None = None) -> None:
         piece = pieces[number % len(pieces)]
         pedal = number % 2 == 1
         delay = takeover(model, tokenizer, read_midi(piece.path), pedal=pedal, seed=number)
-        rows.append({"piece": piece.path.name, "by": "pedal" if pedal else "silence",
-                     "ms": round(1e3 * delay, 1)})
+        rows.append(
+            {
+                "piece": piece.path.name,
+                "by": "pedal" if pedal else "silence",
+                "ms": round(1e3 * delay, 1),
+            }
+        )
         print(f"{rows[-1]['by']}: first note after {rows[-1]['ms']} ms", flush=True)
     times = [row["ms"] for row in rows]
-    result = {"median_ms": median(times), "most_ms": max(times), "rounds": rows,
-              **env.provenance("python -m lib.lab.bench jam")}
+    result = {
+        "median_ms": median(times),
+        "most_ms": max(times),
+        "rounds": rows,
+        **env.provenance("python -m lib.lab.bench jam"),
+    }
     write_json(args.output, result)
-    print(f"first note after {result['median_ms']:.0f} ms in the median, {result['most_ms']:.0f} "
-          "at most")
+    print(
+        f"first note after {result['median_ms']:.0f} ms in the median, {result['most_ms']:.0f} "
+        "at most"
+    )
 
 
 if __name__ == "__main__":

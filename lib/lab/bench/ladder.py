@@ -1,7 +1,7 @@
 """What each part of the fused step buys on a CPU, rung by rung: `python -m lib.lab.bench ladder`.
 
-The same training step of the shipped size, from plain modules to the way `lib.train` runs it, one change a
-rung; the rungs take turns in one process. Writes data/results/ladder_cpu.json.
+The same training step of the shipped size, from plain modules to the way `lib.train` runs it,
+one change a rung; the rungs take turns in one process. Writes data/results/ladder_cpu.json.
 """
 
 import argparse
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     for row in rows:
         print(
-            f"{row['change']:40} {row['median_ms']:7.0f} ms ({row['q1_ms']:.0f} to {row['q3_ms']:.0f}), "
+            f"{row['change']:40} {row['median_ms']:7.0f} ms ({row['q1_ms']:.0f} to "
+            f"{row['q3_ms']:.0f}), "
             f"{row['tokens_per_second']:7,.0f} tokens/s"
         )

@@ -13,7 +13,9 @@ from lib.train.trainer import PRESETS, Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Climb the three rungs with the course's Mamba, or with another architecture of lib.lab.rivals.matched."""
+    """Climb the three rungs with the course's Mamba,
+    or with another architecture of lib.lab.rivals.matched.
+    """
     from lib.lab.rivals import matched as baselines
     from lib.music.encode import build
     from lib.music.maestro import performances
@@ -62,8 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         floor = counting_baselines(streams, trainer.held_out)
         passed = trainer.best < floor["unigram"]
         print(
-            f"rung 3: MAESTRO, preset {args.preset}: {'passed' if passed else 'FAILED'}, validation "
-            f"{trainer.best:.2f} bits a note (unigram {floor['unigram']:.2f}, bigram {floor['bigram']:.2f})"
+            f"rung 3: MAESTRO, preset {args.preset}: "
+            f"{'passed' if passed else 'FAILED'}, validation "
+            f"{trainer.best:.2f} bits a note (unigram {floor['unigram']:.2f}, "
+            f"bigram {floor['bigram']:.2f})"
         )
     if not (passed and all(rung.passed for rung in rungs)):
         raise UserError("this model does not climb: look for a bug before training it for longer")

@@ -182,8 +182,9 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
 def floors(device: str, batch, length, d_inner, d_state, dtype: str, chunk=32) -> dict | None:
     """Milliseconds that no kernel on an H100 or H200 can beat, or None elsewhere.
 
-    Bytes to move over the bandwidth; exponentials at 16, instructions at 128 a clock on each of 132
-    processors at 1.98 GHz. About 16 instructions a state backward; a float32 state kept every `chunk` steps.
+    Bytes to move over the bandwidth; exponentials at 16, instructions at 128 a clock on each of
+    132 processors at 1.98 GHz. About 16 instructions a state backward; a float32 state kept
+    every `chunk` steps.
     """
     bandwidth = next((speed for name, speed in BANDWIDTH.items() if name in device), None)
     if bandwidth is None:
@@ -236,7 +237,9 @@ def key_row(result: dict) -> dict:
 
 
 def load(device: str = "") -> dict:
-    """The measurement on a device such as "cpu_2_cores" (default: this one); empty if there is none."""
+    """The measurement on a device such as "cpu_2_cores" (default: this one);
+    empty if there is none.
+    """
     return env.read_results(f"scan_{device or slug(env.device_name())}")
 
 
@@ -284,7 +287,9 @@ def listed(text: str) -> list[str]:
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    """The command line with the device's defaults filled in; `UserError` where it makes no sense."""
+    """The command line with the device's defaults filled in;
+    `UserError` where it makes no sense.
+    """
     parser = argparse.ArgumentParser(prog="python -m lib.lab.bench scan", description=main.__doc__)
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
@@ -345,7 +350,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         or min(*args.lengths, args.batch, args.d_inner, args.d_state, args.repeats) < 1
     ):
         raise UserError(
-            "--lengths, --batch, --d-inner, --d-state and --repeats are sizes: give at least 1 of each"
+            "--lengths, --batch, --d-inner, --d-state and --repeats are sizes: "
+            "give at least 1 of each"
         )
     for option, given, known in (
         ("--only", args.only, names(args.device)),

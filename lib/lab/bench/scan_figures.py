@@ -60,7 +60,8 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
         name = min(others, key=others.get)
         many = f"{others[name]:.{int(others[name] < 10)}f}"
         title = (
-            f"The fastest peer, {result['contenders'][name]['label']}, takes {many} times as long as ours "
+            f"The fastest peer, {result['contenders'][name]['label']}, "
+            f"takes {many} times as long as ours "
             f"at length {result['key_length']:,}"
         )
     _title(ax, title)
@@ -68,8 +69,8 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
 
 
 def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
-    """Scan, plain PyTorch scan, long convolution and attention against length, as in figure 3 (left) of
-    Gu and Dao (2023), on this machine; returns the figure.
+    """Scan, plain PyTorch scan, long convolution and attention against length,
+    as in figure 3 (left) of Gu and Dao (2023), on this machine; returns the figure.
     """
     if ax is None:
         _, ax = plots.figure(height=4.8)

@@ -51,7 +51,8 @@ def note(text: str) -> None:
 def apart(
     module: str, task: dict, *, what: str, advice: str, environment: dict | None = None
 ) -> dict:
-    """`child(task)` of a module in a process of its own, with an environment of its own; what it prints is not shown.
+    """`child(task)` of a module in a process of its own, with an environment of its own;
+    what it prints is not shown.
 
     The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process
     fails.
@@ -71,7 +72,9 @@ def apart(
 
 
 def answer(child: Callable[[dict], dict]) -> None:
-    """The other end of `apart`: do the task that the command line holds, and write down what came of it."""
+    """The other end of `apart`: do the task that the command line holds,
+    and write down what came of it.
+    """
     with os_errors("write the answer"):
         Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
 
@@ -107,14 +110,17 @@ def stopwatch(device: str) -> Callable[[Callable], float]:
 
 
 def rounds_for(took: float, repeats: int, seconds: float) -> int:
-    """Rounds for a work of so many ms: `repeats`, or fewer, though at least three, that end within `seconds`."""
+    """Rounds for a work of so many ms: `repeats`, or fewer, though at least three,
+    that end within `seconds`.
+    """
     return int(min(repeats, max(MIN_ROUNDS, 1e3 * seconds / took)))
 
 
 def take_turns(
     works: dict[str, Callable], rounds: Mapping[str, int]
 ) -> tuple[dict[str, list], dict[str, str]]:
-    """What each work gives in its rounds, everybody once in each; and the reasons of those that failed.
+    """What each work gives in its rounds, everybody once in each;
+    and the reasons of those that failed.
 
     A work that raises a RuntimeError, as where memory runs out, is taken out of `works` and gives
     nothing.
@@ -242,7 +248,9 @@ def _warm(
 
 
 def kept_bytes(call: Callable, leaves: dict) -> int:
-    """Bytes that `call(**leaves)` keeps for its backward pass, beyond its arguments; each counted once."""
+    """Bytes that `call(**leaves)` keeps for its backward pass, beyond its arguments;
+    each counted once.
+    """
     own = {t.untyped_storage().data_ptr() for t in leaves.values()}
     alive, sizes = [], {}
 
@@ -291,7 +299,9 @@ def peak_bytes(work: Callable, device: str) -> int | None:
 def memory(
     one: Contender, lengths: list[int], given_at: Callable[[int], dict], device: str = "cpu"
 ) -> list[dict]:
-    """Peak of forward and backward, and what is kept between them, in bytes; stops where memory runs out."""
+    """Peak of forward and backward, and what is kept between them, in bytes;
+    stops where memory runs out.
+    """
     rows: list[dict] = []
     works_of(one, given_at(min(lengths)))[1]()  # what the first call ever sets up is not counted
     for length in sorted(lengths):
@@ -313,7 +323,9 @@ def memory(
 
 
 def limit_memory() -> None:
-    """Let an allocation that this machine cannot serve fail in Python, before the system kills us."""
+    """Let an allocation that this machine cannot serve fail in Python,
+    before the system kills us.
+    """
     try:
         import resource
 

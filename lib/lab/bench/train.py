@@ -1,9 +1,10 @@
 """A whole training step, ours and other people's, side by side: `python -m lib.lab.bench train`.
 
-Forward, loss, backward, clipping and AdamW's step, on a CPU in float32, ours and the Transformer in
-bfloat16 as well; language models of equal size (embedding, blocks, tied output). Beside them stand the
-floors of our step: its matrix products alone, and its scan alone. Contenders take turns in one process, with
-the allocator as the system gives it or told to keep freed memory. Writes data/results/train_cpu.json.
+Forward, loss, backward, clipping and AdamW's step, on a CPU in float32, ours and the
+Transformer in bfloat16 as well; language models of equal size (embedding, blocks, tied output).
+Beside them stand the floors of our step: its matrix products alone, and its scan alone.
+Contenders take turns in one process, with the allocator as the system gives it or told to keep
+freed memory. Writes data/results/train_cpu.json.
 """
 
 import argparse
@@ -43,11 +44,14 @@ from lib.scan import native
 from lib.train.optim import parameter_groups
 
 KEY_LENGTH = 1024
-TOLERANCE = 1e-4  # relative difference of the loss from ours, with equal weights: float32 sums in another order
+# relative difference of the loss from ours, with equal weights: float32 sums in another order
+TOLERANCE = 1e-4
 
 
 class MambapyLM(nn.Module):
-    """mambapy's blocks between our embedding, norm and output (its own language model imports einops)."""
+    """mambapy's blocks between our embedding, norm and output
+    (its own language model imports einops).
+    """
 
     def __init__(self, config: MambaConfig):
         from mambapy.mamba import Mamba
@@ -83,7 +87,10 @@ class MambapyLM(nn.Module):
 
 
 def contender(name: str, ours: MambaLM, length: int) -> Contender:
-    """Bring a contender; those that are Mambas get our weights. `UserError` where it cannot be had."""
+    """Bring a contender; those that are Mambas get our weights.
+
+    `UserError` where it cannot be had.
+    """
     config = ours.config
     bf16 = name.endswith("_bf16")
     if name in ("ours", "ours_bf16", "ours_compiled"):
@@ -137,7 +144,8 @@ def contender(name: str, ours: MambaLM, length: int) -> Contender:
         label, timed = "GPT-2", "transformers' GPT2LMHeadModel with scaled_dot_product_attention"
     else:
         model = language_models.mamba(ours)
-        # its other two CPU paths, mambapy's scan and an associative one, have to be asked for or compiled
+        # its other two CPU paths, mambapy's scan and an associative one,
+        # have to be asked for or compiled
         label = "transformers' Mamba"
         timed = "its MambaForCausalLM, the path without kernels: a loop over time"
     return _contender(
@@ -183,12 +191,12 @@ def _entropy(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], T
 
 
 def step_of(
-    model: nn.Module,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    tokens: Tensor,
-    bf16: bool,
+    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, bf16: bool
 ) -> Callable[[], float]:
-    """One training step as a function; it returns the loss before the step. With `bf16` products under autocast."""
+    """One training step as a function; it returns the loss before the step.
+
+    With `bf16` products under autocast.
+    """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True
     )
@@ -207,7 +215,9 @@ def step_of(
 
 
 def measure(task: dict, names: list[str], length: int) -> tuple[list[dict], list[dict]]:
-    """Times of all contenders at one length, who take turns; and who had to be left out, with the reason."""
+    """Times of all contenders at one length, who take turns;
+    and who had to be left out, with the reason.
+    """
     torch.manual_seed(task["seed"])
     ours = MambaLM(
         MambaConfig(task["vocab_size"], task["d_model"], task["n_layer"], task["d_state"])
@@ -282,7 +292,8 @@ def child(task: dict) -> dict:
                     {
                         "contender": row["contender"],
                         "length": max(task["lengths"]),
-                        "why": f"a step would take {longest:.0f} s or more (limit {task['limit']:g} s)",
+                        "why": f"a step would take {longest:.0f} s or more (limit "
+                        f"{task['limit']:g} s)",
                     }
                 )
     rows.sort(key=lambda row: (row["length"], task["names"].index(row["contender"])))
@@ -297,7 +308,9 @@ def child(task: dict) -> dict:
 
 
 def _run(task: dict) -> dict:
-    """`child(task)` in a process of its own, which cannot see a GPU and whose allocator nobody has touched."""
+    """`child(task)` in a process of its own, which cannot see a GPU and whose allocator
+    nobody has touched.
+    """
     clean = {k: v for k, v in without_gpu().items() if not k.startswith("MALLOC_")}
     return apart(
         "lib.lab.bench.train",
@@ -309,10 +322,11 @@ def _run(task: dict) -> dict:
 
 
 def floors(task: dict) -> dict:
-    """What our step cannot do without, in ms: its matrix products alone, and its scan, in float32 and in bfloat16.
+    """What our step cannot do without, in ms: its matrix products alone, and its scan,
+    in float32 and in bfloat16.
 
-    Products are those of torch at the step's shapes, y = x W^T and both gradients, each on memory that it has just
-    read; the scan is `lib.scan.cpu`, forward and backward, likewise.
+    Products are those of torch at the step's shapes, y = x W^T and both gradients, each on memory
+    that it has just read; the scan is `lib.scan.cpu`, forward and backward, likewise.
     """
     rows, width, inner = task["batch"] * KEY_LENGTH, task["d_model"], 2 * task["d_model"]
     config = MambaConfig(task["vocab_size"], width, task["n_layer"], task["d_state"])
@@ -372,7 +386,9 @@ def _median(call: Callable[[], object], rounds: int = 9) -> float:
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """How many times as long as ours each other contender's step takes, by medians, in the same run."""
+    """How many times as long as ours each other contender's step takes, by medians,
+    in the same run.
+    """
     base = {
         (row["allocator"], row["length"]): row["median_ms"]
         for row in rows
@@ -393,7 +409,8 @@ def ratios(rows: list[dict]) -> list[dict]:
 def table(result: dict) -> str:
     """The rows in Markdown."""
     lines = [
-        "| contender | parameters | length | allocator | ms a step (quartiles, rounds) | tokens/s | times ours |",
+        "| contender | parameters | length | allocator | ms a step (quartiles, "
+        "rounds) | tokens/s | times ours |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     times = {
@@ -402,7 +419,8 @@ def table(result: dict) -> str:
     for row in result["rows"]:
         key = row["contender"], row["length"], row["allocator"]
         lines.append(
-            "| {label} | {parameters:,} | {length} | {allocator} | {median_ms:.0f} ({q1_ms:.0f}–{q3_ms:.0f}, "
+            "| {label} | {parameters:,} | {length} | {allocator} | {median_ms:.0f} "
+            "({q1_ms:.0f}–{q3_ms:.0f}, "
             "n={count}) | {tokens_per_second:,.0f} | ".format(**row)
             + f"{times.get(key, '1')} |"
         )
@@ -467,12 +485,14 @@ def main(argv: list[str] | None = None) -> None:
     for allocator, least in result["floors"].items():
         for dtype, floor in (least or {}).items():
             print(
-                f"floors of our step at length {KEY_LENGTH}, {dtype}, {allocator} allocator: products "
+                f"floors of our step at length {KEY_LENGTH}, {dtype}, "
+                f"{allocator} allocator: products "
                 f"{floor['products_ms']:.0f} ms, scan {floor['scan_ms']:.0f} ms"
             )
     for stop in result["cut"]:
         print(
-            f"left out at length {stop['length']}, {stop['allocator']} allocator: {stop['contender']}: {stop['why']}"
+            f"left out at length {stop['length']}, {stop['allocator']} allocator: "
+            f"{stop['contender']}: {stop['why']}"
         )
 
 

@@ -1,8 +1,9 @@
 """Put the page together: data/play.html, one file that plays without a network.
 
-The step in C++ (lib/mamba/step_cpu.cpp, as it is) becomes WebAssembly, the shipped weights are packed
-for its vectors of four floats, and the vocabulary becomes a table. Sources that lie beside this file
-mirror lib/generate and lib/music in JavaScript; golden vectors hold them to it (tests/lab/test_browser.py).
+The step in C++ (lib/mamba/step_cpu.cpp, as it is) becomes WebAssembly, the shipped weights
+are packed for its vectors of four floats, and the vocabulary becomes a table. Sources that
+lie beside this file mirror lib/generate and lib/music in JavaScript; golden vectors hold them
+to it (tests/lab/test_browser.py).
 """
 
 import base64
@@ -40,8 +41,19 @@ ENGINE = ("model.js", "playing.js", "tokens.js", "worker.js")  # what runs besid
 SHOWN = ("midi.js", "piano.js", "roll.js", "page.js")  # what runs in it
 EXPORTS = ("mamba_sizes", "mamba_step", "__heap_base")
 # -ffast-math would break the polynomial of exp2v: it takes the magic number out
-FLAGS = ("-target", "wasm32-wasi", "-mexec-model=reactor", "-O3", "-msimd128", "-std=c++17", "-fno-exceptions",
-         "-fno-rtti", "-fno-math-errno", "-w", "-Wl,--strip-all")
+FLAGS = (
+    "-target",
+    "wasm32-wasi",
+    "-mexec-model=reactor",
+    "-O3",
+    "-msimd128",
+    "-std=c++17",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-w",
+    "-Wl,--strip-all",
+)
 
 
 def made_from(model: Path = MODEL) -> str:
@@ -49,7 +61,10 @@ def made_from(model: Path = MODEL) -> str:
     sources = [path for path in HERE.iterdir() if path.suffix in (".js", ".html", ".css", ".py")]
     sources += [SOURCE, *HEADERS.glob("*.h")]
     digest = hashlib.sha256()
-    for path in [*sorted(sources), *(model / name for name in ("config.json", "tokens.json", BPE_MODEL))]:
+    for path in [
+        *sorted(sources),
+        *(model / name for name in ("config.json", "tokens.json", BPE_MODEL)),
+    ]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
     digest.update((model / "model.safetensors").read_bytes())
     return digest.hexdigest()[:16]
@@ -64,14 +79,22 @@ def wasm() -> bytes:
     """The step in C++ as a WebAssembly module that imports nothing."""
     command = compiler()
     if command is None:
-        raise UserError("the page needs a compiler for WebAssembly: pip install -r requirements-optional.txt")
+        raise UserError(
+            "the page needs a compiler for WebAssembly: pip install -r requirements-optional.txt"
+        )
     with TemporaryDirectory() as folder:
         out = Path(folder) / "step.wasm"
         exports = [f"-Wl,--export={name}" for name in EXPORTS]
-        done = subprocess.run([*command, *FLAGS, *exports, f"-I{HEADERS}", "-o", str(out), str(SOURCE)],
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, *FLAGS, *exports, f"-I{HEADERS}", "-o", str(out), str(SOURCE)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            raise UserError(f"{SOURCE.name} could not be compiled to WebAssembly: {done.stderr.strip()[:300]}")
+            raise UserError(
+                f"{SOURCE.name} could not be compiled to WebAssembly: {done.stderr.strip()[:300]}"
+            )
         return out.read_bytes()
 
 
@@ -94,13 +117,20 @@ def table(tokenizer: Tokenizer) -> dict:
         "grid": BEAT / tokenizer.config.steps,
         "fingers": FINGERS,
         "follows": {end: sorted(kinds) for end, kinds in FOLLOWS.items()},
-        "units": {"keys": control.KEYS, "touch": control.TOUCH, "crowd": control.CROWD, "moment": control.MOMENT},
+        "units": {
+            "keys": control.KEYS,
+            "touch": control.TOUCH,
+            "crowd": control.CROWD,
+            "moment": control.MOMENT,
+        },
         "topP": Sampling.top_p,
     }
 
 
 def _events(names: tuple[str, ...]) -> list | None:
-    """Base tokens as [kind, value], durations in seconds; None for what begins, ends and pads a piece."""
+    """Base tokens as [kind, value], durations in seconds;
+    None for what begins, ends and pads a piece.
+    """
     if not all(map(is_music, names)):
         return None
     events = []
@@ -119,13 +149,31 @@ def sizes(model: MambaLM) -> list[int]:
     """The ten numbers of `Sizes` in step_cpu.cpp, for one row."""
     c = model.config
     halves = int(exact_in_float16(model))
-    return [1, c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv, c.rank, SLABS, halves]
+    return [
+        1,
+        c.vocab_size,
+        c.d_model,
+        c.n_layer,
+        c.d_inner,
+        c.d_state,
+        c.d_conv,
+        c.rank,
+        SLABS,
+        halves,
+    ]
 
 
 def facts(model: MambaLM, tokenizer: Tokenizer) -> dict:
     """What the page knows beside the weights."""
-    return {"sizes": sizes(model), "epsilon": model.config.norm_eps, "table": table(tokenizer),
-            "numbers": model.parameter_count(), "colours": colours(), "softest": plots.QUIET, "loudest": plots.LOUD}
+    return {
+        "sizes": sizes(model),
+        "epsilon": model.config.norm_eps,
+        "table": table(tokenizer),
+        "numbers": model.parameter_count(),
+        "colours": colours(),
+        "softest": plots.QUIET,
+        "loudest": plots.LOUD,
+    }
 
 
 def packed(data: bytes) -> str:
@@ -137,7 +185,9 @@ def weights(model: MambaLM) -> tuple[bytes, bytes]:
     """The packed weights as float32, and the embeddings in float16 where that is exact."""
     halves = bool(sizes(model)[-1])
     embeddings = model.backbone.embeddings.weight.detach().float().numpy()
-    return pack(model, halves, WIDTH).numpy().tobytes(), embeddings.astype("<f2" if halves else "<f4").tobytes()
+    return pack(model, halves, WIDTH).numpy().tobytes(), embeddings.astype(
+        "<f2" if halves else "<f4"
+    ).tobytes()
 
 
 def colours() -> list[str]:
@@ -179,7 +229,9 @@ def build(path: Path = PAGE) -> int:
     text = page()
     size = len(text.encode())
     if size > LARGEST:
-        raise UserError(f"the page would have {size:,} bytes, and {LARGEST:,} are allowed: ship a smaller model")
+        raise UserError(
+            f"the page would have {size:,} bytes, and {LARGEST:,} are allowed: ship a smaller model"
+        )
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return size

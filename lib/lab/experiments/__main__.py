@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--kept",
         type=Path,
-        help="where the figures of runs that have ended are kept, small files that another machine goes "
+        help="where the figures of runs that have ended are kept, "
+        "small files that another machine goes "
         "on from (default: kept in the folder of the runs)",
     )
     parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
@@ -70,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.restart:
         if scale != "quick":
             raise UserError(
-                "--restart throws work away and is for --quick only: delete what should be measured again"
+                "--restart throws work away and is for --quick only: "
+                "delete what should be measured again"
             )
         shutil.rmtree(folder, ignore_errors=True)
     if scale == "quick":
@@ -91,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
             result = module.run(lab)
         except OutOfTime:
             print(
-                f"the {args.budget_minutes:g} minutes are used up in {part!r}: the same command goes on from here"
+                f"the {args.budget_minutes:g} minutes are used up in {part!r}: "
+                "the same command goes on from here"
             )
             return
         print(f"\n{part}: {lab.path(part).name}\n{module.table(result)}\n")

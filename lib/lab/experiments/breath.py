@@ -41,16 +41,24 @@ def measure(model, tokenizer, sampling: Sampling) -> dict:
     rows = []
     for seed, music in zip(SEEDS, pieces):
         rest, _ = longest_rest(music.notes, 0.0, SECONDS)
-        rows.append({"seed": seed, "keys": different_keys(music.notes, 0.0, SECONDS),
-                     "longest_rest": round(rest, 2), "notes": len(music.notes),
-                     "short_of_breath": bool(short_of_breath(music.notes, 0.0, SECONDS))})
-    return {"few_keys": sum(row["keys"] < FEWEST_KEYS for row in rows),
-            "worst_rest": max(row["longest_rest"] for row in rows),
-            "long_rests": sum(row["longest_rest"] > LONGEST_REST for row in rows),
-            "short_of_breath": sum(row["short_of_breath"] for row in rows),
-            "median_keys": median(row["keys"] for row in rows),
-            "median_notes_a_second": median(row["notes"] for row in rows) / SECONDS,
-            "pieces": rows}
+        rows.append(
+            {
+                "seed": seed,
+                "keys": different_keys(music.notes, 0.0, SECONDS),
+                "longest_rest": round(rest, 2),
+                "notes": len(music.notes),
+                "short_of_breath": bool(short_of_breath(music.notes, 0.0, SECONDS)),
+            }
+        )
+    return {
+        "few_keys": sum(row["keys"] < FEWEST_KEYS for row in rows),
+        "worst_rest": max(row["longest_rest"] for row in rows),
+        "long_rests": sum(row["longest_rest"] > LONGEST_REST for row in rows),
+        "short_of_breath": sum(row["short_of_breath"] for row in rows),
+        "median_keys": median(row["keys"] for row in rows),
+        "median_notes_a_second": median(row["notes"] for row in rows) / SECONDS,
+        "pieces": rows,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,9 +78,13 @@ def main(argv: list[str] | None = None) -> None:
             known.update(env.provenance(COMMAND, seed=SEEDS[0]))
             known |= {"seconds": SECONDS, "fewest_keys": FEWEST_KEYS, "longest_rest": LONGEST_REST}
             write_json(env.RESULTS / f"{NAME}.json", known)
-            print(f"{key}: {found['few_keys']} with few keys, worst rest {found['worst_rest']:.1f} s, "
-                  f"{found['short_of_breath']} short of breath, {found['median_keys']:g} keys, "
-                  f"{found['median_notes_a_second']:.1f} notes/s", flush=True)
+            print(
+                f"{key}: {found['few_keys']} with few keys, worst rest "
+                f"{found['worst_rest']:.1f} s, "
+                f"{found['short_of_breath']} short of breath, {found['median_keys']:g} keys, "
+                f"{found['median_notes_a_second']:.1f} notes/s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

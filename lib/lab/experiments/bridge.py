@@ -50,12 +50,18 @@ def measure(model, tokenizer, music: Music, rows: int, seed: int) -> dict:
     plain = cross(model, tokenizer, start, goal, rows=rows, seed=seed, every=10**6)
     forked = cross(model, tokenizer, start, goal, rows=rows, seed=seed)
     equal = np.full(rows, 1 / rows)
-    ways = {"plain": (plain.rows, equal), "best": (plain.rows, plain.weights),
-            "bridge": (forked.rows, forked.weights), "true": ([Row(there, there=True)], np.ones(1))}
+    ways = {
+        "plain": (plain.rows, equal),
+        "best": (plain.rows, plain.weights),
+        "bridge": (forked.rows, forked.weights),
+        "true": ([Row(there, there=True)], np.ones(1)),
+    }
     found: dict = {"seconds": end - BEFORE, "sizes": [round(size, 2) for size in forked.sizes]}
     for way, (crowd, weights) in ways.items():
-        spans = [log_likelihood(model, crowd, goal),
-                 log_likelihood(model, crowd, goal, AHEAD, BEHIND)]
+        spans = [
+            log_likelihood(model, crowd, goal),
+            log_likelihood(model, crowd, goal, AHEAD, BEHIND),
+        ]
         found[way] = [float(-(weights * nats).sum() / np.log(2)) for nats in spans]
     notes = tokenizer.notes_of[goal.inside]
     found["notes"] = [int(notes[:AHEAD].sum()), int(notes[AHEAD:].sum())]
@@ -69,12 +75,17 @@ def summary(gaps: list[dict]) -> dict:
         notes = np.array([gap["notes"][span] for gap in gaps])
         bits = {way: np.array([gap[way][span] for gap in gaps]) for way in WAYS}
         found[name] = {way: float(bits[way].sum() / notes.sum()) for way in WAYS}
-        for way, other in (("bridge", "plain"), ("best", "plain"), ("bridge", "best"),
-                           ("true", "plain")):
+        for way, other in (
+            ("bridge", "plain"),
+            ("best", "plain"),
+            ("bridge", "best"),
+            ("true", "plain"),
+        ):
             difference = bits[way] - bits[other]
             found[name][f"{way}_minus_{other}"] = {
                 "bits_per_note": float(difference.sum() / notes.sum()),
-                "interval_95": interval(difference, notes)}
+                "interval_95": interval(difference, notes),
+            }
     return found
 
 
@@ -95,11 +106,21 @@ def main(argv: list[str] | None = None) -> None:
         music = cut(read_midi(pieces[place].path), np.random.default_rng(number))
         found = measure(model, tokenizer, music, args.rows, seed=number)
         gaps.append({"piece": pieces[place].path.name, **found})
-        known = {"rows": args.rows, "ahead": AHEAD, "behind": BEHIND, "every": EVERY,
-                 "twist": TWIST, "summary": summary(gaps), "gaps": gaps, **env.provenance(COMMAND)}
+        known = {
+            "rows": args.rows,
+            "ahead": AHEAD,
+            "behind": BEHIND,
+            "every": EVERY,
+            "twist": TWIST,
+            "summary": summary(gaps),
+            "gaps": gaps,
+            **env.provenance(COMMAND),
+        }
         write_json(env.RESULTS / f"{NAME}.json", known)
-        print(f"gap {number + 1}: " + ", ".join(f"{way} {sum(found[way]):.0f}" for way in WAYS),
-              flush=True)
+        print(
+            f"gap {number + 1}: " + ", ".join(f"{way} {sum(found[way]):.0f}" for way in WAYS),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

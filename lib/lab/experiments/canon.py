@@ -1,9 +1,10 @@
 """Who can hold and who can choose: `python -m lib.lab.experiments.canon [--minutes M]`.
 
-One layer each, about equal in parameters, between two linear maps, on two tasks over melodies: to follow four seconds
-behind (a canon), and to name the last key that was marked. Every layer at four learning rates with three seeds; S4D,
-which was best at the largest of them, at two larger ones as well. One layer more is a control: an S4D without its
-waves. Writes data/results/canon.json, run by run, and goes on where it stopped.
+One layer each, about equal in parameters, between two linear maps, on two tasks over melodies: to
+follow four seconds behind (a canon), and to name the last key that was marked. Every layer at four
+learning rates with three seeds; S4D, which was best at the largest of them, at two larger ones as
+well. One layer more is a control: an S4D without its waves. Writes data/results/canon.json, run by
+run, and goes on where it stopped.
 """
 
 import argparse
@@ -41,7 +42,9 @@ Task = tuple[
 
 
 def top_line(music: Music, rate: int) -> Tensor:
-    """The highest sounding key from middle C up, `rate` times a second, from its first note on: (L,)."""
+    """The highest sounding key from middle C up, `rate` times a second,
+    from its first note on: (L,).
+    """
     line = []  # [start, end, key]
     for start, end, key, _ in music.notes[music.notes["pitch"] >= 60].tolist():
         if line and start - line[-1][0] < 0.05:  # one chord: keep its top
@@ -153,7 +156,8 @@ def without_waves(width: int) -> ssm.S4D:
     return layer
 
 
-# width of the layer, and the layer. S4D gets no delta below 0.01: its slowest states then fade within a window.
+# width of the layer, and the layer. S4D gets no delta below 0.01:
+# its slowest states then fade within a window.
 LAYERS = {
     "S4D": (32, lambda width: ssm.S4D(width, dt_min=0.01)),
     "GRU": (32, GRU),
@@ -193,7 +197,9 @@ def fit(
 
 @torch.no_grad()
 def score(model: nn.Module, task: Task) -> tuple[float, float]:
-    """The share of steps that are right to half a semitone, and the error in semitones (root mean square)."""
+    """The share of steps that are right to half a semitone,
+    and the error in semitones (root mean square).
+    """
     inputs, target, counts = task
     miss = 12 * (model(inputs) - target)[counts]
     return (miss.abs() < 0.5).double().mean().item(), miss.square().mean().sqrt().item()
@@ -215,14 +221,15 @@ class Arm:
     @property
     def name(self) -> str:
         """What sets it apart."""
-        return f"{self.layer}, {self.task}, rate {self.learning_rate:g}, {self.steps} steps, seed {self.seed}"
+        rate = f"rate {self.learning_rate:g}"
+        return f"{self.layer}, {self.task}, {rate}, {self.steps} steps, seed {self.seed}"
 
 
 def arms() -> list[Arm]:
     """Every layer at every rate and seed, on both tasks; then what a doubter would try.
 
-    Is it enough for an S4D that the choice was made before it? Does it want a higher rate? Are five times as many
-    steps enough to hold, or to choose?
+    Is it enough for an S4D that the choice was made before it? Does it want a higher rate? Are five
+    times as many steps enough to hold, or to choose?
     """
     found = [
         Arm(layer, task, rate, seed)
@@ -232,7 +239,9 @@ def arms() -> list[Arm]:
         for rate in RATES
     ]
     found += [Arm("S4D", "silenced", rate, seed) for seed in SEEDS for rate in RATES]
-    higher = [(layer, task) for layer in ("S4D", "S4D without waves") for task in ("canon", "marked")]
+    higher = [
+        (layer, task) for layer in ("S4D", "S4D without waves") for task in ("canon", "marked")
+    ]
     found += [
         Arm(layer, task, rate, seed)
         for seed in SEEDS
@@ -269,7 +278,8 @@ def measure(arm: Arm, melodies: Melodies) -> dict:
 def best(
     found: dict, layer: str, task: str, steps: int = 400, rates: tuple[float, ...] = RATES
 ) -> list[dict]:
-    """The runs of a layer on a task, a seed each, at the one of these rates whose training loss ends lowest.
+    """The runs of a layer on a task, a seed each,
+    at the one of these rates whose training loss ends lowest.
 
     The rates are those that all layers had, so that none is helped by having had more.
     """

@@ -1,4 +1,6 @@
-"""Part (c): how far back a model looks. Bits per note against position, and against the tokens in reach.
+"""Part (c): how far back a model looks.
+
+Bits per note against position, and against the tokens in reach.
 
 On validation pieces, with the models of the race (all tokens, first seed). The same tokens are
 predicted with more and more context: windows read afresh, of which only the second halves count.

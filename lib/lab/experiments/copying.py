@@ -1,9 +1,11 @@
-"""Selective copying, every arm trained to the end: `python -m lib.lab.experiments.copying [--minutes M]`.
+"""Selective copying, every arm trained to the end:
+`python -m lib.lab.experiments.copying [--minutes M]`.
 
-Fixed, selective and gated (GRU) models of one, two and three layers, two seeds each, about equal in parameters
-and equal in what they read. Then what a doubter would try: selection by parts, and for the fixed model other rates, a
-larger state and training at many lengths. Every arm is kept as it goes, under data/runs/selective_copying, and the same
-command goes on where the last one stopped. Writes data/results/selective_copying.json, arm by arm.
+Fixed, selective and gated (GRU) models of one, two and three layers, two seeds each, about equal in
+parameters and equal in what they read. Then what a doubter would try: selection by parts, and for
+the fixed model other rates, a larger state and training at many lengths. Every arm is kept as it
+goes, under data/runs/selective_copying, and the same command goes on where the last one stopped.
+Writes data/results/selective_copying.json, arm by arm.
 """
 
 import argparse
@@ -158,7 +160,8 @@ def run(
         known["arms"][arm.name] = found
         write_json(env.RESULTS / f"{results}.json", known)
         say(
-            f"{arm.name:<45} {found['steps']:>5} steps, {found['seconds']:5.0f} s, {found['notes']:6.1%} of the notes"
+            f"{arm.name:<45} {found['steps']:>5} steps, {found['seconds']:5.0f} s, "
+            f"{found['notes']:6.1%} of the notes"
         )
     return True
 

@@ -68,7 +68,9 @@ class Bench:
         return 1e3 * (time.perf_counter() - begin)
 
     def training(self, arch: str, length: int) -> Callable:
-        """One step of AdamW at batch 1; attention reaches over the whole length, other states are carried on."""
+        """One step of AdamW at batch 1; attention reaches over the whole length,
+        other states are carried on.
+        """
         model, tokens = self.model(arch, length), self.tokens(length + 1)
         optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4)
         for parameter in model.parameters():
@@ -99,7 +101,9 @@ class Bench:
     def generation(
         self, arch: str, position: int, tokens: int, batch: int = 1
     ) -> tuple[Callable, int]:
-        """(a call that generates so many tokens a row from a position, bytes of a row's state there)."""
+        """(a call that generates so many tokens a row from a position, bytes of a
+        row's state there).
+        """
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
         size = baselines.state_bytes(model, state, position)
@@ -130,7 +134,9 @@ class Bench:
         return work_in_cpp, fast.state_bytes() // batch
 
     def state(self, model: LanguageModel, position: int) -> State:
-        """The state at a position: random tokens are read up to there, or, where it grows, noise fills the cache."""
+        """The state at a position: random tokens are read up to there, or, where it grows,
+        noise fills the cache.
+        """
         state = None
         read = min(position, 64) if model.grows else position
         for part in self.tokens(read).split(SEGMENT, 1):
@@ -145,7 +151,8 @@ class Bench:
 def turns(
     bench: Bench, works: dict[str, Callable], chosen, limit: set[str]
 ) -> dict[str, list[float]]:
-    """Times of each work, taking turns; one that takes longer than the limit gets one round and stops for good.
+    """Times of each work, taking turns; one that takes longer than the limit gets one round and
+    stops for good.
 
     So does one for which memory runs out, without a time.
     """
@@ -201,7 +208,9 @@ def timed(
 
 
 def child(task: dict) -> list[dict]:
-    """How far memory rises during a training step of one architecture, at each length, until it does not fit."""
+    """How far memory rises during a training step of one architecture, at each length,
+    until it does not fit.
+    """
     limit_memory()
     bench, rows = Bench(Size(**task["size"]), task["vocabulary"], task["device"]), []
     # what the first call ever sets up is not counted
@@ -230,7 +239,8 @@ def memory(task: dict) -> list[dict]:
         )
         if done.returncode:
             raise UserError(
-                f"measuring the memory of {task['arch']} ended with code {done.returncode}: shorten the lengths"
+                f"measuring the memory of {task['arch']} ended with code {done.returncode}: "
+                "shorten the lengths"
             )
         return json.loads(answer.read_text())
 
@@ -305,7 +315,9 @@ def _keep(lab, result: dict) -> None:
 
 
 def slope(x, y) -> dict:
-    """k of y = c · x^k by least squares on the logarithms, and its standard error (None below three points)."""
+    """k of y = c · x^k by least squares on the logarithms,
+    and its standard error (None below three points).
+    """
     x = np.log(np.asarray(x, float))
     y = np.log(np.asarray(y, float))
     points = len(x)
@@ -330,7 +342,9 @@ QUANTITIES = (
 
 
 def exponents(rows: list[dict]) -> list[dict]:
-    """The slope of every quantity against length or position, over all of it and over its upper half."""
+    """The slope of every quantity against length or position,
+    over all of it and over its upper half.
+    """
     found = []
     for kind, quantity in QUANTITIES:
         for arch in dict.fromkeys(row["arch"] for row in rows if row["kind"] == kind):
@@ -363,7 +377,8 @@ def label(arch: str) -> str:
 def table(result: dict) -> str:
     """The exponents in Markdown."""
     lines = [
-        "| architecture | training time | training memory | prefill time | time a token | bytes of state |",
+        "| architecture | training time | training memory | prefill time | time a token | "
+        "bytes of state |",
         "|---|---|---|---|---|---|",
     ]
     for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
@@ -380,7 +395,9 @@ def table(result: dict) -> str:
 
 
 def fitted_on(result: dict, kind: str) -> str:
-    """The range of lengths or positions that the exponents of a kind are fitted on: the upper half of those measured."""
+    """The range of lengths or positions that the exponents of a kind are fitted on:
+    the upper half of those measured.
+    """
     first = [
         row["upper_half"]["from"] for row in result.get("exponents", []) if row["kind"] == kind
     ]
@@ -389,7 +406,9 @@ def fitted_on(result: dict, kind: str) -> str:
 
 
 def show(result: dict, arch: str, kind: str, quantity: str) -> str:
-    """One exponent of the upper half in words: below it, fixed costs and a mixture of two powers bend the curve."""
+    """One exponent of the upper half in words: below it,
+    fixed costs and a mixture of two powers bend the curve.
+    """
     for row in result.get("exponents", []):
         if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity):
             upper = row["upper_half"]

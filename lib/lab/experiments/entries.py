@@ -1,4 +1,6 @@
-"""Who trains in the race of part (a), and how: its runs, as the protocol and the search decide them."""
+"""Who trains in the race of part (a), and how: its runs,
+as the protocol and the search decide them.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -36,7 +38,9 @@ def best_of(rows: Iterable[dict]) -> dict:
 
 
 def entries(lab, best: dict[str, dict]) -> Iterator[Spec]:
-    """Seed by seed, so that a race that is cut short has some of everything; then the shorter budgets."""
+    """Seed by seed, so that a race that is cut short has some of everything;
+    then the shorter budgets.
+    """
     chosen = lab.protocol.race
     for number, seed in enumerate(chosen.seeds):
         for arch in chosen.archs:
@@ -48,14 +52,19 @@ def entries(lab, best: dict[str, dict]) -> Iterator[Spec]:
 
 
 def is_shown(lab, one: Spec) -> bool:
-    """Is this the run of its architecture that the other parts look into: the first seed, all tokens?"""
+    """Is this the run of its architecture that the other parts look into:
+    the first seed, all tokens?
+    """
     chosen, config = lab.protocol.race, one.config
     whole = chosen.tokens // (config.batch * config.length)
     return config.seed == chosen.seeds[0] and config.steps == max(1, whole)
 
 
 def shown(lab) -> list[Spec]:
-    """That run of every architecture. Raises `UserError` where the race has not chosen its rates yet."""
+    """That run of every architecture.
+
+    Raises `UserError` where the race has not chosen its rates yet.
+    """
     best = lab.read("race").get("best")
     if not best:
         raise UserError("the race comes first: python -m lib.lab.experiments --only race")

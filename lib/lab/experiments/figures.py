@@ -1,4 +1,6 @@
-"""Figures and tables of the experiments, from data/results alone: what is not there is "not measured"."""
+"""Figures and tables of the experiments, from data/results alone:
+what is not there is "not measured".
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -140,19 +142,26 @@ def _rows(result: dict, kind: str) -> list[dict]:
 
 
 def remembered(reads: Sequence[int], kib: Mapping[str, Sequence[float]]):
-    """What each architecture carries to the next token, in KiB, against the tokens that it has read."""
+    """What each architecture carries to the next token, in KiB,
+    against the tokens that it has read.
+    """
     fig, ax = plots.figure(height=3.6)
     for arch, sizes in kib.items():
         colour, dash = LOOKS[arch]
         ax.loglog(reads, sizes, dash, color=colour, label=LABELS[arch])
-    ax.set(xlabel="tokens read", ylabel="KiB remembered",
-           title="One memory grows with the piece, three do not, one does in one layer of four")
+    ax.set(
+        xlabel="tokens read",
+        ylabel="KiB remembered",
+        title="One memory grows with the piece, three do not, one does in one layer of four",
+    )
     ax.legend(ncols=5, loc="upper left", fontsize=9.5)
     return fig
 
 
 def equal_time(speeds: Mapping[str, float], million: float, minutes: float):
-    """Million tokens that each architecture reads while Mamba reads `million`, by tokens a second."""
+    """Million tokens that each architecture reads while Mamba reads `million`,
+    by tokens a second.
+    """
     fig, ax = plots.figure(height=2.6)
     archs = sorted(speeds, key=speeds.get)
     for row, arch in enumerate(archs):
@@ -161,21 +170,32 @@ def equal_time(speeds: Mapping[str, float], million: float, minutes: float):
         ax.text(read, row, f" {read:.1f} million at {speeds[arch]:,.0f} a second", va="center")
     ax.set_yticks(range(len(archs)), [LABELS[arch] for arch in archs])
     ax.margins(x=0.4)  # room for the words
-    ax.set(xlabel="million tokens", xlim=(0, None),
-           title=f"What each reads in the {minutes:.0f} minutes that Mamba needs for {million:.1f} million tokens")
+    ax.set(
+        xlabel="million tokens",
+        xlim=(0, None),
+        title=f"What each reads in the {minutes:.0f} minutes that Mamba needs for "
+        f"{million:.1f} million tokens",
+    )
     return fig
 
 
-def overlapping(models: Mapping[str, tuple[float, tuple[float, float]]], difference: tuple[float, float]):
-    """A mean and its interval for each of some models, and the interval of their difference in the title."""
+def overlapping(
+    models: Mapping[str, tuple[float, tuple[float, float]]], difference: tuple[float, float]
+):
+    """A mean and its interval for each of some models,
+    and the interval of their difference in the title.
+    """
     fig, ax = plots.figure(height=2.2)
     for at, (mean, interval) in enumerate(models.values()):
         ax.plot(interval, [at, at], color=plots.GREY, linewidth=3)
         ax.plot(mean, at, "o", color=plots.INK)
     ax.set_yticks(range(len(models)), models)
     low, high = difference
-    ax.set(xlabel="bits a note", ylim=(-0.6, len(models) - 0.4),
-           title=f"Two wide intervals that overlap, and a difference of {low:.2f} to {high:.2f}")
+    ax.set(
+        xlabel="bits a note",
+        ylim=(-0.6, len(models) - 0.4),
+        title=f"Two wide intervals that overlap, and a difference of {low:.2f} to {high:.2f}",
+    )
     return fig
 
 
@@ -185,7 +205,11 @@ def first_steps(curves: Mapping[str, Sequence[tuple[int, float]]]):
     for arch, curve in curves.items():
         colour, dash = LOOKS[arch]
         ax.plot(*zip(*curve, strict=True), dash, color=colour, label=LABELS[arch])
-    ax.set(xlabel="step", ylabel="bits a note, validation", title="Five architectures in their first steps")
+    ax.set(
+        xlabel="step",
+        ylabel="bits a note, validation",
+        title="Five architectures in their first steps",
+    )
     ax.legend()
     return fig
 
@@ -196,11 +220,26 @@ def rates(race: dict, tried: Sequence[float]):
     chosen = race.get("rates", {})
     edge = sum(rate in (min(tried), max(tried)) for rate in chosen.values())
     for arch, best in chosen.items():
-        points = [(row["lr"], row["validation_bits_per_note"]) for row in race["grid"] if row["arch"] == arch]
+        points = [
+            (row["lr"], row["validation_bits_per_note"])
+            for row in race["grid"]
+            if row["arch"] == arch
+        ]
         colour, dash = LOOKS[arch]
-        ax.plot(*zip(*points, strict=True), dash, color=colour, marker="o", label=f"{LABELS[arch]}: {best:g}")
-    ax.set(xscale="log", xlabel="learning rate", ylabel="bits a note, validation",
-           title=f"The best of {len(tried)} rates, for {edge} of {len(chosen)} at the edge of the grid")
+        ax.plot(
+            *zip(*points, strict=True),
+            dash,
+            color=colour,
+            marker="o",
+            label=f"{LABELS[arch]}: {best:g}",
+        )
+    ax.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="bits a note, validation",
+        title=f"The best of {len(tried)} rates, for {edge} of {len(chosen)} at the "
+        "edge of the grid",
+    )
     ax.set_xticks(tried, [f"{rate:g}" for rate in tried])
     ax.minorticks_off()
     if chosen:
@@ -209,7 +248,9 @@ def rates(race: dict, tried: Sequence[float]):
 
 
 def piece_by_piece(race: dict):
-    """Bits per note of Mamba against those of the Transformer, a point for each test piece, the larger the longer."""
+    """Bits per note of Mamba against those of the Transformer, a point for each test piece,
+    the larger the longer.
+    """
     fig, ax = plots.figure(width=6.5, height=5.2)
     ax.set(xlabel="Transformer, bits a note", ylabel="Mamba, bits a note")
     if not race.get("test"):
@@ -218,28 +259,43 @@ def piece_by_piece(race: dict):
     notes = np.array(race["pieces"]["notes"])
 
     def mean(arch: str) -> np.ndarray:
-        runs = [row["bits"] for row in race["test"] if (row["arch"], row["budget"]) == (arch, "tokens")]
+        runs = [
+            row["bits"] for row in race["test"] if (row["arch"], row["budget"]) == (arch, "tokens")
+        ]
         return np.mean(runs, 0) / notes
 
     mamba, transformer = mean("mamba"), mean("transformer")
     ax.scatter(transformer, mamba, s=notes / 100, color=plots.INK, alpha=0.5, linewidth=0)
     ends = [mamba.min() - 0.5, mamba.max() + 0.5]
     ax.plot(ends, ends, color=plots.GREY, linewidth=1)
-    ax.set_title(f"Mamba needs fewer bits on {(mamba < transformer).mean():.0%} of {len(notes)} pieces")
+    ax.set_title(
+        f"Mamba needs fewer bits on {(mamba < transformer).mean():.0%} of {len(notes)} pieces"
+    )
     return fig
 
 
 def playing(pieces: Mapping[str, Music], prompt_seconds: float, end: float):
     """The same opening, continued by each architecture: piano rolls with the same axes."""
-    fig, axes = plots.figure(max(len(pieces), 1), 1, height=1.7 * max(len(pieces), 1) + 0.4, sharex=True, squeeze=False)
+    fig, axes = plots.figure(
+        max(len(pieces), 1), 1, height=1.7 * max(len(pieces), 1) + 0.4, sharex=True, squeeze=False
+    )
     for ax, (arch, music) in zip(axes[:, 0], pieces.items(), strict=False):
-        plots.piano_roll(music, prompt_seconds=prompt_seconds, end=end, ax=ax, title=LABELS[arch], colourbar=False)
+        plots.piano_roll(
+            music,
+            prompt_seconds=prompt_seconds,
+            end=end,
+            ax=ax,
+            title=LABELS[arch],
+            colourbar=False,
+        )
         ax.label_outer()
     return fig
 
 
 def efficiency(result: dict):
-    """Training speed and memory against length, generation and its state against position; returns the figure."""
+    """Training speed and memory against length, generation and its state against position;
+    returns the figure.
+    """
     fig, axes = plots.figure(2, 2, height=8)
     training, memory, generation = (
         _rows(result, kind) for kind in ("training", "memory", "generation")
@@ -272,7 +328,9 @@ def efficiency(result: dict):
 
 
 def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "length") -> str:
-    """Mamba against the Transformer at the longest length, or the largest batch, that both reached."""
+    """Mamba against the Transformer at the longest length, or the largest batch,
+    that both reached.
+    """
     found = {(row["arch"], row[axis]): row[quantity] for row in rows}
     both = [n for arch, n in found if arch == "mamba" and ("transformer", n) in found]
     if not both:
@@ -287,8 +345,8 @@ def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "leng
 def figure3(scan: dict, efficiency: dict):
     """Both halves of figure 3 (Gu and Dao 2023), which the original reprints, on this machine.
 
-    Left: the operation alone, from the result of `python -m lib.lab.bench scan`. Right: tokens a second of the
-    compared models, all pieces of a batch together.
+    Left: the operation alone, from the result of `python -m lib.lab.bench scan`. Right:
+    tokens a second of the compared models, all pieces of a batch together.
     """
     fig, axes = plots.figure(1, 2, height=4.6)
     if "figure3" in scan:
@@ -308,7 +366,9 @@ def figure3(scan: dict, efficiency: dict):
 
 
 def context(result: dict):
-    """Bits per note against the position in the piece, and against the tokens in reach; returns the figure."""
+    """Bits per note against the position in the piece, and against the tokens in reach;
+    returns the figure.
+    """
     fig, axes = plots.figure(1, 2, height=4.4)
     position = [
         row | {"middle": _middle(row["from"], row["to"])}
@@ -361,7 +421,9 @@ def _forest(ax, rows: list[tuple[str, float, tuple[float, float], str]], unit: s
 
 
 def likelihood(result: dict):
-    """Bits per note of the test split at both budgets, with intervals over pieces; returns the figure."""
+    """Bits per note of the test split at both budgets, with intervals over pieces;
+    returns the figure.
+    """
     fig, axes = plots.figure(1, 2, height=3.8)
     for ax, budget in zip(axes, ("tokens", "minutes"), strict=True):
         rows = result.get("summary", {}).get("budgets", {}).get(budget, {})
@@ -385,9 +447,7 @@ def race(result: dict):
     fig, axes = plots.figure(1, 2, height=4.2)
     budgets = result.get("summary", {}).get("budgets", {})
     for ax, budget in zip(axes, ("tokens", "arithmetic"), strict=True):
-        rows = sorted(
-            budgets.get(budget, {}).items(), key=lambda item: item[1]["bits_per_note"]
-        )
+        rows = sorted(budgets.get(budget, {}).items(), key=lambda item: item[1]["bits_per_note"])
         drawn = [
             (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
             for arch, row in rows
@@ -398,7 +458,9 @@ def race(result: dict):
 
 
 def crossings(result: dict):
-    """Bits a note of the test pieces against the tokens of a whole run, the first seed; returns the figure."""
+    """Bits a note of the test pieces against the tokens of a whole run, the first seed;
+    returns the figure.
+    """
     fig, ax = plots.figure(height=4.2)
     found = result.get("summary", {}).get("curves", {})
     for arch, points in found.items():
@@ -420,7 +482,9 @@ def crossings(result: dict):
 
 
 def curves(result: dict):
-    """Validation bits per note against the tokens read, every run of equal tokens; returns the figure."""
+    """Validation bits per note against the tokens read, every run of equal tokens;
+    returns the figure.
+    """
     fig, ax = plots.figure(height=4.2)
     runs = [run for run in result.get("runs", []) if run["budget"] == "tokens"]
     for run in runs:
@@ -445,7 +509,8 @@ def curves(result: dict):
         }
         _title(
             ax,
-            f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits apart, of Mamba "
+            f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits "
+            "apart, of Mamba "
             f"{spread['mamba']:.1f}",
         )
     ax.set(xlabel="million tokens read", ylabel="bits a note, validation")
@@ -460,7 +525,9 @@ SIDES = {  # of an arm's curve
 
 
 def overfitting(result: dict, arms: Sequence[str] = (original_part.NOTHING, "schedule")):
-    """Bits a note against passes, a panel an arm: thin lines for its seeds, a thick one for their mean; returns the figure."""
+    """Bits a note against passes, a panel an arm:
+    thin lines for its seeds, a thick one for their mean; returns the figure.
+    """
     fig, axes = plots.figure(1, len(arms), height=3.8, sharey=True)
     for ax, name in zip(axes, arms, strict=True):
         row = _arm(result, name)
@@ -483,7 +550,9 @@ def overfitting(result: dict, arms: Sequence[str] = (original_part.NOTHING, "sch
 
 
 def never_seen(result: dict, arms: dict[str, str]):
-    """Held-out bits a note against passes, a line for each of {arm: colour}, the mean of its seeds; returns the figure."""
+    """Held-out bits a note against passes, a line for each of {arm: colour}, the mean of its seeds;
+    returns the figure.
+    """
     fig, ax = plots.figure(height=4)
     for name, colour in arms.items():
         row = _arm(result, name)
@@ -512,7 +581,9 @@ def _lines(row: dict, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def original(result: dict):
-    """What each repair of the original's recipe gains alone, and what it adds as the last; returns the figure."""
+    """What each repair of the original's recipe gains alone, and what it adds as the last;
+    returns the figure.
+    """
     fig, ax = plots.figure(height=4.2)
     rows = []
     for name in original_part.REPAIRS:

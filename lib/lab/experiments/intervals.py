@@ -1,7 +1,9 @@
-"""Is a difference between two architectures real? Intervals over training seeds and over pieces together.
+"""Is a difference between two architectures real?
 
-Two trainings of one model differ, and so do two pieces. An interval over pieces alone holds for these
-weights; one over both holds for the architecture.
+Intervals over training seeds and over pieces together.
+
+Two trainings of one model differ, and so do two pieces.
+An interval over pieces alone holds for these weights; one over both holds for the architecture.
 """
 
 import numpy as np
@@ -16,16 +18,20 @@ def mean_bits(bits: np.ndarray, notes: np.ndarray) -> float:
 
 
 def two_level(bits: np.ndarray, notes: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of `mean_bits`: seeds and pieces are drawn anew, both with replacement."""
+    """95 % bootstrap interval of `mean_bits`: seeds and pieces are drawn anew,
+    both with replacement.
+    """
     low, high = np.percentile(_draws(notes, bits, seed=seed)[0], (2.5, 97.5))
     return float(low), float(high)
 
 
 def difference(first: np.ndarray, second: np.ndarray, notes: np.ndarray, seed: int = 0) -> dict:
-    """First minus second, bits (seeds, pieces) of each: with the two-level interval, and Welch's over seeds.
+    """First minus second, bits (seeds, pieces) of each:
+    with the two-level interval, and Welch's over seeds.
 
-    The pieces drawn are the same for both, so that what makes a piece hard for all falls out; the seeds of
-    one have nothing to do with those of the other. It is "shown" where neither interval holds zero.
+    The pieces drawn are the same for both, so that what makes a piece hard for all falls out;
+    the seeds of one have nothing to do with those of the other. It is "shown" where neither
+    interval holds zero.
     """
     ours, theirs = _draws(notes, first, second, seed=seed)
     low, high = np.percentile(ours - theirs, (2.5, 97.5))

@@ -1,8 +1,8 @@
 """Part (a): which architecture predicts held-out music best, at equal tokens and at equal time.
 
-A grid of learning rates for each, at a part of the budget; then both budgets at each one's best rate;
-then, once, when all of these have ended, the test split. Equal time is that which the first of the
-headline pair takes for its tokens, at speeds that are measured side by side before the runs.
+A grid of learning rates for each, at a part of the budget; then both budgets at each one's best
+rate; then, once, when all of these have ended, the test split. Equal time is that which the first
+of the headline pair takes for its tokens, at speeds that are measured side by side before the runs.
 """
 
 from dataclasses import replace
@@ -42,7 +42,8 @@ def spec(lab, arch: str, *, lr: float, seed: int, budget: str, speeds: dict | No
 
 
 def measure_speeds(lab) -> dict[str, float]:
-    """Tokens a second of each architecture's training steps: medians of rounds in which all take turns.
+    """Tokens a second of each architecture's training steps:
+    medians of rounds in which all take turns.
 
     On as many threads as a run has.
     """
@@ -135,7 +136,9 @@ def run(lab) -> dict:
 
 
 def checks(lab, result: dict) -> list[dict]:
-    """The headline pair, first seed, with a longer warm-up and all else equal; judged on validation only."""
+    """The headline pair, first seed, with a longer warm-up and all else equal;
+    judged on validation only.
+    """
     chosen, rows = lab.protocol.likelihood, []
     for arch in chosen.headline:
         one = spec(lab, arch, lr=result["rates"][arch], seed=chosen.seeds[0], budget="tokens")
@@ -225,10 +228,11 @@ def test_bits(lab, name: str) -> list[float]:
 
 
 def summarise(result: dict, headline: tuple[str, str]) -> dict:
-    """Bits per note with intervals over pieces, and paired differences to the headline's first architecture.
+    """Bits per note with intervals over pieces, and paired differences to the headline's
+    first architecture.
 
-    An architecture's bits of a piece are the mean over its seeds. Of a difference the interval is that
-    of the pieces' differences: what makes a piece hard for all falls out.
+    An architecture's bits of a piece are the mean over its seeds. Of a difference the interval is
+    that of the pieces' differences: what makes a piece hard for all falls out.
     """
     notes, leaks = np.array(result["pieces"]["notes"]), np.array(result["pieces"]["leaks"], bool)
     summary: dict = {}
@@ -277,7 +281,8 @@ def _estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
 def table(result: dict) -> str:
     """The summary in Markdown."""
     lines = [
-        "| budget | architecture | seeds | bits a note, test (95 %) | without leaking titles | Mamba minus this (95 %) |",
+        "| budget | architecture | seeds | bits a note, "
+        "test (95 %) | without leaking titles | Mamba minus this (95 %) |",
         "|---|---|---|---|---|---|",
     ]
     for budget, rows in result["summary"]["budgets"].items():
@@ -285,7 +290,8 @@ def table(result: dict) -> str:
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
             difference = row.get("first_minus_this")
             lines.append(
-                f"| equal {name} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {show(row['without_leaks'])} | "
+                f"| equal {name} | {LABELS[arch]} | {row['seeds']} | {show(row)} | "
+                f"{show(row['without_leaks'])} | "
                 f"{show(difference, '+') if difference else ''} |"
             )
     return "\n".join(lines)

@@ -1,14 +1,16 @@
-"""Part (e): the original's recipe in small, what each repair is worth alone, and what is lost without it.
+"""Part (e): the original's recipe in small, what each repair is worth alone,
+and what is lost without it.
 
-Theirs: 20,000 byte-pair tokens learnt on all files, overlapping chunks split at random, no augmentation, no
-regularisation, a rate that is cut tenfold after each third, a repetition penalty of 0.9. Each arm is trained
-on a few performances, read many times, until it has learnt them by heart; each is stopped where its own
-validation liked it best, as its author would have. What is compared is bits per note of whole performances
-of the official validation split that no arm has seen or selected on. The penalty acts on sampling: an arm
-that has it is judged by the distribution that it would draw from.
+Theirs: 20,000 byte-pair tokens learnt on all files, overlapping chunks split at random, no
+augmentation, no regularisation, a rate that is cut tenfold after each third, a repetition penalty
+of 0.9. Each arm is trained on a few performances, read many times, until it has learnt them by
+heart; each is stopped where its own validation liked it best, as its author would have. What is
+compared is bits per note of whole performances of the official validation split that no arm has
+seen or selected on. The penalty acts on sampling: an arm that has it is judged by the distribution
+that it would draw from.
 
-Not theirs: our size and number of steps, and a rate that suits them; the 10 ms grid and pedal-extended notes
-of the other parts, so that bits compare.
+Not theirs: our size and number of steps, and a rate that suits them;
+the 10 ms grid and pedal-extended notes of the other parts, so that bits compare.
 """
 
 import math
@@ -170,8 +172,8 @@ def steps_a_pass(lab, streams: Streams) -> int:
 def data(lab, recipe: Recipe) -> tuple[Streams, list[Piece]]:
     """(Streams, pieces to measure on) of an arm.
 
-    In the streams "validation" is what the arm selects on: a fifth of its chunks, or performances of the
-    official validation split. Those that all are measured on are "test".
+    In the streams "validation" is what the arm selects on: a fifth of its chunks,
+    or performances of the official validation split. Those that all are measured on are "test".
     """
     chosen = lab.protocol.original
     copies = chosen.copies if recipe.augmentation else 0
@@ -195,7 +197,9 @@ def data(lab, recipe: Recipe) -> tuple[Streams, list[Piece]]:
 
 
 def chosen_performances(lab) -> tuple[list, list]:
-    """Performances to train on, and those to select and to be measured on, alternating; no title is on two sides."""
+    """Performances to train on, and those to select and to be measured on, alternating;
+    no title is on two sides.
+    """
     chosen = lab.protocol.original
     shortest, longest = chosen.seconds
     rng = np.random.default_rng(0)
@@ -212,7 +216,8 @@ def chosen_performances(lab) -> tuple[list, list]:
                 taken.add(title)
         if len(side) < count:
             raise UserError(
-                f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are here, and {count} "
+                f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are "
+                f"here, and {count} "
                 "are needed: name the whole of MAESTRO in MAESTRO_DIR"
             )
         sides.append(side)
@@ -220,7 +225,9 @@ def chosen_performances(lab) -> tuple[list, list]:
 
 
 def base_streams(lab, copies: int):
-    """(Streams, Tokenizer) of the chosen performances in base tokens; those to be measured on are "test"."""
+    """(Streams, Tokenizer) of the chosen performances in base tokens;
+    those to be measured on are "test".
+    """
     from lib.music.tokens import TokenConfig
 
     train, others = chosen_performances(lab)
@@ -238,7 +245,9 @@ def base_streams(lab, copies: int):
 
 
 def learnt(lab, vocabulary: int, where: str):
-    """A tokenizer whose merges are learnt on train performances, or on "all": the held-out ones too, their mistake."""
+    """A tokenizer whose merges are learnt on train performances, or on "all":
+    the held-out ones too, their mistake.
+    """
     from lib.music.tokens import TokenConfig, Tokenizer
 
     chosen = lab.protocol.original
@@ -275,7 +284,8 @@ def merged(base: Streams, tokenizer, settings: dict) -> Streams:
 def chunks(
     streams: Streams, tokenizer, pieces: list[Piece], length: int, overlap: int
 ) -> list[Piece]:
-    """Overlapping chunks of all pieces, a fifth of them "validation" at random: the same music on both sides.
+    """Overlapping chunks of all pieces, a fifth of them "validation" at random:
+    the same music on both sides.
 
     A copy's chunk goes where that of the performance itself went; validation has no copies.
     """
@@ -333,8 +343,8 @@ def penalised_bits(
 ) -> np.ndarray:
     """Bits of whole pieces under a repetition penalty (Keskar et al. 2019), float64 (pieces,).
 
-    The logits of tokens that the piece has had already are divided by the penalty where positive and
-    multiplied by it where negative: above 1 they lose, below 1 they gain.
+    The logits of tokens that the piece has had already are divided by the penalty where positive
+    and multiplied by it where negative: above 1 they lose, below 1 they gain.
     """
     bits = np.zeros(len(pieces))
     for number, piece in enumerate(pieces):
@@ -359,7 +369,8 @@ def table(result: dict) -> str:
     """What each repair is worth alone, and what is lost without it, in Markdown."""
     arms = {arm["arm"]: arm for arm in result["arms"]}
     lines = [
-        "| repair | alone, bits a note | it gains (95 %) | all but this, bits a note | it was worth (95 %) |",
+        "| repair | alone, bits a note | it gains (95 %) | all but this, "
+        "bits a note | it was worth (95 %) |",
         "|---|---|---|---|---|",
     ]
     for name in (NOTHING, *REPAIRS, EVERYTHING):
@@ -377,4 +388,5 @@ def table(result: dict) -> str:
 
 def _said(found: dict) -> str:
     low, high = found["interval_95"]
-    return f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f}){'' if found['shown'] else ', not shown'}"
+    doubt = "" if found["shown"] else ", not shown"
+    return f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f}){doubt}"

@@ -4,8 +4,8 @@ Three folders that are unlike each other. Two are composers of MAESTRO's train s
 that goes on learning from them is a small one that never met them. The third holds rags that
 `write_rags` makes up, and the shipped model learns from those. As a control the small model goes on
 for as many steps with what it knew already: what that brings on the same pieces is no merit of the
-folder. Last, the test for near copies is tried on all of MAESTRO. Writes data/results/own_midi.json,
-part by part, and goes on where it stopped.
+folder. Last, the test for near copies is tried on all of MAESTRO. Writes
+data/results/own_midi.json, part by part, and goes on where it stopped.
 """
 
 import argparse
@@ -39,8 +39,16 @@ WORK = env.ROOT / "data" / "runs" / "own_midi"
 MODEL = env.ROOT / "data" / "model"
 COMPOSERS = {"debussy": "Claude Debussy", "bach": "Johann Sebastian Bach"}
 LEFT_OUT = ("Bach", "Debussy")  # by whom, or arranged from whom, the small model has met nothing
-BASE = TrainConfig(d_model=128, n_layer=4, steps=1500, minutes=1e6, lr=3e-3, eval_every=500,
-                   save_every=100, copies=False)
+BASE = TrainConfig(
+    d_model=128,
+    n_layer=4,
+    steps=1500,
+    minutes=1e6,
+    lr=3e-3,
+    eval_every=500,
+    save_every=100,
+    copies=False,
+)
 STEPS = {"bach": 150, "debussy": 150, "rags": 150}
 RAGS = 60
 
@@ -88,7 +96,9 @@ def rag(rng: np.random.Generator) -> Music:
     strains = [[bar_of_rag(tonic, rng) for _ in range(16)] for _ in range(2)]
     rows = []  # start and length in sixteenths, key, velocity
     for number, bar in enumerate(strains[0] * 2 + strains[1] * 2):
-        rows += [(8 * number + start, length, key, velocity) for start, length, key, velocity in bar]
+        rows += [
+            (8 * number + start, length, key, velocity) for start, length, key, velocity in bar
+        ]
     start, length, pitch, velocity = np.array(rows, float).T
     start *= sixteenth
     return Music(make_notes(start, start + length * sixteenth, pitch, velocity))
@@ -110,7 +120,7 @@ def bar_of_rag(tonic: int, rng: np.random.Generator) -> list[tuple[int, int, int
     return rows
 
 
-# ---- what is measured -----------------------------------------------------------------------------
+# ---- what is measured ----------------------------------------------------------------------------
 
 
 def learn(init: Path, folder: Path, steps: int) -> dict:
@@ -118,10 +128,24 @@ def learn(init: Path, folder: Path, steps: int) -> dict:
     out = WORK / f"run-{folder.name}"
     facts = out / "best" / own_midi.FACTS
     if not facts.exists():
-        train_command(["--init", str(init), "--midi", str(folder), "--out", str(out), "--steps",
-                       str(steps), "--minutes", "1000", "--resume"])
+        train_command(
+            [
+                "--init",
+                str(init),
+                "--midi",
+                str(folder),
+                "--out",
+                str(out),
+                "--steps",
+                str(steps),
+                "--minutes",
+                "1000",
+                "--resume",
+            ]
+        )
     found = read_json(facts, dict, do="delete that file, and it is measured again")
-    return json.loads(json.dumps(found).replace(f"{env.ROOT}/", ""))  # as it is called from the root
+    # as it is called from the root
+    return json.loads(json.dumps(found).replace(f"{env.ROOT}/", ""))
 
 
 def control(streams: Streams, init: Path, folder: Path, steps: int) -> dict:
@@ -147,8 +171,11 @@ def near_copies(found: list[Performance]) -> dict:
     of_one = (composer[first] == composer[second]) & (title[first] == title[second])
     of_two = composer[first] != composer[second]
     result = {"share": NEAR}
-    for name, pairs in (("same_title", of_one), ("other_composer", of_two),
-                        ("across_the_splits", side[first] != side[second])):
+    for name, pairs in (
+        ("same_title", of_one),
+        ("other_composer", of_two),
+        ("across_the_splits", side[first] != side[second]),
+    ):
         result[name] = {"pairs": int(pairs.sum()), "found": int((pairs & near).sum())}
     rng = np.random.default_rng(0)
     some = rng.choice(len(found), 60, replace=False)
@@ -158,7 +185,9 @@ def near_copies(found: list[Performance]) -> dict:
             copy = shingles(key_steps(changed(arrays[i], stretch, share, rng)))
             hits += in_common([every[i], copy])[0, 1] >= NEAR
         result[f"transposed, {stretch:g} x as long, {share:.0%} of the notes other"] = {
-            "pairs": len(some), "found": int(hits)}
+            "pairs": len(some),
+            "found": int(hits),
+        }
     return result
 
 
@@ -190,16 +219,20 @@ def main(argv: list[str] | None = None) -> None:
     found = performances()
     streams, _ = build(found, tokenizer=Tokenizer.load(MODEL))
     base = train_base(streams, WORK / "base")
-    folders = {name: link_files(found, composer, WORK / "midi" / name)
-               for name, composer in COMPOSERS.items()}
+    folders = {
+        name: link_files(found, composer, WORK / "midi" / name)
+        for name, composer in COMPOSERS.items()
+    }
     rags = write_rags(WORK / "midi" / "rags")
     once("near_copies", lambda: near_copies(found))
     once("rags", lambda: learn(MODEL, rags, STEPS["rags"]))
     for name, folder in folders.items():
         once(name, lambda name=name, folder=folder: learn(base, folder, STEPS[name]))
     for name, folder in folders.items():
-        once(f"{name}_control", lambda name=name, folder=folder: control(
-            streams, base, folder, STEPS[name]))
+        once(
+            f"{name}_control",
+            lambda name=name, folder=folder: control(streams, base, folder, STEPS[name]),
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the compared models play: one opening of the validation split, continued by each of them.
 
-With the models of the race (all tokens, first seed), the same seed and the same way of drawing. Kept as
-tokens, so that a notebook can show and play them.
+With the models of the race (all tokens, first seed), the same seed and the same way of drawing.
+Kept as tokens, so that a notebook can show and play them.
 """
 
 from lib.env.schema import Count
@@ -56,6 +56,7 @@ def continued(lab, one: Spec) -> list[int]:
 def table(result: dict) -> str:
     """How much each played, in words."""
     return "\n".join(
-        f"- {row['arch']}: {len(row['tokens'])} tokens after {len(result['prompt'])} of {result['title']}"
+        f"- {row['arch']}: {len(row['tokens'])} tokens after {len(result['prompt'])} of "
+        f"{result['title']}"
         for row in result["played"]
     )

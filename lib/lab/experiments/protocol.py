@@ -1,12 +1,12 @@
 """The protocol of the experiments, as data: written before the first run and kept in every result.
 
 Same tokens, data order, augmentation and optimiser for every architecture, a small grid of learning
-rates each, two budgets (equal tokens, equal time of training), selection on validation pieces, the test
-split opened once, when every run has ended.
+rates each, two budgets (equal tokens, equal time of training), selection on validation pieces, the
+test split opened once, when every run has ended.
 
-Equal time is the time that the first of the headline pair needs for its tokens. How many tokens a rival
-reads in it follows from its speed, which is measured once, before the runs, all architectures in turn.
-So a run ends at a number of steps, on a busy machine as on an idle one.
+Equal time is the time that the first of the headline pair needs for its tokens. How many tokens a
+rival reads in it follows from its speed, which is measured once, before the runs, all architectures
+in turn. So a run ends at a number of steps, on a busy machine as on an idle one.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,8 @@ class Likelihood:
     grid_tokens: int = 1_500_000  # of each of these trials
     tokens: int = 6_000_000  # the budget of equal tokens
     rounds: int = 9  # training steps of each architecture that its speed is the median of
-    warmup: float = 0.1  # tried by the headline pair in a check, on validation: does a longer warm-up turn the result?
+    # tried by the headline pair in a check, on validation: does a longer warm-up turn the result?
+    warmup: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Race:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Part (b): time and memory, on models of the same size with attention over all that was read."""
+    """Part (b): time and memory, on models of the same size with attention over all
+    that was read.
+    """
 
     archs: tuple[str, ...] = ("lstm", "transformer", "s4d", "mamba", "hybrid")
     vocabulary: int = 580  # base tokens of the 10 ms grid
@@ -127,7 +130,9 @@ class Tokenizers:
 
 @dataclass(frozen=True)
 class Original:
-    """Part (e): the original's recipe in small, with each repair alone, and with all repairs but each."""
+    """Part (e): the original's recipe in small, with each repair alone,
+    and with all repairs but each.
+    """
 
     size: Size = Size(128, 3, 16)
     pieces: int = 8  # performances that are trained on
@@ -145,7 +150,8 @@ class Original:
     copies: int = 5  # augmented ones of each performance
     carry: int = 8  # crops that a row reads on, where performances are whole
     dropout: float = 0.1  # and as much weight decay: the regularisation
-    lr: float = 3e-3  # theirs was 1e-4, for many more steps; cut tenfold after each third, or with warm-up and cosine
+    # theirs was 1e-4, for many more steps; cut tenfold after each third, or with warm-up and cosine
+    lr: float = 3e-3
     penalty: float = 0.9  # the repetition penalty; 1 is none
     seeds: tuple[int, ...] = (0, 1)
 
@@ -156,7 +162,8 @@ class Protocol:
 
     scale: str
     size: Size
-    config: TrainConfig  # what all runs share; the learning rate, the seed and the end are the run's own
+    # what all runs share; the learning rate, the seed and the end are the run's own
+    config: TrainConfig
     likelihood: Likelihood = Likelihood()
     race: Race = Race()
     efficiency: Efficiency = Efficiency()
@@ -240,8 +247,8 @@ SCALES = {
         ),
         piece_seconds=20.0,
     ),
-    # two CPU cores, one for each of two runs side by side (--jobs 2): a million parameters beside the embedding,
-    # under two hours in all. Small, and of the early part of learning
+    # two CPU cores, one for each of two runs side by side (--jobs 2): a million parameters beside
+    # the embedding, under two hours in all. Small, and of the early part of learning
     "cpu": Protocol(
         "cpu",
         Size(192, 4, 16),
@@ -276,8 +283,8 @@ SCALES = {
         Tokenizers(notes=(5_000_000, 10_000_000), seeds=(0, 1, 2)),
         Original(pieces=100, passes=40),
     ),
-    # the race alone, at the size and the number of steps of the CPU's and four times its tokens: a part of
-    # `python -m lib.lab.gpu`
+    # the race alone, at the size and the number of steps of the CPU's and four times its tokens:
+    # a part of `python -m lib.lab.gpu`
     "hour": Protocol(
         "hour",
         Size(192, 4, 16),

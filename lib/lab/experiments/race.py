@@ -1,15 +1,17 @@
 """Part (a), second protocol: which architecture predicts held-out music best.
 
-Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the budget. Then
-all train at their best, with several seeds; and with the first seed at shorter budgets too. These read
-the test split as they end: by then everything has been chosen. An n-gram that was only counted is the floor.
+Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the
+budget. Then all train at their best, with several seeds; and with the first seed at shorter budgets
+too. These read the test split as they end: by then everything has been chosen. An n-gram that was
+only counted is the floor.
 
-A day of one core goes into it. What a run that has ended leaves is a small file or two; where they lie, no
-machine trains it again: `python -m lib.lab.experiments --only race --jobs 2 --kept data/results/race`.
+A day of one core goes into it. What a run that has ended leaves is a small file or two;
+where they lie, no machine trains it again: `python -m lib.lab.experiments --only race --jobs
+2 --kept data/results/race`.
 
-Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained again:
-from its bits at two budgets follows what a doubling of its tokens is worth to it, and so what it would
-have had with the tokens that as many operations as Mamba's allow.
+Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained
+again: from its bits at two budgets follows what a doubling of its tokens is worth to it, and so
+what it would have had with the tokens that as many operations as Mamba's allow.
 """
 
 import math
@@ -63,7 +65,9 @@ def run(lab) -> dict:
 
 
 def search(lab) -> list[dict]:
-    """The trials: all rates, further rates where the best lies at an edge, then the other warm-ups at the best."""
+    """The trials: all rates, further rates where the best lies at an edge,
+    then the other warm-ups at the best.
+    """
     chosen = lab.protocol.race
     first, *others = chosen.warmups
     rows = lab.all(
@@ -84,7 +88,9 @@ def search(lab) -> list[dict]:
 
 
 def beyond(rows: list[dict]) -> float | None:
-    """Half or twice the best of the rates tried where it is the least or the largest of them, else None."""
+    """Half or twice the best of the rates tried where it is the least or the largest of
+    them, else None.
+    """
     bits = {row["lr"]: row["validation_bits_per_note"] for row in rows}
     best = min(bits, key=bits.get)
     if best == max(bits):
@@ -159,7 +165,9 @@ def floor(lab) -> dict:
 
 
 def counted_grams(lab) -> dict:
-    """The n-gram of the order that validation likes best, counted on the whole train split; its bits of each test piece."""
+    """The n-gram of the order that validation likes best, counted on the whole train split;
+    its bits of each test piece.
+    """
     streams = lab.base
     train = [streams.stream(piece) for piece in streams.select("train")]
     longest = NGram(max(lab.protocol.race.orders), streams.vocab_size).fit(train)
@@ -239,7 +247,9 @@ def curve(result: dict, arch: str) -> list[tuple[int, float]]:
 
 
 def doubling(points: list[tuple[int, float]]) -> float:
-    """Bits a note that the last doubling of the tokens brought: a line through the last two budgets."""
+    """Bits a note that the last doubling of the tokens brought:
+    a line through the last two budgets.
+    """
     if len(points) < 2:
         return 0.0
     (few, before), (many, after) = points[-2:]
@@ -247,7 +257,9 @@ def doubling(points: list[tuple[int, float]]) -> float:
 
 
 def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
-    """Bits a note, of every seed too, with the two-level interval: bits (seeds, pieces), notes (pieces,)."""
+    """Bits a note, of every seed too, with the two-level interval:
+    bits (seeds, pieces), notes (pieces,).
+    """
     if not len(notes):  # the sample's only test piece may be one of the leaking titles
         return {"pieces": 0, "bits_per_note": None, "interval_95": None}
     return {
@@ -263,14 +275,16 @@ def table(result: dict) -> str:
     """The summary in Markdown."""
     first = LABELS[result["summary"]["first"]]
     lines = [
-        f"| equal | architecture | seeds | bits a note, test (95 %) | {first} minus this (95 %) | over seeds alone |",
+        "| equal | architecture | seeds | bits a note, "
+        f"test (95 %) | {first} minus this (95 %) | over seeds alone |",
         "|---|---|---|---|---|---|",
     ]
     for budget, rows in result["summary"]["budgets"].items():
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
             low, high = row["interval_95"]
             lines.append(
-                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} ({low:.2f} to {high:.2f}) "
+                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} "
+                f"({low:.2f} to {high:.2f}) "
                 f"| {said(row.get('first_minus_this'))} |"
             )
     for name, bits in result["counting"].items():
@@ -287,4 +301,5 @@ def said(found: dict | None) -> str:
     if found["welch_95"] is None:
         return f"{both}, not shown | one seed"
     low, high = found["welch_95"]
-    return f"{both}{'' if found['shown'] else ', not shown'} | {low:+.2f} to {high:+.2f}, p = {found['p']:.2g}"
+    doubt = "" if found["shown"] else ", not shown"
+    return f"{both}{doubt} | {low:+.2f} to {high:+.2f}, p = {found['p']:.2g}"

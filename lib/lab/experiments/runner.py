@@ -1,16 +1,16 @@
-"""The experiments that compare architectures: `python -m lib.lab.experiments [--only NAME] [--budget-minutes M] [--quick]`.
+"""The experiments that compare architectures: `python -m lib.lab.experiments`.
 
-    likelihood   bits per note on the test split: equal tokens and equal time, each architecture at its best rate
-    race         the same by the second protocol: more tokens, all seeds, equal tokens and equal arithmetic
-    efficiency   training speed and memory against length, generation and its state against position, exponents
+    likelihood   bits per note of the test split: equal tokens and equal time, each at its best rate
+    race         the same by the second protocol: more tokens, more seeds, equal arithmetic
+    efficiency   training against length, generation and its state against position, exponents
     context      bits per note against position and against the number of tokens in reach
     playing      one opening, continued by each architecture
     tokens       time grids and byte-pair vocabularies, compared at 10 ms
-    tokenizers   the same by the second protocol: more notes, seeds, TSD and MIDI-Like, equal notes and operations
+    tokenizers   the same by the second protocol: more notes and seeds, TSD and MIDI-Like
     original     the original's recipe in small: each repair alone, and all repairs but each
 
-The protocol is data (`lib.lab.experiments.protocol`). Everything is kept as it goes: the same command goes on
-where the last one stopped. Results are data/results/experiments_PART_SCALE.json.
+The protocol is data (`lib.lab.experiments.protocol`). Everything is kept as it goes: the same
+command goes on where the last one stopped. Results are data/results/experiments_PART_SCALE.json.
 """
 
 import json
@@ -87,7 +87,8 @@ class Lab:
             self.folder / "cache" if protocol.scale == "quick" else env.ROOT / "data" / "cache"
         )
         self.kept = kept or self.folder / "kept"  # what runs that have ended left
-        self.base_folder = base  # streams that were built elsewhere: no music library is needed then
+        # streams that were built elsewhere: no music library is needed then
+        self.base_folder = base
         if found is not None:
             self.found = found
 
@@ -115,7 +116,9 @@ class Lab:
         tokenizer=None,
         kind: str = "REMI",
     ):
-        """(Streams, Tokenizer) of the performances with pedal-extended notes; merges are learnt on the train split."""
+        """(Streams, Tokenizer) of the performances with pedal-extended notes;
+        merges are learnt on the train split.
+        """
         from lib.music.encode import Augmentation, build
         from lib.music.tokens import TokenConfig
 
@@ -132,7 +135,9 @@ class Lab:
 
     @cached_property
     def base(self) -> Streams:
-        """The streams of parts (a) and (c): base tokens, transposed and made louder as they are read."""
+        """The streams of parts (a) and (c): base tokens,
+        transposed and made louder as they are read.
+        """
         if self.base_folder:
             return Streams.load(self.base_folder)
         return self.streams(self.protocol.grid_ms)[0]
@@ -170,13 +175,16 @@ class Lab:
 
     @cached_property
     def processes(self) -> ProcessPoolExecutor:
-        """`jobs` processes side by side, each on its share of the cores; to start one takes seconds."""
+        """`jobs` processes side by side, each on its share of the cores;
+        to start one takes seconds.
+        """
         return ProcessPoolExecutor(self.jobs, get_context("spawn"), _begin, (self, self.threads))
 
     def all(self, work: Callable, items: Iterable) -> list:
         """`work(lab, item)` for every item, in order, shared out among the processes side by side.
 
-        `work` is a function of a module, and keeps what it has done: an error of one lets the others end.
+        `work` is a function of a module, and keeps what it has done: an error of one lets the
+        others end.
         """
         items = list(items)
         if self.jobs == 1 or len(items) < 2:
@@ -188,7 +196,9 @@ class Lab:
         return [future.result() for future in futures]
 
     def once(self, name: str, work, schema: type = dict):
-        """What `work()` gives, as JSON of this schema, from the file of an earlier call where there is one."""
+        """What `work()` gives, as JSON of this schema,
+        from the file of an earlier call where there is one.
+        """
         path = self.kept / f"{name}.json"
         if not path.exists():
             self.left()
@@ -211,7 +221,9 @@ class Lab:
         return found
 
     def write(self, part: str, result: dict) -> None:
-        """Keep a part's result, with the device, the versions, the command, the seed and the protocol."""
+        """Keep a part's result, with the device, the versions, the command,
+        the seed and the protocol.
+        """
         command = (
             f"python -m lib.lab.experiments --only {part}"
             + ("" if self.protocol.scale == "cpu" else f" --scale {self.protocol.scale}")

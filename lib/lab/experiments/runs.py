@@ -1,4 +1,6 @@
-"""One training run of an experiment: any architecture, stopped and resumed at will, its outcome a file."""
+"""One training run of an experiment: any architecture, stopped and resumed at will,
+its outcome a file.
+"""
 
 import json
 import math
@@ -62,7 +64,8 @@ class Spec:
     arch: str
     size: Size
     config: TrainConfig
-    cut_every: int = 0  # steps after which the learning rate is cut tenfold, again and again; 0: warm-up and cosine
+    # steps after which the learning rate is cut tenfold, again and again; 0: warm-up and cosine
+    cut_every: int = 0
 
     def facts(self, streams: Streams) -> dict:
         """As JSON has it, for comparison with a file; with the data that it is for."""
@@ -74,7 +77,9 @@ class Spec:
 
 
 def completed(facts: dict) -> dict:
-    """A record whose `config` may be older than a field of `TrainConfig`: that has its default then."""
+    """A record whose `config` may be older than a field of `TrainConfig`:
+    that has its default then.
+    """
     return facts | (
         {"config": asdict(TrainConfig()) | facts["config"]} if "config" in facts else {}
     )
@@ -83,8 +88,8 @@ def completed(facts: dict) -> dict:
 class Run(Trainer):
     """A `Trainer` for any architecture of `lib.lab.rivals.matched`.
 
-    A model that does not carry its state begins each crop afresh, and is validated on windows. `judge` are
-    pieces that every validation looks at too; nothing is selected by them.
+    A model that does not carry its state begins each crop afresh, and is validated on windows.
+    `judge` are pieces that every validation looks at too; nothing is selected by them.
     """
 
     def __init__(
@@ -134,7 +139,8 @@ class Run(Trainer):
         super().restore(tensors, facts)
         if "training_seconds" not in facts:
             raise UserError(
-                f"{self.folder} holds no run of an experiment: delete it, or choose another --folder"
+                f"{self.folder} holds no run of an experiment: delete it, "
+                "or choose another --folder"
             )
         self.training_seconds = facts["training_seconds"]
         self.judged = list(facts.get("judged", []))
@@ -150,10 +156,11 @@ def train(
     device: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Train, or go on, or open the outcome of an earlier call; the best checkpoint is in folder/best.
+    """Train, or go on, or open the outcome of an earlier call;
+    the best checkpoint is in folder/best.
 
-    Raises `OutOfTime` when `time.monotonic()` passes `deadline`, with all work kept, and `UserError`
-    where the folder holds a run of another protocol.
+    Raises `OutOfTime` when `time.monotonic()` passes `deadline`, with all work kept,
+    and `UserError` where the folder holds a run of another protocol.
     """
     facts = spec.facts(streams)
     outcome = folder / OUTCOME
@@ -195,7 +202,8 @@ def train(
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         (folder / name).unlink(missing_ok=True)
     say(
-        f"{spec.name}: {run.best:.2f} bits a note on validation after {run.training_seconds / 60:.1f} minutes"
+        f"{spec.name}: {run.best:.2f} bits a note on validation after "
+        f"{run.training_seconds / 60:.1f} minutes"
     )
     return found
 

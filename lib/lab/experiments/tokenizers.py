@@ -1,14 +1,17 @@
-"""Part (d), second protocol: grids, vocabularies and languages of tokens, by the likelihood of the same music.
+"""Part (d), second protocol: grids, vocabularies and languages of tokens,
+by the likelihood of the same music.
 
-Mamba of one size reads the same number of notes through each tokenizer, without augmentation (which on
-merged tokens cannot be done as they are read), with several seeds and at two budgets. Bits per note are
-compared at 10 ms: a coarser grid pays what it would take to say where in its cells each note lies.
+Mamba of one size reads the same number of notes through each tokenizer, without augmentation
+(which on merged tokens cannot be done as they are read), with several seeds and at two budgets.
+Bits per note are compared at 10 ms: a coarser grid pays what it would take to say where in its
+cells each note lies.
 
-REMI counts bars of two seconds in which nothing in the music begins. TSD says how long it is to the next note
-instead, and MIDI-Like when each key is let go: what is a bar that means nothing worth?
+REMI counts bars of two seconds in which nothing in the music begins. TSD says how long it is to the
+next note instead, and MIDI-Like when each key is let go: what is a bar that means nothing worth?
 
-Equal notes are not equal work, since tokenizers differ in tokens a note and in the size of the output layer.
-So the bits are also put at equal operations, by what a doubling of the notes was worth to each.
+Equal notes are not equal work, since tokenizers differ in tokens a note and in the size of the
+output layer. So the bits are also put at equal operations, by what a doubling of the notes was
+worth to each.
 """
 
 import math
@@ -111,7 +114,9 @@ def row(lab, arm: Arm, found: dict) -> dict:
 
 
 def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
-    """Bits of each measured piece at 10 ms, of an arm trained with this seed on so many notes; kept."""
+    """Bits of each measured piece at 10 ms, of an arm trained with this seed on so
+    many notes; kept.
+    """
     arm, seed, notes = item
     streams, tokenizer = data(lab, arm)
     config = lab.protocol.config
@@ -152,17 +157,25 @@ def tokens_a_note(streams) -> float:
 def table(result: dict) -> str:
     """The rows in Markdown."""
     lines = [
-        "| language | grid | BPE | tokens a note | bits a note at 10 ms (95 %) | first minus this | at equal operations |",
+        "| language | grid | BPE | tokens a note | bits a note at 10 ms (95 %) | first minus this "
+        "| at equal operations |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in result["rows"]:
         low, high = one["interval_95"]
-        cells = [one["kind"], f"{one['grid_ms']:g} ms", str(one["bpe"] or "none"), f"{one['tokens_a_note']:.2f}"]
+        cells = [
+            one["kind"],
+            f"{one['grid_ms']:g} ms",
+            str(one["bpe"] or "none"),
+            f"{one['tokens_a_note']:.2f}",
+        ]
         cells.append(f"{one['bits_per_note']:.2f} ({low:.2f} to {high:.2f})")
         for key in ("first_minus_this", "first_minus_this_at_equal_operations"):
             gap = one[key]
             low, high = gap["interval_95"]
             said = f"{gap['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f})"
-            cells.append("" if one is result["rows"][0] else said + ("" if gap["shown"] else ", not shown"))
+            cells.append(
+                "" if one is result["rows"][0] else said + ("" if gap["shown"] else ", not shown")
+            )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

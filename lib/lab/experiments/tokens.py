@@ -1,8 +1,8 @@
 """Part (d): what the time grid and byte-pair encoding do to the likelihood of the same music.
 
-Mamba of one size reads the same number of notes through each tokenizer, without augmentation (which on
-merged tokens cannot be done as they are read). Bits per note are compared at 10 ms: a coarser grid pays
-what it would take to say where in its cells each note lies.
+Mamba of one size reads the same number of notes through each tokenizer, without augmentation (which
+on merged tokens cannot be done as they are read). Bits per note are compared at 10 ms: a coarser
+grid pays what it would take to say where in its cells each note lies.
 """
 
 from dataclasses import replace
@@ -71,7 +71,9 @@ def row(lab, item: tuple[float, int | None]) -> dict:
 
 
 def drawn(pieces: list, count: int | None) -> list:
-    """So many of the pieces, drawn by their names, so the same performances whatever the tokens; in order."""
+    """So many of the pieces, drawn by their names,
+    so the same performances whatever the tokens; in order.
+    """
     names = sorted(piece.name for piece in pieces)
     chosen = set(np.random.default_rng(4).permutation(names)[:count].tolist())
     return [piece for piece in pieces if piece.name in chosen]
@@ -99,14 +101,17 @@ def rate_of(lab) -> float:
 def table(result: dict) -> str:
     """The rows in Markdown."""
     lines = [
-        "| grid | BPE | vocabulary | tokens a note | bits a note, own grid | bits a note at 10 ms (95 %) | tokens |",
+        "| grid | BPE | vocabulary | tokens a note | bits a note, "
+        "own grid | bits a note at 10 ms (95 %) | tokens |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         low, high = row["interval_95"]
         lines.append(
-            f"| {row['grid_ms']:g} ms | {row['bpe'] or 'none'} | {row['vocabulary']:,} | {row['tokens_per_note']:.2f} | "
-            f"{row['native_bits_per_note']:.2f} | {row['bits_per_note_10_ms']:.2f} ({low:.2f} to {high:.2f}) | "
+            f"| {row['grid_ms']:g} ms | {row['bpe'] or 'none'} | {row['vocabulary']:,} | "
+            f"{row['tokens_per_note']:.2f} | "
+            f"{row['native_bits_per_note']:.2f} | {row['bits_per_note_10_ms']:.2f} ({low:.2f} "
+            f"to {high:.2f}) | "
             f"{row['tokens']:,} |"
         )
     return "\n".join(lines)

@@ -4,8 +4,8 @@
     python -m lib.lab.gpu run --minutes 9.5       there, again and again until all is done
     python -m lib.lab.gpu run --tiny              a rehearsal without a GPU, in two minutes
 
-`run` needs nothing but Python to begin with. Each step is a process of its own with its own limit of
-time, and is written down when it ends; what is done is not done again.
+`run` needs nothing but Python to begin with. Each step is a process of its own with its own limit
+of time, and is written down when it ends; what is done is not done again.
 """
 
 import argparse
@@ -58,7 +58,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for command in (running, one):
         command.add_argument("--out", type=Path, help="what is carried back (default FOLDER/out)")
         command.add_argument("--minutes", type=float, default=9.5, help="that there are (9.5)")
-        command.add_argument("--tiny", action="store_true", help="a rehearsal: sizes without meaning")
+        command.add_argument(
+            "--tiny", action="store_true", help="a rehearsal: sizes without meaning"
+        )
     args = parser.parse_args(argv)
     if getattr(args, "minutes", 1) <= 0:
         raise UserError("--minutes must be above 0: give the minutes that there are")

@@ -1,7 +1,7 @@
 """One call of the GPU hour: steps in order, each in a process of its own, as far as the minutes go.
 
-Nothing but Python's own library is imported here, for the machine may lack the rest until the wheels
-that were carried over are unpacked.
+Nothing but Python's own library is imported here,
+for the machine may lack the rest until the wheels that were carried over are unpacked.
 """
 
 import json
@@ -61,7 +61,10 @@ def run(
     """Take the steps that are not yet done; returns whether all of them have ended."""
     missing = [name for name in EXPECTED if find_spec(name) is None]
     if missing:
-        raise UserError(f"this machine lacks {', '.join(missing)}: the hour needs them, and brings the rest along")
+        raise UserError(
+            f"this machine lacks {', '.join(missing)}: the hour needs them, "
+            "and brings the rest along"
+        )
     deadline = time.monotonic() + 60 * minutes
     receive(hour, say)
     for name in again:
@@ -82,7 +85,9 @@ def run(
 
 
 def over(hour: Hour, step: Step) -> bool:
-    """Whether a step has ended for good: one that ran out of time has, unless it goes on from there."""
+    """Whether a step has ended for good: one that ran out of time has,
+    unless it goes on from there.
+    """
     ended = hour.read(step.name).get("ended")
     return ended in ("done", "failed") or ended == "time" and not step.goes_on
 
@@ -91,13 +96,29 @@ def take(step: Step, hour: Hour, minutes: float, say: Callable) -> None:
     """One step; how it ended is written down whatever happens."""
     log = hour.work / "logs" / f"{step.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "lib.lab.gpu", "step", step.name, "--folder", hour.folder,
-               "--minutes", f"{minutes:.3f}", *["--tiny"] * hour.tiny]
+    command = [
+        sys.executable,
+        "-m",
+        "lib.lab.gpu",
+        "step",
+        step.name,
+        "--folder",
+        hour.folder,
+        "--minutes",
+        f"{minutes:.3f}",
+        *["--tiny"] * hour.tiny,
+    ]
     before = hour.read(step.name).get("minutes", 0)
     begin = time.monotonic()
     with log.open("ab") as file:
-        child = subprocess.Popen(command, cwd=ROOT, env=environment(hour), stdout=file,
-                                 stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(hour),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code = child.wait(60 * minutes)
         except subprocess.TimeoutExpired:

@@ -13,8 +13,18 @@ from lib.lab.gpu import parts
 from lib.lab.peers.scans import SDIST
 
 # what a machine with torch and Triton may lack; in the versions that are installed here
-PACKAGES = ("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions",
-            "tqdm", "jaxtyping", "wadler-lindig", "safetensors", "filelock")
+PACKAGES = (
+    "pydantic",
+    "pydantic_core",
+    "annotated-types",
+    "typing-inspection",
+    "typing_extensions",
+    "tqdm",
+    "jaxtyping",
+    "wadler-lindig",
+    "safetensors",
+    "filelock",
+)
 TARGET = "3.12"  # its Python
 
 
@@ -29,8 +39,13 @@ def pack(folder: Path, streams: Path | None, part_mib: float, *, wheels: bool) -
     if wheels:
         _fetch_wheels(folder / "in1" / "wheels")
         (folder / "in1" / "peer").mkdir(parents=True)
-        pip_download(SDIST, folder / "in1" / "peer", "mamba-ssm", options=["--no-build-isolation"],
-                     environment={"MAMBA_SKIP_CUDA_BUILD": "TRUE"})
+        pip_download(
+            SDIST,
+            folder / "in1" / "peer",
+            "mamba-ssm",
+            options=["--no-build-isolation"],
+            environment={"MAMBA_SKIP_CUDA_BUILD": "TRUE"},
+        )
     for number in range(1, count + 1):
         place = folder / f"in{number}"
         size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
@@ -51,8 +66,21 @@ def _fetch_wheels(folder: Path) -> None:
     folder.mkdir(parents=True)
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES]
     platforms = [f"--platform=manylinux{kind}_x86_64" for kind in ("2014", "_2_17", "_2_28", "1")]
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
-               f"--python-version={TARGET}", "--implementation=cp", *platforms, "-d", folder, *wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--python-version={TARGET}",
+        "--implementation=cp",
+        *platforms,
+        "-d",
+        folder,
+        *wanted,
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -1,4 +1,6 @@
-"""Large files in parts that can be carried: the streams on their way there, the results on their way back."""
+"""Large files in parts that can be carried: the streams on their way there,
+the results on their way back.
+"""
 
 import hashlib
 import io
@@ -16,7 +18,9 @@ MOST_FILES, LARGEST = 8, 16 * 2**20  # of what is carried back
 
 
 def cut(streams: Path, folder: Path, size: int) -> int:
-    """Compress a folder of streams into parts of at most `size` bytes, folder/in1, in2, …; returns how many."""
+    """Compress a folder of streams into parts of at most `size` bytes, folder/in1, in2, …;
+    returns how many.
+    """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:xz", preset=6) as tar:
         for name in ("index.json", "tokens.npy"):
@@ -50,22 +54,28 @@ def join(folder: Path, streams: Path) -> None:
     data = b"".join(path.read_bytes() for path in _paths(folder))
     listed = json.loads((folder / "in1" / LIST).read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != listed["sha256"]:
-        raise UserError(f"the parts of the streams in {folder} do not belong together: pack them again")
+        raise UserError(
+            f"the parts of the streams in {folder} do not belong together: pack them again"
+        )
     part = streams.with_name(".streams.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:
             tar.extractall(part, filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise UserError(f"the parts of the streams in {folder} are damaged: pack them again") from error
+        raise UserError(
+            f"the parts of the streams in {folder} are damaged: pack them again"
+        ) from error
     shutil.rmtree(streams, ignore_errors=True)
     part.rename(streams)
 
 
 def collect(hour) -> None:
-    """Everything that is carried back, anew: results and logs in one file, the flagship's best weights in parts.
+    """Everything that is carried back, anew: results and logs in one file,
+    the flagship's best weights in parts.
 
-    Weights come back as float16. What would take more than eight files of 16 MiB stays behind, and is said.
+    Weights come back as float16. What would take more than eight files of 16 MiB stays
+    behind, and is said.
     """
     shutil.rmtree(hour.out, ignore_errors=True)
     hour.out.mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""What each step of the GPU hour does. A step runs in a process of its own, and its answer is JSON."""
+"""What each step of the GPU hour does.
+
+A step runs in a process of its own, and its answer is JSON.
+"""
 
 import itertools
 import json
@@ -20,10 +23,18 @@ from lib.lab.bench.timing import spread, stopwatch, take_turns
 from lib.lab.gpu.hour import Hour, keep
 from lib.scan.selective import selective_scan
 
-DTYPES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # and the error that each explains
+# and the error that each explains
+DTYPES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # (B, L, D, N): a single step, odd ones, across the borders of tiles, many states, a long one
-SHAPES = ((1, 1, 1, 1), (2, 17, 5, 3), (3, 257, 33, 16), (2, 1025, 65, 16), (1, 130, 16, 128),
-          (2, 300, 48, 64), (1, 4096, 256, 16))
+SHAPES = (
+    (1, 1, 1, 1),
+    (2, 17, 5, 3),
+    (3, 257, 33, 16),
+    (2, 1025, 65, 16),
+    (1, 130, 16, 128),
+    (2, 300, 48, 64),
+    (1, 4096, 256, 16),
+)
 RESULTS = ("y", "last", "dx", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias", "dh0")
 
 
@@ -80,7 +91,9 @@ def apart(ours: Tensor, true: Tensor) -> float:
 
 
 def correct(hour: Hour, minutes: float) -> dict:
-    """The Triton scan against the loop in float64; a case that is wrong is listed, and fails the step at its end."""
+    """The Triton scan against the loop in float64;
+    a case that is wrong is listed, and fails the step at its end.
+    """
     shapes = SHAPES[1:2] if hour.tiny else SHAPES
     dtypes = dict(itertools.islice(DTYPES.items(), 1)) if hour.tiny else DTYPES
     rows = []
@@ -114,10 +127,21 @@ def peer(hour: Hour, minutes: float) -> dict:
         "MAMBA_FORCE_BUILD": "TRUE", "MAMBA_KEEP_CUDA_BUILD": "TRUE",
         "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "MAX_JOBS": str(os.cpu_count()),
     }  # fmt: skip
-    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps",
-               "--no-build-isolation", "--target", hour.work / "peer", sources[0]]
-    done = subprocess.run(command, check=False, env={**os.environ, **wanted}, capture_output=True,
-                          text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        hour.work / "peer",
+        sources[0],
+    ]
+    done = subprocess.run(
+        command, check=False, env={**os.environ, **wanted}, capture_output=True, text=True
+    )
     print(done.stdout, done.stderr)
     return {"built": done.returncode == 0, "why": done.stderr.strip()[-300:]}
 
@@ -127,11 +151,36 @@ def scan(hour: Hour, minutes: float) -> dict:
     from lib.lab.bench import scan as bench
 
     output = hour.result("scan_gpu")
-    options = ["--repeats", "9", "--seconds", "2", "--limit", "2", "--lengths", "512,2048,8192,32768"]
+    options = [
+        "--repeats",
+        "9",
+        "--seconds",
+        "2",
+        "--limit",
+        "2",
+        "--lengths",
+        "512,2048,8192,32768",
+    ]
     if hour.tiny:
-        options = ["--device", "cpu", "--repeats", "3", "--seconds", "0.1", "--lengths", "64",
-                   "--batch", "1", "--d-inner", "8", "--only", "parallel,loop", "--allocator",
-                   "default", "--no-figure3"]
+        options = [
+            "--device",
+            "cpu",
+            "--repeats",
+            "3",
+            "--seconds",
+            "0.1",
+            "--lengths",
+            "64",
+            "--batch",
+            "1",
+            "--d-inner",
+            "8",
+            "--only",
+            "parallel,loop",
+            "--allocator",
+            "default",
+            "--no-figure3",
+        ]
     bench.main([*options, "--output", str(output)])
     return {"file": output.name}
 
@@ -170,21 +219,32 @@ def tiles(hour: Hour, minutes: float) -> dict:
 
 
 def train_step(hour: Hour, minutes: float) -> dict:
-    """A training step in bfloat16: Mamba with the fused scan and with plain PyTorch's, two rivals beside it."""
+    """A training step in bfloat16: Mamba with the fused scan and with plain PyTorch's,
+    two rivals beside it.
+    """
     from lib.lab.rivals.matched import Size, build
 
     size = Size(32, 2, 4, window=16) if hour.tiny else Size(512, 12, 16, window=1024)
     batch, length = (2, 16) if hour.tiny else (16, 1024)
-    contenders = {"mamba": ("mamba", "auto"), "mamba, plain scan": ("mamba", "parallel"),
-                  "transformer": ("transformer", None), "lstm": ("lstm", None)}
+    contenders = {
+        "mamba": ("mamba", "auto"),
+        "mamba, plain scan": ("mamba", "parallel"),
+        "transformer": ("transformer", None),
+        "lstm": ("lstm", None),
+    }
     tokens = torch.randint(580, (batch, length + 1), device=device())
     steps, rows = {}, {}
     for name, (arch, backend) in contenders.items():
         torch.manual_seed(0)
         model = build(arch, 580, size).to(device()).train()
         rows[name] = {"parameters": model.parameter_count()}
-        steps[name] = partial(_step, model, tokens, {} if backend is None else {"backend": backend},
-                              torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True))
+        steps[name] = partial(
+            _step,
+            model,
+            tokens,
+            {} if backend is None else {"backend": backend},
+            torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),
+        )
         steps[name]()
     clock = stopwatch(device())
     works = {name: partial(clock, step) for name, step in steps.items()}
@@ -205,14 +265,29 @@ def _step(model: nn.Module, tokens: Tensor, options: dict, optimizer) -> None:
 
 
 def flagship(hour: Hour, minutes: float) -> dict:
-    """Train on the base tokens until the minutes are over; the best weights come back as float16."""
+    """Train on the base tokens until the minutes are over;
+    the best weights come back as float16.
+    """
     from lib.train.__main__ import main
     from lib.train.checkpoints import exists
 
     folder = hour.work / "flagship"
-    budget = 0.05 if hour.tiny else max(0.2, minutes - 0.8)  # the rest: imports, compiling, validation
-    options = ["--preset", "quick" if hour.tiny else "h100", "--transpose", "5", "--louder", "2",
-               "--copies", "no", "--steps", "1000000", "--minutes", f"{budget:.2f}"]
+    # the rest: imports, compiling, validation
+    budget = 0.05 if hour.tiny else max(0.2, minutes - 0.8)
+    options = [
+        "--preset",
+        "quick" if hour.tiny else "h100",
+        "--transpose",
+        "5",
+        "--louder",
+        "2",
+        "--copies",
+        "no",
+        "--steps",
+        "1000000",
+        "--minutes",
+        f"{budget:.2f}",
+    ]
     if hour.tiny:
         options += ["--eval-every", "5", "--save-every", "5", "--eval-tokens", "500"]
     resume = ["--resume"] if exists(folder) else []
@@ -239,9 +314,24 @@ def race(hour: Hour, minutes: float) -> dict:
 
     scale = "quick" if hour.tiny else "hour"
     jobs = 1 if hour.tiny else min(8, os.cpu_count() or 1)
-    main(["--scale", scale, "--only", "race", "--jobs", str(jobs), "--streams", str(hour.streams),
-          "--folder", str(hour.work / "race"), "--results", str(hour.work / "results"),
-          "--budget-minutes", f"{max(0.1, minutes - 0.3):.2f}"])
+    main(
+        [
+            "--scale",
+            scale,
+            "--only",
+            "race",
+            "--jobs",
+            str(jobs),
+            "--streams",
+            str(hour.streams),
+            "--folder",
+            str(hour.work / "race"),
+            "--results",
+            str(hour.work / "results"),
+            "--budget-minutes",
+            f"{max(0.1, minutes - 0.3):.2f}",
+        ]
+    )
     found = hour.read(f"experiments_race_{scale}")
     return {"file": f"experiments_race_{scale}.json", "finished": "summary" in found}
 

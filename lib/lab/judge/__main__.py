@@ -1,9 +1,9 @@
 """How good is what was played, to measures and to listeners?
 
-python -m lib.lab.judge DIR                      beside real test pieces and beside noise
-python -m lib.lab.judge bits DIR                 bits a note of its files by the model
-python -m lib.lab.judge page --group NAME=DIR    a page on which listeners compare (two groups or more)
-python -m lib.lab.judge --ratings FILE           what they preferred
+python -m lib.lab.judge DIR                     beside real test pieces and beside noise
+python -m lib.lab.judge bits DIR                bits a note of its files by the model
+python -m lib.lab.judge page --group NAME=DIR   a page for listeners to compare two groups or more
+python -m lib.lab.judge --ratings FILE          what they preferred
 """
 
 import argparse
@@ -17,14 +17,17 @@ from lib.env.files import whole, write_json
 
 
 def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarray], float]:
-    """The openings of all MIDI files of a folder, and their length: at most a minute, at most the median piece."""
+    """The openings of all MIDI files of a folder, and their length:
+    at most a minute, at most the median piece.
+    """
     from lib.music.library import opening
     from lib.music.notes import read_midi, sustain
 
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".mid", ".midi"))
     if len(paths) < 2:
         raise UserError(
-            f"{folder} holds {len(paths)} MIDI files: play two or more into it with python -m lib.generate"
+            f"{folder} holds {len(paths)} MIDI files: play two or more into it with python "
+            "-m lib.generate"
         )
     pieces = {path.name: sustain(read_midi(path)).notes for path in paths}
     if seconds is None:
@@ -39,7 +42,9 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Set the MIDI files of a folder beside real test pieces and beside noise; or analyse listeners' ratings."""
+    """Set the MIDI files of a folder beside real test pieces and beside noise;
+    or analyse listeners' ratings.
+    """
     from lib.generate.player import MODEL
     from lib.lab.judge import anchors, bits, listening_page
     from lib.music.maestro import performances

@@ -45,7 +45,10 @@ def anchors(
     seed: int = 0,
     progress: bool = True,
 ) -> Anchors:
-    """Read the test and the train split. A small sample has one test piece: it is cut into openings then."""
+    """Read the test and the train split.
+
+    A small sample has one test piece: it is cut into openings then.
+    """
     arrays = note_arrays(performances, progress=progress)
     rng = np.random.default_rng(seed)
     real, noise, composers, titles = [], [], [], []
@@ -71,7 +74,9 @@ def anchors(
     train = [(p, a) for p, a in zip(performances, arrays) if p.split == "train"]
     if not real or not train:
         raise UserError("there is no test or no train piece to compare with: fetch MAESTRO")
-    return Anchors(seconds, real, noise, composers, titles, [a for _, a in train], [p for p, _ in train])
+    return Anchors(
+        seconds, real, noise, composers, titles, [a for _, a in train], [p for p, _ in train]
+    )
 
 
 def _cut(notes: np.ndarray, seconds: float) -> np.ndarray:
@@ -90,7 +95,9 @@ def quantiles(pieces: Sequence[np.ndarray], seconds: float) -> dict[str, list[fl
 
 
 def overlaps(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict:
-    """Overlap area and KL of each feature and group against all real pieces, and what halves of the real ones reach."""
+    """Overlap area and KL of each feature and group against all real pieces,
+    and what halves of the real ones reach.
+    """
     rng = np.random.default_rng(seed)
     real = features(anchor.real)
     table = {name: yang_lerch(real, features(pieces)) for name, pieces in groups.items()}
@@ -132,7 +139,9 @@ def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]
 def frechets(
     anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0
 ) -> dict[str, float]:
-    """Fréchet distance of each group to real pieces, sets of equal size, mean over random draws; NaN for too few."""
+    """Fréchet distance of each group to real pieces, sets of equal size, mean over random draws;
+    NaN for too few.
+    """
     rng = np.random.default_rng(seed)
     size = min([len(anchor.real) // 2, *(len(pieces) for pieces in groups.values())])
     if size < 8:
@@ -166,7 +175,8 @@ def _train_clips(anchor: Anchors, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
-    """Longest passages shared with the train split, in notes: exactly and transposed, a group a row.
+    """Longest passages shared with the train split, in notes:
+    exactly and transposed, a group a row.
 
     "real" are the test openings against the pieces of *other* composers: what unrelated music
     shares by chance. "same title" shows that the check can find something: the opening of a
@@ -207,9 +217,10 @@ def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     """The most surprising passage of each piece that training pieces share, a group a row, in bits.
 
     Beside the groups stand three controls. Openings of test pieces against training pieces of other
-    composers: what chance does; the largest percent of these is the threshold. Against other titles of the
-    same composer: what style does. And openings of training pieces against other performances of the
-    same title: what a copy by other hands looks like, and so what share of them this check can see.
+    composers: what chance does; the largest percent of these is the threshold. Against other titles
+    of the same composer: what style does. And openings of training pieces against other
+    performances of the same title: what a copy by other hands looks like, and so what share of them
+    this check can see.
     """
     corpus = Corpus([keys(notes) for notes in anchor.train])
     facts_of = anchor.train_facts

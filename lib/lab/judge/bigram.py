@@ -1,7 +1,10 @@
-"""A player that knows the last token alone: pairs of tokens, counted. What it plays is the anchor that music must beat.
+"""A player that knows the last token alone: pairs of tokens, counted.
 
-Shuffled tokens are a poor floor: whatever keeps to the grammar and to the frequency of pairs comes nearer to
-real music than they do. So a measure means something where a model lies clearly above this one.
+What it plays is the anchor that music must beat.
+
+Shuffled tokens are a poor floor: whatever keeps to the grammar and to the frequency of pairs
+comes nearer to real music than they do. So a measure means something where a model lies clearly
+above this one.
 """
 
 from types import SimpleNamespace
@@ -15,7 +18,9 @@ from lib.train.bits import counted_pairs
 
 
 class BigramLM(nn.Module):
-    """log P(next token | last token), with the interface of a language model; its state is empty."""
+    """log P(next token | last token), with the interface of a language model;
+    its state is empty.
+    """
 
     carries = True
 

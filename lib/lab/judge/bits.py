@@ -1,7 +1,8 @@
 """How well does a model foresee a folder of performances? `python -m lib.lab.judge bits FOLDER`.
 
-Bits per note of whole files, on the tokens of the model, with an interval over files. They can be set beside those
-of MAESTRO's test pieces where the recordings have the same kind of timing: a score without rubato is easier.
+Bits per note of whole files, on the tokens of the model, with an interval over files. They can be
+set beside those of MAESTRO's test pieces where the recordings have the same kind of timing: a score
+without rubato is easier.
 """
 
 import argparse
@@ -16,10 +17,14 @@ from lib.train.bits import held_out, interval, piece_bits
 
 
 def bits_of(folder: Path, model, tokenizer, say=print) -> dict:
-    """Bits per note of every file of a folder, and of all together with a 95 % interval over files."""
+    """Bits per note of every file of a folder, and of all together with a 95 % interval
+    over files.
+    """
     found = gather(folder, say)
     if not found:
-        raise UserError(f"no MIDI file in {folder} has enough notes to be measured: name another folder")
+        raise UserError(
+            f"no MIDI file in {folder} has enough notes to be measured: name another folder"
+        )
     streams = held_out(tokenizer, [one.performance for one in found])
     bits = piece_bits(model, streams, streams.pieces)
     notes = np.array([piece.notes for piece in streams.pieces])
@@ -38,7 +43,10 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.lab.judge bits", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder of MIDI files")
     parser.add_argument(
-        "--model", type=Path, default=MODEL, help="folder of a checkpoint (default: the shipped one)"
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a checkpoint (default: the shipped one)",
     )
     args = parser.parse_args(argv)
     found = bits_of(args.folder, *load_model(args.model))

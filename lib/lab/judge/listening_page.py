@@ -2,10 +2,11 @@
 
     python -m lib.lab.judge page --group real=DIR --group model=DIR --out page.html
 
-The page needs no network and no server: the sound lies in it. The roll of a clip, which moves with its sound, is
-seen only once the listener has chosen, so that the ear decides. Who played what is written in it too,
-in code that nobody reads by accident, and appears only in the exported file. `python -m lib.lab.judge
---ratings FILE…` says what the ratings say. The course ships no rating: it has none.
+The page needs no network and no server: the sound lies in it. The roll of a clip, which moves
+with its sound, is seen only once the listener has chosen, so that the ear decides. Who played
+what is written in it too, in code that nobody reads by accident, and appears only in the exported
+file. `python -m lib.lab.judge --ratings FILE…` says what the ratings say. The course ships no
+rating: it has none.
 """
 
 import argparse
@@ -38,7 +39,9 @@ class Answer(TypedDict):
     """What a listener said of one pair."""
 
     choice: Literal[*CHOICES]
-    clips: Annotated[list[Annotated[str, Field(pattern="/", max_length=1000)]], Field(min_length=2, max_length=2)]
+    clips: Annotated[
+        list[Annotated[str, Field(pattern="/", max_length=1000)]], Field(min_length=2, max_length=2)
+    ]
 
 
 class Ratings(TypedDict):
@@ -49,8 +52,12 @@ class Ratings(TypedDict):
     ratings: Annotated[list[Answer], Field(max_length=10_000)]
 
 
-def pairs(groups: dict[str, int], count: int, seed: int) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """`count` pairs of (group, clip), every pair of groups equally often, in random order and sides."""
+def pairs(
+    groups: dict[str, int], count: int, seed: int
+) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """`count` pairs of (group, clip), every pair of groups equally often,
+    in random order and sides.
+    """
     rng = np.random.default_rng(seed)
     kinds = itertools.cycle(list(itertools.combinations(groups, 2)))
     decks: dict[str, list[int]] = {name: [] for name in groups}
@@ -63,9 +70,17 @@ def pairs(groups: dict[str, int], count: int, seed: int) -> list[tuple[tuple[str
     return [tuple(dealt[i][side] for side in rng.permutation(2)) for i in rng.permutation(count)]
 
 
-def page(groups: dict[str, Sequence[Music]], path: str | Path, *, count: int = 12, seconds: float = 12.0,
-         seed: int = 0) -> None:
-    """Write the page: `count` pairs of clips, the first `seconds` of pieces of two groups, all equally loud at most."""
+def page(
+    groups: dict[str, Sequence[Music]],
+    path: str | Path,
+    *,
+    count: int = 12,
+    seconds: float = 12.0,
+    seed: int = 0,
+) -> None:
+    """Write the page: `count` pairs of clips, the first `seconds` of pieces of two groups,
+    all equally loud at most.
+    """
     if len(groups) < 2 or not all(groups.values()):
         raise UserError("a comparison needs two groups with a piece each")
     if not 1 <= count <= LARGEST:
@@ -83,9 +98,13 @@ def page(groups: dict[str, Sequence[Music]], path: str | Path, *, count: int = 1
         keys[name, index] = f"{name}/{index}"
     key = [[keys[clip] for clip in pair] for pair in dealt]
     test = hashlib.sha256(json.dumps([key, seed]).encode()).hexdigest()[:12]
-    content = {"format": FORMAT, "test": test, "pairs": [[sounds[clip] for clip in pair] for pair in dealt],
-               "rolls": [[rolls[clip] for clip in pair] for pair in dealt],
-               "key": base64.b64encode(json.dumps(key).encode()).decode()}
+    content = {
+        "format": FORMAT,
+        "test": test,
+        "pairs": [[sounds[clip] for clip in pair] for pair in dealt],
+        "rolls": [[rolls[clip] for clip in pair] for pair in dealt],
+        "key": base64.b64encode(json.dumps(key).encode()).decode(),
+    }
     with os_errors("read the page's template"):
         text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("/*MOVE*/", script())
@@ -105,7 +124,9 @@ def analyse(files: Sequence[dict], *, draws: int = 2000, seed: int = 0) -> dict:
     A choice counts 1, "no preference" one half. The interval resamples listeners, and the answers
     within each, because one person's answers are alike.
     """
-    names = sorted({clip.rpartition("/")[0] for f in files for row in f["ratings"] for clip in row["clips"]})
+    names = sorted(
+        {clip.rpartition("/")[0] for f in files for row in f["ratings"] for clip in row["clips"]}
+    )
     answers: dict[tuple[str, str], list[list[float]]] = {}
     for pair in itertools.combinations(names, 2):
         by_listener: dict[str, list[float]] = {}
@@ -114,18 +135,29 @@ def analyse(files: Sequence[dict], *, draws: int = 2000, seed: int = 0) -> dict:
                 clips = tuple(clip.rpartition("/")[0] for clip in row["clips"])
                 if set(clips) == set(pair):
                     won = CHOICES[row["choice"]]
-                    by_listener.setdefault(f["listener"], []).append(won if clips[0] == pair[0] else 1 - won)
+                    by_listener.setdefault(f["listener"], []).append(
+                        won if clips[0] == pair[0] else 1 - won
+                    )
         if by_listener:
             answers[pair] = list(by_listener.values())
     rng, out = np.random.default_rng(seed), []
     for (first, second), rows in answers.items():
         every, means = np.concatenate(rows), []
         for _ in range(draws):
-            drawn = [rng.choice(rows[i], len(rows[i])) for i in rng.integers(len(rows), size=len(rows))]
+            drawn = [
+                rng.choice(rows[i], len(rows[i])) for i in rng.integers(len(rows), size=len(rows))
+            ]
             means.append(np.concatenate(drawn).mean())
-        out.append({"first": first, "second": second, "answers": len(every), "listeners": len(rows),
-                    "preferred_first": float(every.mean()),
-                    "interval_95": [float(v) for v in np.percentile(means, (2.5, 97.5))]})
+        out.append(
+            {
+                "first": first,
+                "second": second,
+                "answers": len(every),
+                "listeners": len(rows),
+                "preferred_first": float(every.mean()),
+                "interval_95": [float(v) for v in np.percentile(means, (2.5, 97.5))],
+            }
+        )
     return {"listeners": len({f["listener"] for f in files}), "comparisons": out}
 
 
@@ -133,19 +165,29 @@ def report(result: dict) -> str:
     """The analysis as text."""
     if not result["comparisons"]:
         return "no ratings yet"
-    lines = [f"{result['listeners']} listeners; the share of answers that preferred the first, half a point for none"]
+    lines = [
+        f"{result['listeners']} listeners; the share of answers that preferred the first, "
+        "half a point for none"
+    ]
     for row in result["comparisons"]:
         low, high = row["interval_95"]
-        lines.append(f"{row['first']} over {row['second']}: {row['preferred_first']:.0%} ({low:.0%} to {high:.0%}), "
-                     f"{row['answers']} answers")
+        lines.append(
+            f"{row['first']} over {row['second']}: {row['preferred_first']:.0%} ({low:.0%} "
+            f"to {high:.0%}), "
+            f"{row['answers']} answers"
+        )
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write a blind listening page from folders of MIDI files."""
     parser = argparse.ArgumentParser(prog="python -m lib.lab.judge page", description=main.__doc__)
-    parser.add_argument("--group", action="append", default=[], metavar="NAME=DIR", help="two or more")
-    parser.add_argument("--pairs", type=int, default=12, help="comparisons for a listener (%(default)s)")
+    parser.add_argument(
+        "--group", action="append", default=[], metavar="NAME=DIR", help="two or more"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=12, help="comparisons for a listener (%(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=12, help="of each clip (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which clips meet (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("listening.html"), help="(%(default)s)")
@@ -158,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{text} is no group: give NAME=DIR with MIDI files in DIR")
         groups[name] = [read_midi(p) for p in paths]
     if not 3 <= args.seconds <= 60:
-        raise UserError(f"clips of {args.seconds} seconds are outside 3 to 60: choose another length")
+        raise UserError(
+            f"clips of {args.seconds} seconds are outside 3 to 60: choose another length"
+        )
     page(groups, args.out, count=args.pairs, seconds=args.seconds, seed=args.seed)
     print(f"{args.out}: {args.pairs} pairs, {args.out.stat().st_size / 1e6:.1f} MB")

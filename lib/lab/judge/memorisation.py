@@ -116,7 +116,9 @@ class _Runs:
 
 
 def _shared(mine, yours):
-    """Which of my runs are among yours in another group, and which of yours among mine, as two masks."""
+    """Which of my runs are among yours in another group,
+    and which of yours among mine, as two masks.
+    """
     table = np.zeros(1 << 22, bool)  # most of yours are none of mine: this says so quickly
     bits = np.uint64((1 << 22) - 1)
     table[mine.hash & bits] = True
@@ -142,7 +144,9 @@ def _shared(mine, yours):
 
 
 def _one_each(mine, yours, without):
-    """One shared run of each query that has none in `without`: (query, place in it, piece, place there)."""
+    """One shared run of each query that has none in `without`:
+    (query, place in it, piece, place there).
+    """
     gone = np.setdiff1d(mine.piece, without.piece)
     order = np.argsort(yours.hash, kind="stable") if len(gone) else []
     ranked = yours.hash[order]

@@ -88,7 +88,8 @@ def _of_length_one(rows: np.ndarray) -> np.ndarray:
 
 
 def returns(notes: np.ndarray, seconds: float, *, hop: float = 0.5) -> dict[str, float]:
-    """How well the best match of a moment, so many seconds earlier, resembles it: mean over the piece, -1 to 1.
+    """How well the best match of a moment, so many seconds earlier, resembles it:
+    mean over the piece, -1 to 1.
 
     NaN where a piece is too short for the lag.
     """
@@ -187,7 +188,8 @@ def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def yang_lerch(
     real: dict[str, np.ndarray], other: dict[str, np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-    """(overlap area, KL) of each feature: distances within the real set against those from it to the other.
+    """(overlap area, KL) of each feature: distances within the real set against those from
+    it to the other.
 
     Yang and Lerch, "On the evaluation of generative models in music", 2020, section 3.3. An
     overlap of 1 means that the other pieces lie among the real ones as those lie among themselves.
@@ -222,7 +224,9 @@ def describe(notes: np.ndarray) -> np.ndarray:
 
 
 class Embedding:
-    """`describe`, turned onto the directions in which real music varies most; learnt from excerpts."""
+    """`describe`, turned onto the directions in which real music varies most;
+    learnt from excerpts.
+    """
 
     def __init__(self, excerpts: Sequence[np.ndarray], size: int = 32):
         rows = np.stack([describe(notes) for notes in excerpts])
@@ -245,7 +249,8 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     apart = a.mean(0) - b.mean(0)
     first = np.cov(a.T)
     second = np.cov(b.T)
-    # the trace of the root of first · second, by way of a symmetric matrix with the same eigenvalues
+    # the trace of the root of first · second, by way of a symmetric matrix with the
+    # same eigenvalues
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     shared = np.linalg.eigvalsh(root @ second @ root)

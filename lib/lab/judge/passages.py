@@ -1,14 +1,14 @@
-"""Is it copied, though some notes differ? The passage that a piece shares with training pieces, weighed by
-surprise.
+"""Is it copied, though some notes differ? The passage that a piece shares with training pieces,
+weighed by surprise.
 
-Both are read as keys in the order in which they are struck (`memorisation.keys`), at any transposition.
-Their best local alignment (Smith and Waterman 1981) is sought: a note that agrees earns its surprise in
-bits, what a model of short contexts, counted on the training pieces, did not expect of it; a note that was
-changed, left out or put in costs `EDIT` bits. So a trill, a scale or a repeated note is worth little however
-long it is, and one wrong note does not end a passage.
+Both are read as keys in the order in which they are struck (`memorisation.keys`), at any
+transposition. Their best local alignment (Smith and Waterman 1981) is sought: a note that agrees
+earns its surprise in bits, what a model of short contexts, counted on the training pieces, did not
+expect of it; a note that was changed, left out or put in costs `EDIT` bits. So a trill, a scale or
+a repeated note is worth little however long it is, and one wrong note does not end a passage.
 
-Aligning everything with everything would take too long. Only where a few notes on end agree exactly is an
-alignment begun (as in Altschul et al. 1990, BLAST).
+Aligning everything with everything would take too long. Only where a few notes on end agree exactly
+is an alignment begun (as in Altschul et al. 1990, BLAST).
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,9 @@ class Corpus:
         return best
 
     def _candidates(self, query: np.ndarray, bits: np.ndarray, allowed: np.ndarray | None):
-        """(piece, transposition, first note, last note + 1) of places where seeds agree, the best first."""
+        """(piece, transposition, first note, last note + 1) of places where seeds agree,
+        the best first.
+        """
         windows = _windows(intervals(query))
         first = np.searchsorted(self.hashes, windows)
         last = np.searchsorted(self.hashes, windows, "right")
@@ -139,7 +141,9 @@ def _windows(steps: np.ndarray) -> np.ndarray:
 
 
 def align(query: np.ndarray, there: np.ndarray, bits: np.ndarray) -> Shared:
-    """The best local alignment of two sequences of keys; `bits` is what each note of the query is worth."""
+    """The best local alignment of two sequences of keys;
+    `bits` is what each note of the query is worth.
+    """
     columns = EDIT * np.arange(len(there) + 1)
     scores = np.zeros((len(query) + 1, len(there) + 1))
     for i, (key, worth) in enumerate(zip(query, bits), 1):

@@ -2,8 +2,8 @@
 
 Plays a hundred pieces and sets them beside real music and noise, proves each control, times a long
 prompt and a whole command, plays on for 200,000 tokens, and counts the bits of the test split.
-Writes data/results/generation.json and the hundred pieces into a folder. It reads the shipped model,
-whatever that is, and takes some ten minutes on two cores.
+Writes data/results/generation.json and the hundred pieces into a folder. It reads the shipped
+model, whatever that is, and takes some ten minutes on two cores.
 """
 
 import argparse
@@ -109,7 +109,9 @@ def _attribute(name: str, notes: np.ndarray, seconds: float) -> float:
 
 
 def controls(model, tokenizer, found, args) -> dict:
-    """Each control up and down beside the model's own way, the same seeds: a paired test over seeds."""
+    """Each control up and down beside the model's own way, the same seeds:
+    a paired test over seeds.
+    """
     from scipy.stats import wilcoxon
 
     seeds, seconds = list(range(args.seeds)), 30.0
@@ -287,7 +289,8 @@ def main(argv: list[str] | None = None) -> None:
         or not 10 <= args.seconds <= 600
     ):
         raise UserError(
-            f"these numbers are too small to say anything: eight pieces of ten seconds, five seeds and "
+            "these numbers are too small to say anything: eight pieces of ten seconds, "
+            "five seeds and "
             f"{100 * POINTS:,} tokens are the least"
         )
     model, tokenizer = load_model(args.model)
@@ -332,19 +335,22 @@ def summary(result: dict) -> str:
             for group, row in shared["groups"].items()
         ]
         lines += [
-            f"longest passage shared with train, {kind}: {rows['model']['longest']} notes; unrelated real pieces "
+            f"longest passage shared with train, {kind}: {rows['model']['longest']} notes; "
+            "unrelated real pieces "
             f"{rows['real']['longest']}"
             for kind, rows in copied.items()
         ]
     for name, row in result.get("controls", {}).items():
         lines.append(
-            f"{name}: {row['before']:.3g} to {row['after']:.3g}, {row['in_the_stated_direction']} of "
+            f"{name}: {row['before']:.3g} to {row['after']:.3g}, "
+            f"{row['in_the_stated_direction']} of "
             f"{row['seeds']} seeds, p {row['wilcoxon_p_one_sided']:.1e}"
         )
     if "prefill" in result:
         p = result["prefill"]
         lines.append(
-            f"prompt of {p['prompt_seconds'] / 60:.0f} minutes, {p['tokens']:,} tokens: {p['seconds']:.2f} s, "
+            f"prompt of {p['prompt_seconds'] / 60:.0f} minutes, {p['tokens']:,} tokens: "
+            f"{p['seconds']:.2f} s, "
             f"{p['share']:.0%} of the matrix rate of {p['matmul_gflops']:.0f} GFLOP/s"
         )
     if "continuation" in result:
@@ -358,7 +364,8 @@ def summary(result: dict) -> str:
         )
         if first["resident_bytes"] and last["resident_bytes"]:
             lines[-1] += (
-                f"; process {first['resident_bytes'] / 2**20:.0f} and {last['resident_bytes'] / 2**20:.0f} MiB"
+                f"; process {first['resident_bytes'] / 2**20:.0f} and "
+                f"{last['resident_bytes'] / 2**20:.0f} MiB"
             )
     if "bits" in result:
         for name in ("native", "dequantised_10_ms"):

@@ -1,9 +1,10 @@
-"""Where a notebook that is opened alone, as on Colab, fetches the course from (what it installs: `lib.env.install`).
+"""Where a notebook that is opened alone, as on Colab,
+fetches the course from (what it installs: `lib.env.install`).
 
-The address stands here and nowhere else. It is the home that is planned for the course; a fork puts its
-own there and runs `python -m lib.lab.pages stamp`, which writes it into the first cell and the badge of
-every notebook and into the README. Whoever runs a notebook may name another source in MUSIC_REPO:
-anything that `git clone` takes, a folder on the disk too.
+The address stands here and nowhere else. It is the home that is planned for the course; a fork puts
+its own there and runs `python -m lib.lab.pages stamp`, which writes it into the first cell and the
+badge of every notebook and into the README. Whoever runs a notebook may name another source in
+MUSIC_REPO: anything that `git clone` takes, a folder on the disk too.
 
 `python -m lib.lab.pages lone` tries it all (`lib.lab.pages.lone`).
 """
@@ -42,7 +43,8 @@ def link(name: str) -> str:
     owner = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", REPOSITORY)
     if not owner:
         raise UserError(
-            f"Colab opens notebooks from GitHub only, and REPOSITORY in lib/lab/pages/address.py is {REPOSITORY}: "
+            "Colab opens notebooks from GitHub only, and REPOSITORY in lib/lab/pages/address.py "
+            f"is {REPOSITORY}: "
             "write https://github.com/OWNER/NAME there"
         )
     return f"{COLAB}/github/{owner[1]}/blob/{BRANCH}/notebooks/{name}.ipynb"

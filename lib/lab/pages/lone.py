@@ -1,17 +1,19 @@
-"""Colab, pretended in earnest: a lone notebook, a fresh environment, and the minutes to its first sound.
+"""Colab, pretended in earnest: a lone notebook, a fresh environment,
+and the minutes to its first sound.
 
     python -m lib.lab.pages lone 00 07 09
 
-For each notebook: a new virtual environment with what Colab has at least, torch and a kernel; an empty
-folder with nothing in it but the notebook; the committed state of this repository as its address. The
-notebook makes its quick run up to the first cell that plays sound, or to its end where none does. The
-minutes count from the start of its first cell, which fetches and installs; putting torch and the kernel
-there does not count, as on Colab they wait. They go to data/results/colab.json.
+For each notebook: a new virtual environment with what Colab has at least, torch and a
+kernel; an empty folder with nothing in it but the notebook; the committed state of this
+repository as its address. The notebook makes its quick run up to the first cell that plays
+sound, or to its end where none does. The minutes count from the start of its first cell,
+which fetches and installs; putting torch and the kernel there does not count, as on Colab
+they wait. They go to data/results/colab.json.
 
 Colab has many more packages than this environment, so there is less to install there, and another
-network: the minutes are those of the machine that is named beside them. Beside the minutes of the clock
-stand those that the processor worked, and how many programs waited for it at the beginning (its load):
-on a machine that is busy with something else the clock says little.
+network: the minutes are those of the machine that is named beside them. Beside the minutes of the
+clock stand those that the processor worked, and how many programs waited for it at the beginning
+(its load): on a machine that is busy with something else the clock says little.
 """
 
 import json
@@ -42,7 +44,9 @@ def choose(names: list[str]) -> list[str]:
 
 
 def to_first_sound(book):
-    """The notebook without what comes after the first code cell whose stored output plays; True if one does."""
+    """The notebook without what comes after the first code cell whose stored output plays;
+    True if one does.
+    """
     for number, cell in enumerate(book.cells):
         if any(
             SOUND in out.get("data", {}).get("text/html", "") for out in cell.get("outputs", ())
@@ -75,7 +79,9 @@ def _run(command: list[str], doing: str) -> str:
 
 
 def environment(folder: Path) -> Path:
-    """A virtual environment with torch, a kernel and a pretended `google.colab`; returns its Python."""
+    """A virtual environment with torch, a kernel and a pretended `google.colab`;
+    returns its Python.
+    """
     _run([sys.executable, "-m", "venv", str(folder)], "make a virtual environment")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     torch = f"torch=={version('torch').partition('+')[0]}"
@@ -144,18 +150,24 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
 
 
 def _worked() -> float:
-    """Seconds that the processors worked for the programs that this one started and that have ended."""
+    """Seconds that the processors worked for the programs that this one started and
+    that have ended.
+    """
     times = os.times()
     return times.children_user + times.children_system
 
 
 def _load() -> float | None:
-    """How many programs want a processor, over the last minute; None where the system does not say."""
+    """How many programs want a processor, over the last minute;
+    None where the system does not say.
+    """
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def main(names: list[str], say=print) -> None:
-    """Check the named notebooks, all for none, and merge their minutes into data/results/colab.json."""
+    """Check the named notebooks, all for none, and merge their minutes into
+    data/results/colab.json.
+    """
     chosen = choose(names)
     for package in ("nbclient", "nbformat", "torch"):
         try:

@@ -95,7 +95,8 @@ def _scan(found: dict) -> str:
 def _scan_sizes(found: dict) -> str:
     shape = found["shape"]
     return (
-        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, N {shape['d_state']}, "
+        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, "
+        f"N {shape['d_state']}, "
         f"{found['dtypes'][0]})"
     )
 
@@ -107,14 +108,16 @@ def _generation(found: dict) -> str:
     better = [min(cache[length] for cache in caches) for length in times["gpt2"]]
     first, *_, last = sorted(found["positions"])
     return (
-        f"{min(speeds):,} to {max(speeds):,} tokens/s, as fast after {last:,} tokens as after {first:,}; Mamba in "
+        f"{min(speeds):,} to {max(speeds):,} tokens/s, "
+        f"as fast after {last:,} tokens as after {first:,}; Mamba in "
         f"transformers takes {_range(times['transformers_mamba'].values())} as long, GPT-2 with "
         f"the better of its two caches {_range(better)}"
     )
 
 
 def _generation_sizes(found: dict) -> str:
-    return f", {found['contenders'][found['ours']]['parameters'] / 1e6:.1f} million parameters, one piece"
+    ours = found["contenders"][found["ours"]]
+    return f", {ours['parameters'] / 1e6:.1f} million parameters, one piece"
 
 
 def _training(found: dict) -> str:
@@ -126,7 +129,8 @@ def _training(found: dict) -> str:
     mambapy = speed["ours"] / speed["mambapy"]
     return (
         f"{speed['ours_bf16']:,.0f} tokens/s in bfloat16, where an equal Transformer takes "
-        f"{transformer:.2f} × as long; {speed['ours']:,.0f} in float32, where mambapy takes {mambapy:.1f} ×"
+        f"{transformer:.2f} × as long; {speed['ours']:,.0f} in float32, "
+        f"where mambapy takes {mambapy:.1f} ×"
     )
 
 
@@ -147,7 +151,8 @@ def _pick(found: dict, part: str, contender: str) -> dict:
 def _resume(found: dict) -> str:
     end = "the same weights at the end" if found["same_end"] else "other weights at the end"
     return (
-        f"{found['kills']} kills, {found['damaged']} damaged files, at most {found['most_lost']} steps lost; "
+        f"{found['kills']} kills, {found['damaged']} damaged files, "
+        f"at most {found['most_lost']} steps lost; "
         f"{end}"
     )
 
@@ -218,19 +223,22 @@ ROWS = (
     ),
     Row(
         "experiments_likelihood",
-        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 % over pieces, not over seeds)",
+        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 % over pieces, "
+        "not over seeds)",
         f"{EXPERIMENTS} --only likelihood --jobs 2",
         _difference("tokens"),
     ),
     Row(
         "experiments_likelihood",
-        "Mamba minus Transformer, equal time, bits a note on test pieces (95 % over pieces, not over seeds)",
+        "Mamba minus Transformer, equal time, bits a note on test pieces (95 % over pieces, "
+        "not over seeds)",
         f"{EXPERIMENTS} --only likelihood --jobs 2",
         _difference("minutes"),
     ),
     Row(
         "experiments_original",
-        "the original's recipe in small, a few performances read many times: bits a note on performances never "
+        "the original's recipe in small, a few performances read many times: "
+        "bits a note on performances never "
         "seen, and what repairs gain (95 %, over seeds and pieces)",
         f"{EXPERIMENTS} --only original --jobs 2",
         _repairs,

@@ -1,9 +1,11 @@
-"""What is written into README.md and the notebooks by a command, so that it stands in one place only.
+"""What is written into README.md and the notebooks by a command,
+so that it stands in one place only.
 
     python -m lib.lab.pages stamp
 
-Into the README go the measured minutes, the shipped model's figures and the links to Colab; into every
-notebook its badge and the first cell, which knows the address of the course. Outputs stay as they are.
+Into the README go the measured minutes, the shipped model's figures and the links to Colab; into
+every notebook its badge and the first cell, which knows the address of the course. Outputs stay
+as they are.
 """
 
 import re
@@ -111,7 +113,8 @@ def _spine(block: str) -> str:
     texts = [(ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8") for name in SPINE]
     lines = sum(len(text.splitlines()) for text in texts)
     return (
-        f"The {len(SPINE)} files of the last column are the spine of the package, some {round(lines, -2):,} lines "
+        f"The {len(SPINE)} files of the last column are the spine of the package, "
+        f"some {round(lines, -2):,} lines "
         "in all:\nwho has read them knows how the rest is put together."
     )
 
@@ -140,7 +143,9 @@ def readme(text: str) -> str:
 
 
 def notebook(text: str, name: str) -> str:
-    """A notebook's file with its badge below the promise and the common first cell; all else is kept."""
+    """A notebook's file with its badge below the promise and the common first cell;
+    all else is kept.
+    """
     import nbformat
 
     book = nbformat.reads(text, as_version=4)
@@ -149,7 +154,8 @@ def notebook(text: str, name: str) -> str:
     start = next((cell for cell in book.cells if cell.cell_type == "code"), None)
     if start is None or "lib.env import" not in start.source:
         raise UserError(
-            f"the first code cell of {name}.ipynb is not the one that fetches the course: put it back"
+            f"the first code cell of {name}.ipynb is not the one that fetches the "
+            "course: put it back"
         )
     start.source = colab.first_cell()
     return nbformat.writes(book) + "\n"

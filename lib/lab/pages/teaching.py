@@ -3,10 +3,10 @@
     python -m lib.lab.pages teaching FOLDER           out/teaching where none is named
 
 The folder holds the executed notebooks as pages, which a browser shows without Python or a network
-(`pages/`); the exercises of each notebook without their solutions (`exercises/`) and all solutions on
-one page (`solutions.html`); the decks of the routes with the timer, the papers to print, and the mails
-with the course's address put in. `index.html` leads to all of it. It is made of what is in the
-repository within a minute, and fetches nothing.
+(`pages/`); the exercises of each notebook without their solutions (`exercises/`) and all solutions
+on one page (`solutions.html`); the decks of the routes with the timer, the papers to print, and the
+mails with the course's address put in. `index.html` leads to all of it. It is made of what is in
+the repository within a minute, and fetches nothing.
 """
 
 import json
@@ -107,7 +107,9 @@ def without_solutions(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def exercises(book: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    """Of a notebook its title, its first code cell, and texts and stubs of its exercises; or None."""
+    """Of a notebook its title, its first code cell,
+    and texts and stubs of its exercises; or None.
+    """
     first = next((cell for cell in book.cells if cell.cell_type == "code"), None)
     pairs = zip(book.cells, book.cells[1:], strict=False)
     chosen = [pair for pair in pairs if SOLUTION.search(pair[0].source)]

@@ -1,13 +1,14 @@
-"""A room without a network: everything that the course needs, in one folder that is known to be complete.
+"""A room without a network: everything that the course needs,
+in one folder that is known to be complete.
 
     python -m lib.lab.pages workshop FOLDER           make it, or finish what is there, and check it
     python -m lib.lab.pages workshop FOLDER --check   check it, fetch nothing
 
-The folder holds a wheel of every package (`wheels/`), the repository as git knows it with the shipped
-model and ten real performances (`course.zip`), the requirements, a page that says how to install
-without a network, and what the teacher carries (`teaching/`: lib/lab/pages/teaching.py). `bundle.json`
-names every wheel with its checksum. A bundle serves one kind of machine and one version of Python:
-those of the machine that makes it.
+The folder holds a wheel of every package (`wheels/`), the repository as git knows it with the
+shipped model and ten real performances (`course.zip`), the requirements, a page that says how to
+install without a network, and what the teacher carries (`teaching/`: lib/lab/pages/teaching.py).
+`bundle.json` names every wheel with its checksum. A bundle serves one kind of machine and one
+version of Python: those of the machine that makes it.
 
 Each file appears whole or not at all, so a second call goes on where the first was stopped.
 """
@@ -101,7 +102,9 @@ def _pip(*arguments: str, doing: str, offline: bool = False) -> str:
 
 
 def resolve(requirements: Path) -> list[str]:
-    """Every package that the requirements need, as "name==version"; torch in the version that is here."""
+    """Every package that the requirements need, as "name==version";
+    torch in the version that is here.
+    """
     from packaging.utils import canonicalize_name
     from packaging.version import Version
 
@@ -195,7 +198,8 @@ def _fetch_wheels(folder: Path, bundle: dict, say) -> None:
         missing = [package for package, _ in lacking_wheels(folder, bundle)]
         for begin in range(0, len(missing), BATCH):
             say(
-                f"fetching packages {begin + 1} to {min(begin + BATCH, len(missing))} of {len(missing)}"
+                f"fetching packages {begin + 1} to {min(begin + BATCH, len(missing))} "
+                f"of {len(missing)}"
             )
             _pip(
                 "wheel",
@@ -257,7 +261,10 @@ def pack(path: Path) -> None:
 
 
 def lacking(folder: Path) -> Iterator[str]:
-    """What a bundle lacks, a phrase each; nothing where it is ready. Every file is read, pip is asked."""
+    """What a bundle lacks, a phrase each; nothing where it is ready.
+
+    Every file is read, pip is asked.
+    """
     bundle = read_list(folder)
     if not bundle["packages"]:
         yield f"{LIST}, the list of packages"
@@ -337,7 +344,8 @@ def main(folder: Path, *, check_only: bool = False, say=print) -> None:
             say(f"missing: {what}")
         many = f"{len(missing)} things are" if len(missing) > 1 else "one thing is"
         raise UserError(
-            f"not ready, {many} missing: run python -m lib.lab.pages workshop {folder}, with a network"
+            f"not ready, {many} missing: run python -m lib.lab.pages workshop "
+            f"{folder}, with a network"
         )
     bundle = read_list(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,8 +1,8 @@
 """mamba-ssm's own `Mamba` block, made to run on a CPU: a second opinion on `lib.mamba.MambaMixer`.
 
-Its package cannot be imported without CUDA, so the one class is taken out of its file and given what
-it asks for: the reference scan for the kernel, and the few turns of axes that it writes with einops.
-Nothing is installed, and nothing is put among Python's modules.
+Its package cannot be imported without CUDA, so the one class is taken out of its file and given
+what it asks for: the reference scan for the kernel, and the few turns of axes that it writes with
+einops. Nothing is installed, and nothing is put among Python's modules.
 """
 
 import ast
@@ -57,9 +57,20 @@ def block() -> type[nn.Module]:
     without = dict.fromkeys(
         ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update", "mamba_inner_fn")
     )
-    return _definition(block_file(), "Mamba", common | without | {
-        "__name__": __name__, "math": math, "nn": nn, "Tensor": Tensor, "Optional": Optional,
-        "selective_scan_fn": scan})
+    return _definition(
+        block_file(),
+        "Mamba",
+        common
+        | without
+        | {
+            "__name__": __name__,
+            "math": math,
+            "nn": nn,
+            "Tensor": Tensor,
+            "Optional": Optional,
+            "selective_scan_fn": scan,
+        },
+    )
 
 
 def block_file(folder: Path | None = None, say=print) -> Path:

@@ -1,4 +1,6 @@
-"""transformers' language models beside ours: its Mambas with our weights, and a GPT-2 of our size."""
+"""transformers' language models beside ours: its Mambas with our weights,
+and a GPT-2 of our size.
+"""
 
 import torch
 from torch import nn

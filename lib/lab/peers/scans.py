@@ -33,30 +33,40 @@ SHA256 = "543edd077f11c80cccd5c5e2f926420d9105fd238d9e8960e53660cfa234dce8"  # o
 
 
 def _theirs(module: str, name: str, install: str):
-    """`name` out of their `module`, whatever its import may raise (some compile, some load CUDA)."""
+    """`name` out of their `module`, whatever its import may raise
+    (some compile, some load CUDA).
+    """
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name == "selective_scan_cuda":
             raise UserError(NO_CUDA_SCAN) from error
-        raise UserError(f"{(error.name or module).partition('.')[0]} is not installed: "
-                        f"run pip install {install}") from error
+        raise UserError(
+            f"{(error.name or module).partition('.')[0]} is not installed: "
+            f"run pip install {install}"
+        ) from error
     except Exception as error:
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{module} of {install} does not work here ({why[:160]})") from error
 
 
 def _channels_first(scan: Callable) -> Callable:
-    """Our signature for a whole scan that wants (B, D, L) and (B, N, L); the turning is by views."""
+    """Our signature for a whole scan that wants (B, D, L) and (B, N, L);
+    the turning is by views.
+    """
+
     def ours(x, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
         x, delta, B, C, z = (t if t is None else t.transpose(1, 2) for t in (x, delta, B, C, z))
-        return scan(x, delta, A, B, C, D=D, z=z, delta_bias=delta_bias,
-                    delta_softplus=delta_softplus).transpose(1, 2)
+        return scan(
+            x, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus
+        ).transpose(1, 2)
+
     return ours
 
 
 def _dressed(core: Callable) -> Callable:
     """Our signature for a scan without bias, softplus and gate: they go around it, in float32."""
+
     def ours(x, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
         dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
         x, delta, B, C = (t.to(high) for t in (x, delta, B, C))
@@ -64,6 +74,7 @@ def _dressed(core: Callable) -> Callable:
         D = x.new_zeros(()) if D is None else D
         y = core(x, F.softplus(delta) if delta_softplus else delta, A, B, C, D)
         return (y if z is None else y * F.silu(z.to(high))).to(dtype)
+
     return ours
 
 
@@ -88,6 +99,7 @@ def _accelerated(module: str) -> Callable:
         Bx_bar = (delta * x)[:, :, None] * B[:, None]
         h = scan(A_bar.flatten(1, 2).contiguous(), Bx_bar.flatten(1, 2).contiguous())
         return ((h.view_as(A_bar) * C[:, None]).sum(2) + D[..., None] * x).transpose(1, 2)
+
     return _dressed(core)
 
 
@@ -137,8 +149,13 @@ def archive_file(file: str, sha256: str, what: str, folder: Path | None = None, 
             say(f"fetching mamba-ssm's {what} from its source distribution (0.2 MB, once)")
             with tempfile.TemporaryDirectory(dir=folder) as work, whole(target) as part:
                 # nothing is built: its set-up is asked not to look for CUDA
-                pip_download(SDIST, Path(work), "mamba-ssm", options=["--no-build-isolation"],
-                             environment={"MAMBA_SKIP_CUDA_BUILD": "TRUE"})
+                pip_download(
+                    SDIST,
+                    Path(work),
+                    "mamba-ssm",
+                    options=["--no-build-isolation"],
+                    environment={"MAMBA_SKIP_CUDA_BUILD": "TRUE"},
+                )
                 part.write_bytes(_member(Path(work), file, sha256, what))
     return target
 
@@ -150,7 +167,14 @@ def _member(work: Path, file: str, sha256: str, what: str) -> bytes:
             content = tar.extractfile(f"{SDIST.replace('-', '_').replace('==', '-')}/{file}").read(
                 1_000_000
             )
-    except (tarfile.TarError, EOFError, KeyError, AttributeError, StopIteration, zlib.error) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        StopIteration,
+        zlib.error,
+    ) as error:
         raise Unreachable(f"mamba-ssm's source distribution is damaged or has no {what}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise Unreachable(f"the {what} in mamba-ssm's source distribution has a wrong checksum")
@@ -205,7 +229,8 @@ PEERS = {
             "accelerated-scan",
             CUDA,
             True,
-            "its scan, with what it needs around it: the discretisation before, C h, D x and gate after",
+            "its scan, with what it needs around it: the discretisation before, C h, "
+            "D x and gate after",
             lambda module=module: _accelerated(module),
         )
         for kind, module in (("triton", "scalar"), ("warp", "warp"))
@@ -224,7 +249,9 @@ def load(name: str) -> Callable:
 
 
 def version_of(name: str) -> str:
-    """The version of the peer's package; the one whose reference is fetched where it is not installed."""
+    """The version of the peer's package; the one whose reference is fetched where it is
+    not installed.
+    """
     try:
         return version(PEERS[name].package)
     except PackageNotFoundError:

@@ -1,7 +1,8 @@
 """Operations that a training step makes for a token, counted from a model's sizes.
 
-A multiplication and an addition are two. The backward pass makes twice as many as the forward pass, as is
-usual (Kaplan et al. 2020, section 2.1). Left out is what is small beside the products: norms, gates, softmax.
+A multiplication and an addition are two. The backward pass makes twice as many as the forward
+pass, as is usual (Kaplan et al. 2020, section 2.1). Left out is what is small beside the products:
+norms, gates, softmax.
 """
 
 import math
@@ -32,7 +33,9 @@ def operations(model: LanguageModel, batch: int, length: int) -> float:
 
 
 def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length: int) -> float:
-    """Forward operations for a token in which tokens meet one another; a layer's weights are not in it."""
+    """Forward operations for a token in which tokens meet one another;
+    a layer's weights are not in it.
+    """
     if isinstance(mixer, Attention):
         window = mixer.window
         reach = window if model.carries else sum(min(t + 1, window) for t in range(length)) / length
@@ -46,7 +49,8 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
     if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
         config = mixer.config
         chunk = min(CHUNK, length)
-        products = config.n_head if isinstance(mixer, Mamba3Mixer) else 1  # C by B, of each head or once
+        # C by B, of each head or once
+        products = config.n_head if isinstance(mixer, Mamba3Mixer) else 1
         inside = 2 * chunk * (products * config.d_state + config.d_inner)  # and their mask by x
         return inside + 4 * config.d_inner * config.d_state  # into a chunk's state, and out of it
     if isinstance(mixer, S4DMixer):

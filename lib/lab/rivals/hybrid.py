@@ -1,4 +1,6 @@
-"""Mamba with one or two attention layers, as in Jamba and Samba: the original authors' future work."""
+"""Mamba with one or two attention layers, as in Jamba and Samba:
+the original authors' future work.
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +25,8 @@ class HybridConfig(MambaConfig):
         object.__setattr__(self, "attention", tuple(self.attention))  # JSON knows lists only
         if any(not 0 <= i < self.n_layer for i in self.attention):
             raise UserError(
-                f"attention in layers {self.attention} does not fit {self.n_layer} layers, counted from 0"
+                f"attention in layers {self.attention} does not fit {self.n_layer} "
+                "layers, counted from 0"
             )
         if not self.tied:
             raise UserError(
@@ -55,6 +58,12 @@ class HybridLM(LanguageModel):
     """Mamba layers, and Transformer layers where `attention` says so."""
 
     def __init__(self, config: HybridConfig):
-        super().__init__(config, [
-            TransformerBlock(config) if i in config.attention else Block(config, Selective(config))
-            for i in range(config.n_layer)])
+        super().__init__(
+            config,
+            [
+                TransformerBlock(config)
+                if i in config.attention
+                else Block(config, Selective(config))
+                for i in range(config.n_layer)
+            ],
+        )

@@ -1,7 +1,8 @@
-"""An interpolated n-gram with back-off, counted and not trained: the floor that any model must beat.
+"""An interpolated n-gram with back-off, counted and not trained:
+the floor that any model must beat.
 
-Each order mixes its own counts with the next shorter order by Witten and Bell's weights (1991): a context
-that was met often, and followed by few kinds of token, is trusted most.
+Each order mixes its own counts with the next shorter order by Witten and Bell's weights (1991):
+a context that was met often, and followed by few kinds of token, is trusted most.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ class Level:
 
 
 class NGram:
-    """`NGram(order, vocab_size).fit(streams)`; contexts are of 0 … order - 1 tokens of the same piece."""
+    """`NGram(order, vocab_size).fit(streams)`; contexts are of 0 … order - 1 tokens of
+    the same piece.
+    """
 
     def __init__(self, order: int, vocab_size: int):
         self.order = order

@@ -71,8 +71,10 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if width % (2 * n_head) or window < 1:
-            raise UserError(f"attention needs a width that splits into {n_head} heads of even size "
-                            f"and a window of at least 1, not {width} and {window}")
+            raise UserError(
+                f"attention needs a width that splits into {n_head} heads of even size "
+                f"and a window of at least 1, not {width} and {window}"
+            )
         self.width, self.n_head, self.window = width, n_head, window
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
@@ -95,7 +97,9 @@ class Attention(nn.Module):
         return free * 2 * self.width * memory[0].element_size()
 
     def noise(self, memory: Memory, position: int, random: torch.Generator) -> Memory:
-        """A memory of these sizes as if `position` random positions had been read: for measuring."""
+        """A memory of these sizes as if `position` random positions had been read:
+        for measuring.
+        """
         ring, read = memory
         ring = torch.randn(ring.shape, generator=random, device=ring.device)
         return ring, torch.full_like(read, position)
@@ -109,12 +113,16 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
     def project(self, u: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, heads, L, size), keys and values (B, 2 · heads, L, size), of u (B, L, M) at positions (B, L)."""
+        """Queries (B, heads, L, size), keys and values (B, 2 · heads, L, size),
+        of u (B, L, M) at positions (B, L).
+        """
         q, k, v = self.in_proj(u).unflatten(2, (3 * self.n_head, -1)).transpose(1, 2).chunk(3, 1)
         return self.rotate(q, at), torch.cat([self.rotate(k, at), v], 1)
 
     def slots(self, ring: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """The ring as (B, 2 · heads, window, size), and the index of positions `at` (B, L) in it."""
+        """The ring as (B, 2 · heads, window, size),
+        and the index of positions `at` (B, L) in it.
+        """
         ring = ring.unflatten(1, (2 * self.n_head, self.window))
         return ring, (at % self.window)[:, None, :, None].expand(
             -1, ring.shape[1], -1, ring.shape[3]
@@ -145,7 +153,8 @@ class Attention(nn.Module):
         return self.out_proj(y), (ring, position + length)
 
     def attend(self, q: Tensor, both: Tensor, exists: Tensor | None) -> Tensor:
-        """Queries (B, heads, L, size) over keys and values (B, 2 · heads, S, size), of which the last L are their own.
+        """Queries (B, heads, L, size) over keys and values (B, 2 · heads, S, size),
+        of which the last L are their own.
 
         `exists` (B, S) is False where a row has no such position. Queries go in blocks of the
         window's length, so that no mask is longer than two windows.
@@ -171,7 +180,9 @@ class Attention(nn.Module):
         return torch.cat(parts, 2)
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """One position: its key and value are written into the ring that is given, nothing is copied."""
+        """One position: its key and value are written into the ring that is given,
+        nothing is copied.
+        """
         ring, position = memory
         at = position[:, 0].long()
         q, new = self.project(u[:, None], at)

@@ -31,7 +31,8 @@ def window_bits(
 ) -> np.ndarray:
     """Bits of each whole piece, float64 (pieces,), from windows that are read afresh.
 
-    Options as in `window_nats`; `segment`, which `lib.train.bits.piece_bits` has, means nothing here.
+    Options as in `window_nats`; `segment`, which `lib.train.bits.piece_bits` has,
+    means nothing here.
     """
     nats = window_nats(model, streams, pieces, window=window, **options)
     return np.array([one.sum() / math.log(2) for one in nats])
@@ -74,7 +75,9 @@ def window_nats(
 
 
 def _jobs(pieces: list[Piece], window: int, stride: int) -> list[tuple[int, int, int]]:
-    """(piece, first token, where its predictions begin to count) of every window, short ones first."""
+    """(piece, first token, where its predictions begin to count) of every window,
+    short ones first.
+    """
     if not 1 <= stride <= window:
         raise UserError(
             f"windows of {window} tokens cannot be {stride} apart: the stride must be 1 to {window}"
@@ -99,7 +102,9 @@ def carried_nats(
     segment: int = 512,
     autocast: torch.dtype | None = None,
 ) -> list[np.ndarray]:
-    """Nats of every token after the first, float64 (length - 1,) a piece, the state carried through it."""
+    """Nats of every token after the first, float64 (length - 1,) a piece,
+    the state carried through it.
+    """
     model.eval()
     nats = []
     for piece in pieces:

@@ -1,4 +1,6 @@
-"""Plausible wrong answers to every exercise of the notebooks, and what the checks must say to them."""
+"""Plausible wrong answers to every exercise of the notebooks,
+and what the checks must say to them.
+"""
 
 from answers import after, data, playing, scans, state_spaces, training
 
