@@ -36,9 +36,8 @@ NOT_NEEDED = (
 )
 
 NO_CUDA_SCAN = (
-    "mamba-ssm is installed without its CUDA scan, the kernel to compare with: "
-    "install it again with "
-    "MAMBA_KEEP_CUDA_BUILD=TRUE (see requirements-gpu.txt)"
+    "mamba-ssm is installed without its CUDA scan, the kernel to compare with: install it again "
+    "with MAMBA_KEEP_CUDA_BUILD=TRUE (see requirements-gpu.txt)"
 )
 
 

@@ -84,8 +84,8 @@ def check_header(path: str | Path, *, do: str) -> None:
         raise Damaged(f"{path} is damaged (it has no header): {do}")
     if count is None:
         raise Damaged(
-            f"{path} is damaged (its header takes {size / 1e6:,.0f} MB, and no such file's is so "
-            f"large): {do}"
+            f"{path} is damaged (its header takes {size / 1e6:,.0f} MB, and no such "
+            f"file's is so large): {do}"
         )
     if count > MOST_TENSORS:
         raise Damaged(

@@ -52,9 +52,8 @@ def send(folder: Path, repository: str) -> str:
         return api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FILES))
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise UserError(
-            f"the Hub refused ({str(error).splitlines()[0]}): run hf auth login first, "
-            "and check that "
-            f"{repository} is yours"
+            f"the Hub refused ({str(error).splitlines()[0]}): run hf auth login first, and check "
+            f"that {repository} is yours"
         ) from error
 
 

@@ -224,9 +224,8 @@ def _check_convolution(x, taps, bias, before, dtypes=FLOATS) -> None:
 # -- the block -------------------------------------------------------------------------------------
 # arguments of both operators of the block; weights in the order of `weights_of`
 READ = (
-    "Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, "
-    "Tensor conv_w, "
-    "Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, "
+    "Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, Tensor "
+    "conv_w, Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, "
     "Tensor out_w, Tensor? out_b"
 )
 KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the backward pass
@@ -648,9 +647,9 @@ def _check_block(x, before, mask, dtype, weights) -> None:
     known_axes = [axes(t) for t in (x, A_log, dt_w, conv_w)] == [3, 2, 2, 3]
     if not known_axes or not 1 <= conv_w.shape[2] <= MOST_TAPS:
         raise UserError(
-            "the block needs x of shape (B, L, M), A_log of shape (D, N), "
-            "dt_w of shape (D, R) and conv_w "
-            f"of shape (D, 1, K), not {', '.join(map(described, (x, A_log, dt_w, conv_w)))}"
+            "the block needs x of shape (B, L, M), A_log of shape (D, N), dt_w of shape (D, R) "
+            "and conv_w of shape (D, 1, K), not "
+            f"{', '.join(map(described, (x, A_log, dt_w, conv_w)))}"
         )
     _check_precision("the block", dtype)
     width = x.shape[2]

@@ -178,17 +178,14 @@ def check_computation(folder: Path, description: Mapping) -> None:
         text = json.dumps(value)[:80]
         if name in ONLY and value not in (*ONLY[name], None):
             raise UserError(
-                f"the model in {folder} is another than the Mamba of this course: "
-                f"its {CONFIG} says that "
-                f"{name} is {text}, here it is {json.dumps(ONLY[name][0])}"
+                f"the model in {folder} is another than the Mamba of this course: its {CONFIG} "
+                f"says that {name} is {text}, here it is {json.dumps(ONLY[name][0])}"
             )
         if value is not None and not (name in ONLY or name in SIZES or name in NO_MATTER):
             raise UserError(
-                f"the model in {folder} may be another than the Mamba of this course: "
-                f"its {CONFIG} says "
-                f"that {name[:80]} is {text}, which is not known here; "
-                "if that changes nothing of what the "
-                "model computes, delete the line"
+                f"the model in {folder} may be another than the Mamba of this course: its {CONFIG} "
+                f"says that {name[:80]} is {text}, which is not known here; if that changes "
+                "nothing of what the model computes, delete the line"
             )
 
 

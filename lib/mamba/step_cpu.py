@@ -174,17 +174,15 @@ class Stepper:
             raise UserError(f"batch {batch} is no number of sequences: give 1 to {MOST_ROWS:,}")
         if not KERNEL.available():
             raise UserError(
-                "the whole-model step needs a C++ compiler (g++ or clang++): "
-                "install one, or use the "
-                "model's own `step`"
+                "the whole-model step needs a C++ compiler (g++ or clang++): install one, or "
+                "use the model's own `step`"
             )
         if weights not in ("auto", "float32", "float16"):
             raise UserError(f"weights {weights!r} are unknown: choose auto, float32 or float16")
         if weights == "float16" and max(m.abs().max() for m in _matrices(model)) >= HALF_LIMIT:
             raise UserError(
-                f"a weight of this model is {HALF_LIMIT:g} or more, "
-                "too large to be kept in float16: "
-                "choose auto or float32"
+                f"a weight of this model is {HALF_LIMIT:g} or more, too large to be kept in "
+                "float16: choose auto or float32"
             )
         c = self.config = model.config
         self.batch = int(batch)
@@ -244,8 +242,7 @@ class Stepper:
         ):
             raise UserError(
                 f"a token of {tokens.tolist()} is outside the vocabulary of "
-                f"{self.config.vocab_size}: "
-                "was it made by another tokenizer?"
+                f"{self.config.vocab_size}: was it made by another tokenizer?"
             )
         return logits
 

@@ -282,9 +282,8 @@ class Bounded(io.FileIO):
     def read(self, size: int = -1) -> bytes:
         if size > MAX_DIRECTORY:
             raise UserError(
-                f"{self.name} lists far more entries than MAESTRO has: "
-                "do not trust this zip, get it "
-                "again from the official address"
+                f"{self.name} lists far more entries than MAESTRO has: do not trust this zip, get "
+                "it again from the official address"
             )
         return super().read(size)
 
@@ -346,8 +345,7 @@ def entries(
         p for p, i in wanted.items() if p.lower().endswith(TABLES) and i.file_size > MAX_TABLE
     ]:
         raise UserError(
-            f"{archive} holds {large[0]} of {wanted[large[0]].file_size / 1e6:,.0f} "
-            "MB, far more than "
-            "MAESTRO's table: do not trust this zip"
+            f"{archive} holds {large[0]} of {wanted[large[0]].file_size / 1e6:,.0f} MB, far more "
+            "than MAESTRO's table: do not trust this zip"
         )
     return wanted

@@ -32,8 +32,8 @@ def check_tensors(
             raise UserError(f"{what} needs {name} of shape {shape}, not {tuple(tensor.shape)}")
         if tensor.device != device:
             raise UserError(
-                f"{what} needs all tensors on one device: {name} is on {tensor.device}, "
-                f"not on {device}"
+                f"{what} needs all tensors on one device: {name} is on "
+                f"{tensor.device}, not on {device}"
             )
         if tensor.dtype not in dtypes:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

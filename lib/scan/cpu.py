@@ -225,9 +225,8 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
 
 
 READ = (
-    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, "
-    "bool delta_softplus"
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+    "delta_bias, bool delta_softplus"
 )
 SCAN = operator(
     "scan_cpu",

@@ -385,9 +385,8 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
 
 
 READ = (
-    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, "
-    "bool delta_softplus"
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+    "delta_bias, bool delta_softplus"
 )
 SCAN = operator(
     "scan_triton",
@@ -397,9 +396,8 @@ SCAN = operator(
 )
 SCAN_BACKWARD = operator(
     "scan_triton_backward",
-    f"({READ}, Tensor kept, Tensor dy, Tensor dlast) -> (Tensor dx, "
-    "Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, "
-    "Tensor dh0)",
+    f"({READ}, Tensor kept, Tensor dy, Tensor dlast) -> (Tensor dx, Tensor ddelta, Tensor dA, "
+    "Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, Tensor dh0)",
     _backward_kernel,
     _backward_fake,
 )

@@ -86,9 +86,8 @@ def start(device: str | None = None) -> tuple[World, torch.device]:
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UserError(
-                f"process {local} finds no GPU of its own: there are "
-                f"{torch.cuda.device_count()}, give torchrun that many processes, or "
-                "--device cpu"
+                f"process {local} finds no GPU of its own: there are {torch.cuda.device_count()}, "
+                "give torchrun that many processes, or --device cpu"
             )
         kind = torch.device("cuda", local)
         torch.cuda.set_device(kind)
@@ -119,9 +118,8 @@ def together(world: World):
         ):
             raise
         raise UserError(
-            "another process of this run has ended, see what it said above: "
-            "start all of them again with "
-            "--resume, and the run goes on from its last checkpoint"
+            "another process of this run has ended, see what it said above: start all of them "
+            "again with --resume, and the run goes on from its last checkpoint"
         ) from error
 
 

@@ -48,9 +48,8 @@ def _check_sizes(folder: str | Path, has: MambaConfig, wanted: MambaConfig) -> N
         ours = getattr(wanted, name)
         if theirs != ours:
             raise UserError(
-                f"the weights in {folder} have {name}={theirs}, the run {name}={ours}: "
-                "start from a checkpoint of the same sizes and tokens, or of fewer "
-                "layers"
+                f"the weights in {folder} have {name}={theirs}, the run {name}={ours}: start from "
+                "a checkpoint of the same sizes and tokens, or of fewer layers"
             )
 
 

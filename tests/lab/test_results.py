@@ -30,9 +30,8 @@ def test_every_machine_s_results_fill_the_table_and_say_whose_they_are(tmp_path,
     (tmp_path / "scan_nvidia_x1.json").write_text(json.dumps(gpu))
     alone = table()
     assert (
-        "| selective scan, forward and backward (B 8, L 2,048, D 1,536, N 16, "
-        "bfloat16) | 1.6 ms; the CUDA "
-        "kernel of mamba-ssm 2 × | `python -m lib.lab.bench scan --device cuda` |"
+        "| selective scan, forward and backward (B 8, L 2,048, D 1,536, N 16, bfloat16) | 1.6 ms; "
+        "the CUDA kernel of mamba-ssm 2 × | `python -m lib.lab.bench scan --device cuda` |"
     ) in alone
     assert "the same on a GPU" not in alone and alone.endswith("Measured on: NVIDIA X1.")
     (tmp_path / "interruptions.json").write_text(

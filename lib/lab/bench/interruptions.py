@@ -253,11 +253,9 @@ def main(argv: list[str] | None = None) -> None:
     write_json(args.output, result)
     print(
         f"{result['kills']} kills, {result['while_writing']} of them while a file was being "
-        "written: at most "
-        f"{result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), "
-        f"{result['damaged']} damaged "
-        f"files, the end {'is' if result['same_end'] else 'is not'} that of a run that "
-        "was never killed"
+        f"written: at most {result['most_lost']} steps lost (a checkpoint every "
+        f"{CONFIG.save_every}), {result['damaged']} damaged files, the end "
+        f"{'is' if result['same_end'] else 'is not'} that of a run that was never killed"
     )
 
 

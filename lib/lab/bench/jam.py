@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     write_json(args.output, result)
     print(
-        f"first note after {result['median_ms']:.0f} ms in the median, {result['most_ms']:.0f} "
-        "at most"
+        f"first note after {result['median_ms']:.0f} ms in the median, "
+        f"{result['most_ms']:.0f} at most"
     )
 
 

@@ -485,9 +485,8 @@ def main(argv: list[str] | None = None) -> None:
     for allocator, least in result["floors"].items():
         for dtype, floor in (least or {}).items():
             print(
-                f"floors of our step at length {KEY_LENGTH}, {dtype}, "
-                f"{allocator} allocator: products "
-                f"{floor['products_ms']:.0f} ms, scan {floor['scan_ms']:.0f} ms"
+                f"floors of our step at length {KEY_LENGTH}, {dtype}, {allocator} allocator: "
+                f"products {floor['products_ms']:.0f} ms, scan {floor['scan_ms']:.0f} ms"
             )
     for stop in result["cut"]:
         print(

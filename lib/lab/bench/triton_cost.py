@@ -117,8 +117,8 @@ def main(argv: list[str] | None = None) -> None:
             for kernel in (scan_triton.forward_kernel, scan_triton.backward_kernel):
                 c = cost(kernel, capability, dtype)
                 print(
-                    f"| {capability} | {NAMES[dtype]} | {kernel.fn.__name__.split('_')[0]} | "
-                    f"{c['registers']} | "
+                    f"| {capability} | {NAMES[dtype]} | "
+                    f"{kernel.fn.__name__.split('_')[0]} | {c['registers']} | "
                     f"{c['spilled_bytes']} | {c['inner']:.1f} + {c['outer']:.1f} |",
                     flush=True,
                 )

@@ -510,8 +510,7 @@ def curves(result: dict):
         _title(
             ax,
             f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits "
-            "apart, of Mamba "
-            f"{spread['mamba']:.1f}",
+            f"apart, of Mamba {spread['mamba']:.1f}",
         )
     ax.set(xlabel="million tokens read", ylabel="bits a note, validation")
     return fig

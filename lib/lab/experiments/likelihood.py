@@ -291,8 +291,7 @@ def table(result: dict) -> str:
             difference = row.get("first_minus_this")
             lines.append(
                 f"| equal {name} | {LABELS[arch]} | {row['seeds']} | {show(row)} | "
-                f"{show(row['without_leaks'])} | "
-                f"{show(difference, '+') if difference else ''} |"
+                f"{show(row['without_leaks'])} | {show(difference, '+') if difference else ''} |"
             )
     return "\n".join(lines)
 

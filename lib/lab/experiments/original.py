@@ -217,8 +217,7 @@ def chosen_performances(lab) -> tuple[list, list]:
         if len(side) < count:
             raise UserError(
                 f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are "
-                f"here, and {count} "
-                "are needed: name the whole of MAESTRO in MAESTRO_DIR"
+                f"here, and {count} are needed: name the whole of MAESTRO in MAESTRO_DIR"
             )
         sides.append(side)
     return sides[0], sides[1]

@@ -284,8 +284,7 @@ def table(result: dict) -> str:
             low, high = row["interval_95"]
             lines.append(
                 f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} "
-                f"({low:.2f} to {high:.2f}) "
-                f"| {said(row.get('first_minus_this'))} |"
+                f"({low:.2f} to {high:.2f}) | {said(row.get('first_minus_this'))} |"
             )
     for name, bits in result["counting"].items():
         lines.append(f"| | {name}, counted | | {bits:.2f} | | |")

@@ -109,9 +109,7 @@ def table(result: dict) -> str:
         low, high = row["interval_95"]
         lines.append(
             f"| {row['grid_ms']:g} ms | {row['bpe'] or 'none'} | {row['vocabulary']:,} | "
-            f"{row['tokens_per_note']:.2f} | "
-            f"{row['native_bits_per_note']:.2f} | {row['bits_per_note_10_ms']:.2f} ({low:.2f} "
-            f"to {high:.2f}) | "
-            f"{row['tokens']:,} |"
+            f"{row['tokens_per_note']:.2f} | {row['native_bits_per_note']:.2f} | "
+            f"{row['bits_per_note_10_ms']:.2f} ({low:.2f} to {high:.2f}) | {row['tokens']:,} |"
         )
     return "\n".join(lines)

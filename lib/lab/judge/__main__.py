@@ -26,8 +26,8 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".mid", ".midi"))
     if len(paths) < 2:
         raise UserError(
-            f"{folder} holds {len(paths)} MIDI files: play two or more into it with python "
-            "-m lib.generate"
+            f"{folder} holds {len(paths)} MIDI files: play two or more into it "
+            "with python -m lib.generate"
         )
     pieces = {path.name: sustain(read_midi(path)).notes for path in paths}
     if seconds is None:

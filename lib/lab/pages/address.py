@@ -44,8 +44,7 @@ def link(name: str) -> str:
     if not owner:
         raise UserError(
             "Colab opens notebooks from GitHub only, and REPOSITORY in lib/lab/pages/address.py "
-            f"is {REPOSITORY}: "
-            "write https://github.com/OWNER/NAME there"
+            f"is {REPOSITORY}: write https://github.com/OWNER/NAME there"
         )
     return f"{COLAB}/github/{owner[1]}/blob/{BRANCH}/notebooks/{name}.ipynb"
 

@@ -95,9 +95,8 @@ def _scan(found: dict) -> str:
 def _scan_sizes(found: dict) -> str:
     shape = found["shape"]
     return (
-        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, "
-        f"N {shape['d_state']}, "
-        f"{found['dtypes'][0]})"
+        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, N "
+        f"{shape['d_state']}, {found['dtypes'][0]})"
     )
 
 
@@ -151,9 +150,8 @@ def _pick(found: dict, part: str, contender: str) -> dict:
 def _resume(found: dict) -> str:
     end = "the same weights at the end" if found["same_end"] else "other weights at the end"
     return (
-        f"{found['kills']} kills, {found['damaged']} damaged files, "
-        f"at most {found['most_lost']} steps lost; "
-        f"{end}"
+        f"{found['kills']} kills, {found['damaged']} damaged files, at most "
+        f"{found['most_lost']} steps lost; {end}"
     )
 
 
@@ -223,15 +221,15 @@ ROWS = (
     ),
     Row(
         "experiments_likelihood",
-        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 % over pieces, "
-        "not over seeds)",
+        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 % "
+        "over pieces, not over seeds)",
         f"{EXPERIMENTS} --only likelihood --jobs 2",
         _difference("tokens"),
     ),
     Row(
         "experiments_likelihood",
-        "Mamba minus Transformer, equal time, bits a note on test pieces (95 % over pieces, "
-        "not over seeds)",
+        "Mamba minus Transformer, equal time, bits a note on test pieces (95 % "
+        "over pieces, not over seeds)",
         f"{EXPERIMENTS} --only likelihood --jobs 2",
         _difference("minutes"),
     ),

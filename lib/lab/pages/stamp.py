@@ -113,9 +113,8 @@ def _spine(block: str) -> str:
     texts = [(ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8") for name in SPINE]
     lines = sum(len(text.splitlines()) for text in texts)
     return (
-        f"The {len(SPINE)} files of the last column are the spine of the package, "
-        f"some {round(lines, -2):,} lines "
-        "in all:\nwho has read them knows how the rest is put together."
+        f"The {len(SPINE)} files of the last column are the spine of the package, some "
+        f"{round(lines, -2):,} lines in all:\nwho has read them knows how the rest is put together."
     )
 
 
