@@ -21,13 +21,15 @@ COLAB = "https://colab.research.google.com"
 _FIRST_CELL = """\
 import os, sys
 from pathlib import Path
-url = os.environ.get("MUSIC_REPO", "ADDRESS")
+url = os.environ.get(
+    "MUSIC_REPO", "ADDRESS")
 here, course, mark = Path.cwd(), Path.cwd() / "FOLDER", Path("lib", "env")
 root = next((p for p in (here, *here.parents, course) if (p / mark).exists()), course)
 if not (root / mark).exists():  # alone, as on Colab: fetch the course
     os.environ["GIT_TERMINAL_PROMPT"] = "0"  # no address is worth a password
     if os.system(f'git clone -q --depth 1 "{url}" FOLDER'):
-        sys.exit(f"git could not fetch the course from {url}: check the network, or name another in MUSIC_REPO")
+        sys.exit(f"git could not fetch the course from {url}: "
+                 "check the network, or name another in MUSIC_REPO")
 sys.path.insert(0, str(root))
 from lib.env import start
 run = start(seed=0, alone=root == course)"""
