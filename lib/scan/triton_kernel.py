@@ -137,6 +137,7 @@ def forward_kernel(
     RUNS: tl.constexpr = BLOCK_L // RUN
     offs_run = tl.arange(0, RUNS)[None, :]
     mask_d = offs_d < channels
+    is_last = mask_d & (offs_run == RUNS - 1)  # the run at whose end the block ends
     skip = tl.load(D_ptr + offs_d, mask_d, 0) if D_ptr is not None else 0.0
     bias = tl.load(bias_ptr + offs_d, mask_d, 0) if bias_ptr is not None else 0.0
     rows = (b * channels + offs_d) * length
@@ -156,9 +157,7 @@ def forward_kernel(
             before = tl.load(kept_ptr + n, mask_d, 0)
             h, h_run = scan(tl.exp2(delta * A), delta_x * B, before, RUN, False)
             y += h * C
-            tl.store(
-                kept_ptr + channels * N + n + 0 * offs_run, h_run, mask_d & (offs_run == RUNS - 1)
-            )
+            tl.store(kept_ptr + channels * N + n + 0 * offs_run, h_run, is_last)
         kept_ptr += channels * N
         tl.debug_barrier()  # the next block reads what this one stored
         if z_ptr is not None:

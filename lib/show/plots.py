@@ -289,13 +289,13 @@ def save_roll(
 
 
 def png_bytes(fig, dpi: int = DPI) -> bytes:
-    """A figure as a PNG of at most 128 colours, which is a third of the size."""
+    """A figure as a PNG of at most 96 colours, which is a third of the size."""
     from PIL import Image
 
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=dpi)
     small = io.BytesIO()
-    image = Image.open(raw).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image = Image.open(raw).convert("RGB").quantize(96, dither=Image.Dither.NONE)
     image.save(small, "PNG", optimize=True)
     return small.getvalue()
 
