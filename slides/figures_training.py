@@ -23,7 +23,7 @@ from lib.music.maestro import performances
 from lib.music.notes import Music, crop, read_midi, sustain
 from lib.music.tokens import first_seconds
 from lib.show import diagrams as cells
-from lib.show import plots
+from lib.show import figures_playing, plots
 from lib.train.batches import Crops
 from lib.train.config import TrainConfig
 from lib.train.optim import learning_rate
@@ -509,54 +509,9 @@ def overlap():
 
 
 def copied():
-    """The longest run of keys shared with a training piece, transposed:
-    median, 95th percentile and longest.
-    """
-    rows = env.read_results("generation")["pieces"]["comparison"]["copied"]["transposed"]
-    names = {
-        "noise": "shuffled tokens",
-        "model": "the model",
-        "real": "real, other composers",
-        "same title": "same piece, another pianist",
-    }
-    colours = {
-        "noise": plots.GREY,
-        "model": plots.OUTPUT,
-        "real": plots.INPUT,
-        "same title": plots.OTHER[0],
-    }
-    fig, ax = _figure(height=3.1)
-    for i, key in enumerate(names):
-        row = rows[key]
-        ax.plot([row["median"], row["longest"]], [i, i], color=colours[key], linewidth=3, alpha=0.4)
-        for value, mark in ((row["median"], "o"), (row["p95"], "|"), (row["longest"], "D")):
-            ax.plot(
-                value,
-                i,
-                mark,
-                color=colours[key],
-                markersize=14 if mark == "|" else 9,
-                markeredgewidth=3 if mark == "|" else 1,
-            )
-        ax.text(row["longest"] * 1.08, i, f"{row['longest']}", va="center", color=colours[key])
-        ax.text(
-            row["median"] / 1.08,
-            i,
-            f"{row['median']:.0f}",
-            va="center",
-            ha="right",
-            color=colours[key],
-        )
-    ax.set_yticks(range(len(names)), names.values())
-    ax.set(
-        xscale="log",
-        xlabel="notes in the longest run shared with a training piece",
-        xlim=(4, 700),
-        ylim=(-0.6, len(names) - 0.4),
-    )
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.tick_params(axis="y", length=0)
-    return fig
+    """What each piece shares with the training pieces, in bits of surprise: a dot a piece."""
+    passages = env.read_results("generation")["pieces"]["passages"]
+    return figures_playing.shared(passages, "", width=WIDTH, height=3.5)
 
 
 def forgetting():

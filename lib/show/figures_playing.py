@@ -321,29 +321,35 @@ def distances(
     return fig
 
 
-def shares(
-    values: Mapping[str, Sequence[float]], line: tuple[str, float] | None, title: str, xlabel: str
-):
-    """Share of pieces up to each value, a step for each collection;
-    `line` is a label and where it stands.
-    """
-    fig, ax = plots.figure(height=3)
-    for (name, numbers), colour in zip(values.items(), (plots.INPUT, plots.OUTPUT), strict=True):
-        ax.step(
-            sorted(numbers), np.linspace(0, 1, len(numbers)), where="post", color=colour, label=name
-        )
-    if line:
-        ax.axvline(line[1], color=plots.OTHER[0], linestyle=":")
-        ax.text(
-            line[1],
-            0.5,
-            line[0].replace(" (", "\n(") + "  ",
-            ha="right",
-            va="center",
-            color=plots.OTHER[0],
-        )
-    ax.set(xlabel=xlabel, ylabel="share of pieces", xlim=(0, None), ylim=(0, 1), title=title)
-    ax.legend(loc="lower right")
+SHARED = {  # how the groups of `lib.lab.judge.anchors.passages` are called in a drawing
+    "same title, other hands": ("the same title, other hands", plots.OTHER[0]),
+    "same composer": ("real, same composer", plots.INPUT),
+    "other composers": ("real, other composers", plots.INPUT),
+    "model": ("generated", plots.OUTPUT),
+    "bigram": ("bigram", plots.GREY),
+    "noise": ("shuffled tokens", plots.GREY),
+}
+
+
+def shared(found: Mapping, title: str, width: float = 9, height: float = 3.4):
+    """What `lib.lab.judge.anchors.passages` found: a dot for each piece's best passage, in bits."""
+    fig, ax = plots.figure(width=width, height=height)
+    groups = [(SHARED[name], found["groups"][name]) for name in SHARED if name in found["groups"]]
+    spread = np.random.default_rng(0)
+    for row, ((_, colour), group) in enumerate(reversed(groups)):
+        bits = np.maximum(group["bits"], 5)
+        height_of = row + spread.uniform(-0.26, 0.26, len(bits))
+        ax.plot(bits, height_of, ".", color=colour, markersize=3.5)
+        ax.plot(np.median(bits), row, "|", color=plots.INK, markersize=18, markeredgewidth=2)
+        ax.text(5500, row, f"{group['above']:.0%}", ha="right", va="center", color=colour)
+    threshold = found["threshold_bits"]
+    ax.axvline(threshold, color=plots.INK, linestyle=":")
+    ax.text(threshold, len(groups) - 0.45, " beyond chance", va="center", fontsize=10)
+    ax.set_yticks(range(len(groups)), [name for (name, _), _ in reversed(groups)])
+    ax.set(xscale="log", xlim=(4, 6000), ylim=(-0.6, len(groups) - 0.2), title=title)
+    ax.set_xlabel("bits of the best passage shared with a training piece (left edge: none)")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.tick_params(axis="y", length=0)
     return fig
 
 

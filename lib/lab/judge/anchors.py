@@ -220,7 +220,7 @@ def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     composers: what chance does; the largest percent of these is the threshold. Against other titles
     of the same composer: what style does. And openings of training pieces against other
     performances of the same title: what a copy by other hands looks like, and so what share of them
-    this check can see.
+    this check can see. Titles of which it sees nothing are named.
     """
     corpus = Corpus([keys(notes) for notes in anchor.train])
     facts_of = anchor.train_facts
@@ -239,11 +239,13 @@ def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     kin = [(query, allowed) for query, allowed in kin if allowed.any()]
     found["same composer"] = [corpus.shared(query, allowed) for query, allowed in kin]
     again = []
+    names = []
     for number, performance in enumerate(facts_of):
         same = (composer == performance.composer) & (title == performance.title)
         if same.argmax() == number and same.sum() > 1:
             same[number] = False
             again.append(corpus.shared(keys(opening(anchor.train[number], anchor.seconds)), same))
+            names.append(f"{performance.composer}, {performance.title}")
     found["same title, other hands"] = again
     for name, pieces in groups.items():
         found[name] = [corpus.shared(keys(notes)) for notes in pieces]
@@ -253,7 +255,8 @@ def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
         for name, shared in found.items()
         if shared
     }
-    return {"threshold_bits": threshold, "groups": rows}
+    unseen = [name for name, one in zip(names, again) if one.bits <= threshold]
+    return {"threshold_bits": threshold, "groups": rows, "same_title_unseen": unseen}
 
 
 def _passage_facts(shared: list[Shared], threshold: float, train: list[Performance]) -> dict:
@@ -261,6 +264,7 @@ def _passage_facts(shared: list[Shared], threshold: float, train: list[Performan
     top = int(bits.argmax())
     row = {
         "pieces": len(shared),
+        "bits": bits.round(1).tolist(),
         "median_bits": float(np.median(bits)),
         "most_bits": float(bits[top]),
         "above": float((bits > threshold).mean()),
