@@ -1,15 +1,16 @@
-// What lies between the matrix products of a Mamba block on a CPU, each in one pass over memory, forward
-// and backward: the norm, the causal convolution with its SiLU, the residual, and the loss.
+// What lies between the matrix products of a Mamba block on a CPU, each in one pass over memory,
+// forward and backward: the norm, the causal convolution with its SiLU, the residual, and the loss.
 //
-// Numbers are read and written in float or bfloat16 as they lie; the rows of a tensor may be parts of
-// longer rows. Sums are float, and what is in a share of work does not depend on the number of threads:
-// two runs give the same digits, on any number of cores.
+// Numbers are read and written in float or bfloat16 as they lie; the rows of a tensor may be parts
+// of longer rows. Sums are float, and what is in a share of work does not depend on the number of
+// threads: two runs give the same digits, on any number of cores.
 #include "simd.h"
 #include <vector>
 
 namespace {
 constexpr long SHARE = 64;    // rows in a share of work
-constexpr long NEAR = 16;     // rows that the convolution takes at a time: they and their gradients fit the first cache
+// rows that the convolution takes at a time: they and their gradients fit the first cache
+constexpr long NEAR = 16;
 constexpr int MOST_TAPS = 8;  // of a convolution
 
 inline long smaller(long a, long b) { return a < b ? a : b; }
@@ -27,7 +28,8 @@ float inverse_rms(const float* x, long width, float eps) {
 
 // u = x / rms(x) * weight
 template <class T>
-void norm_rows(long rows, long width, float eps, int threads, const float* x, const float* weight, T* u) {
+void norm_rows(long rows, long width, float eps, int threads, const float* x, const float* weight,
+               T* u) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long r = 0; r < rows; r++) {
     const float* row = x + r * width;
@@ -39,10 +41,11 @@ void norm_rows(long rows, long width, float eps, int threads, const float* x, co
   }
 }
 
-// dx = dy + scale (weight du - x^ mean(weight du x^)) with x^ = x scale; the parts of dweight a share.
+// dx = dy + scale (weight du - x^ mean(weight du x^)) with x^ = x scale; the parts of dweight a
+// share.
 template <class T>
-void norm_rows_back(long rows, long width, float eps, int threads, const float* x, const float* weight, const T* du,
-                    const float* dy, float* dx, float* parts) {
+void norm_rows_back(long rows, long width, float eps, int threads, const float* x,
+                    const float* weight, const T* du, const float* dy, float* dx, float* parts) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long share = 0; share < up(rows, SHARE); share++) {
     float* dweight = parts + share * width;
@@ -72,7 +75,8 @@ void norm_rows_back(long rows, long width, float eps, int threads, const float* 
 template <class T>
 void add_all(long count, int threads, const float* x, const T* out, float* y) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (long i = 0; i < count; i += W) store(y + i, load(x + i, count - i) + load(out + i, count - i), count - i);
+  for (long i = 0; i < count; i += W)
+    store(y + i, load(x + i, count - i) + load(out + i, count - i), count - i);
 }
 }  // namespace
 
@@ -83,11 +87,12 @@ extern "C" struct Convolution {  // lib/mamba/block_cpu.py has the same fields i
   int threads;
   long x_row, dx_row;                         // from one step of x, of dx, to the next, in numbers
   const void* x;                              // (B, L, D)
-  const float *weight, *bias, *before;        // (K, D); (D,) or null; (B, K-1, D), the inputs before step 0
+  // (K, D); (D,) or null; (B, K-1, D), the inputs before step 0
+  const float *weight, *bias, *before;
   void* y;                                    // (B, L, D)
   const void* dy;                             // the backward pass
   void* dx;
-  float *dbefore, *parts;                     // parts (shares, K + 1, D): gradients of the taps, then of the bias
+  float *dbefore, *parts;  // parts (shares, K + 1, D): gradients of the taps, then of the bias
 };
 
 namespace {
@@ -102,11 +107,13 @@ struct Tile {
     if (t < 0) return load(c.before + (b * (c.taps - 1) + c.taps - 1 + t) * c.channels + d, n);
     return load((const T*)c.x + (b * c.length + t) * c.x_row + d, n);
   }
-  T* of(const void* tensor, long t) const { return (T*)tensor + (b * c.length + t) * c.channels + d; }
+  T* of(const void* tensor, long t) const {
+    return (T*)tensor + (b * c.length + t) * c.channels + d;
+  }
 };
 
-// Calls each(t, v, seen) with v[t] and the K inputs that it is made of, the oldest first. K is a constant
-// where taps are few, so that they and the inputs stay in registers.
+// Calls each(t, v, seen) with v[t] and the K inputs that it is made of, the oldest first. K is a
+// constant where taps are few, so that they and the inputs stay in registers.
 template <int K, class T, class Each>
 inline void walk(const Tile<T>& tile, long begin, long end, Each each) {
   vec taps[K], seen[K], bias = tile.bias();
@@ -125,14 +132,16 @@ inline void walk(const Tile<T>& tile, long begin, long end, Each each) {
 
 template <int K, class T>
 void convolve_tile(const Tile<T>& tile, long begin, long end) {
-  walk<K>(tile, begin, end, [&](long t, vec v, const vec*) { store(tile.of(tile.c.y, t), v * sigmoid(v), tile.n); });
+  walk<K>(tile, begin, end,
+          [&](long t, vec v, const vec*) { store(tile.of(tile.c.y, t), v * sigmoid(v), tile.n); });
 }
 
 template <int K, class T>
 void convolve_tile_back(const Tile<T>& tile, long begin, long end, float* sums) {
   const Convolution& c = tile.c;
   long last = smaller(end + K - 1, c.length);
-  vec dv[NEAR + K], dtaps[K] = {}, dbias = {}, taps[K];  // dv of the steps that see this share's inputs
+  // dv is that of the steps that see this share's inputs
+  vec dv[NEAR + K], dtaps[K] = {}, dbias = {}, taps[K];
   for (int k = 0; k < K; k++) taps[k] = tile.tap(k);
   walk<K>(tile, begin, last, [&](long t, vec v, const vec* seen) {
     vec gate = sigmoid(v), one = splat(1.f);
@@ -176,9 +185,11 @@ void convolve_all_back(const Convolution& c) {
     for (long share = 0; share < shares; share++) {
       float* sums = c.parts + (b * shares + share) * (K + 1) * c.channels;
       std::memset(sums, 0, (K + 1) * c.channels * sizeof(float));
-      for (long begin = share * SHARE; begin < smaller((share + 1) * SHARE, c.length); begin += NEAR)
+      for (long begin = share * SHARE; begin < smaller((share + 1) * SHARE, c.length);
+           begin += NEAR)
         for (long d = 0; d < c.channels; d += W)
-          convolve_tile_back<K>(Tile<T>{c, b, d, c.channels - d}, begin, smaller(begin + NEAR, c.length), sums);
+          convolve_tile_back<K>(Tile<T>{c, b, d, c.channels - d}, begin,
+                                smaller(begin + NEAR, c.length), sums);
     }
 }
 
@@ -189,10 +200,11 @@ void convolve(const Convolution& c, bool back) {
   if constexpr (K < MOST_TAPS) convolve<T, K + 1>(c, back);
 }
 
-// The cross entropy of a row of logits with its target, in nats; over the logits comes their gradient,
-// softmax minus one at the target. A target below 0 counts nothing.
+// The cross entropy of a row of logits with its target, in nats; over the logits comes their
+// gradient, softmax minus one at the target. A target below 0 counts nothing.
 template <class T>
-void entropy(long rows, long vocabulary, int threads, int gradient, T* logits, const long* targets, float* losses) {
+void entropy(long rows, long vocabulary, int threads, int gradient, T* logits, const long* targets,
+             float* losses) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long r = 0; r < rows; r++) {
     T* row = logits + r * vocabulary;
@@ -229,21 +241,28 @@ void entropy(long rows, long vocabulary, int threads, int gradient, T* logits, c
 }  // namespace
 
 extern "C" {
-void norm(int half, long rows, long width, float eps, int threads, const float* x, const float* weight, void* u) {
-  half ? norm_rows(rows, width, eps, threads, x, weight, (bf16*)u) : norm_rows(rows, width, eps, threads, x, weight, (float*)u);
+void norm(int half, long rows, long width, float eps, int threads, const float* x,
+          const float* weight, void* u) {
+  half ? norm_rows(rows, width, eps, threads, x, weight, (bf16*)u)
+       : norm_rows(rows, width, eps, threads, x, weight, (float*)u);
 }
-void norm_backward(int half, long rows, long width, float eps, int threads, const float* x, const float* weight, const void* du,
-               const float* dy, float* dx, float* parts) {
+void norm_backward(int half, long rows, long width, float eps, int threads, const float* x,
+                   const float* weight, const void* du, const float* dy, float* dx, float* parts) {
   half ? norm_rows_back(rows, width, eps, threads, x, weight, (const bf16*)du, dy, dx, parts)
        : norm_rows_back(rows, width, eps, threads, x, weight, (const float*)du, dy, dx, parts);
 }
 void add(int half, long count, int threads, const float* x, const void* out, float* y) {
-  half ? add_all(count, threads, x, (const bf16*)out, y) : add_all(count, threads, x, (const float*)out, y);
+  half ? add_all(count, threads, x, (const bf16*)out, y)
+       : add_all(count, threads, x, (const float*)out, y);
 }
-void conv_forward(int half, const Convolution* c) { half ? convolve<bf16>(*c, false) : convolve<float>(*c, false); }
-void conv_backward(int half, const Convolution* c) { half ? convolve<bf16>(*c, true) : convolve<float>(*c, true); }
-void cross_entropy(int half, long rows, long vocabulary, int threads, int gradient, void* logits, const long* targets,
-                   float* losses) {
+void conv_forward(int half, const Convolution* c) {
+  half ? convolve<bf16>(*c, false) : convolve<float>(*c, false);
+}
+void conv_backward(int half, const Convolution* c) {
+  half ? convolve<bf16>(*c, true) : convolve<float>(*c, true);
+}
+void cross_entropy(int half, long rows, long vocabulary, int threads, int gradient, void* logits,
+                   const long* targets, float* losses) {
   half ? entropy(rows, vocabulary, threads, gradient, (bf16*)logits, targets, losses)
        : entropy(rows, vocabulary, threads, gradient, (float*)logits, targets, losses);
 }

@@ -1,15 +1,17 @@
-// The fused selective scan on a CPU: softplus, discretisation, recurrence, C h, D x and the gate in one
-// pass over memory. Shapes are those of lib/scan/selective.py.
+// The fused selective scan on a CPU: softplus, discretisation, recurrence, C h, D x and the gate in
+// one pass over memory. Shapes are those of lib/scan/selective.py.
 //
-// As many channels as a vector has lanes, a tile, go through time together. Time is cut into chunks; of
-// the forward pass only the state at the start of each chunk is kept, and the backward pass computes
-// those in between again. Numbers are read and written as they lie, in float or bfloat16 (T), and the
-// rows of a tensor may be parts of longer rows; every sum and the running state are float.
+// As many channels as a vector has lanes, a tile, go through time together. Time is cut into
+// chunks; of the forward pass only the state at the start of each chunk is kept, and the backward
+// pass computes those in between again. Numbers are read and written as they lie, in float or
+// bfloat16 (T), and the rows of a tensor may be parts of longer rows; every sum and the running
+// state are float.
 #include "simd.h"
 #include <vector>
 
 namespace {
-constexpr int CHUNK = 12;  // steps between two kept states: the states of a chunk fit a core's first cache
+// steps between two kept states: the states of a chunk fit a core's first cache
+constexpr int CHUNK = 12;
 constexpr int PAD = 8;     // the states of a channel are padded to a multiple of it
 #ifdef HAS_AVX512
 constexpr int BLOCK = 8;  // states that go through a chunk in registers; it divides PAD
@@ -33,7 +35,7 @@ extern "C" struct Scan {  // lib/scan/cpu.py has the same fields in the same ord
   long batch, length, channels, states, softplus, threads;
   Tensor x, delta, B, C, z, y;            // z.data may be null
   const float *A, *D, *bias, *h0;         // A (D, N); D, bias (D,) or null; h0 (B, D, N) or null
-  float *kept, *last;                     // kept (B, chunks, tiles, padded states, 16) or null; last (B, D, N)
+  float *kept, *last;  // kept (B, chunks, tiles, padded states, 16) or null; last (B, D, N)
   Tensor dy, dx, ddelta, dB, dC, dz;      // the backward pass
   const float* dlast;                     // (B, D, N) or null
   float *dA, *dD, *dbias, *dh0;           // summed over the batch but dh0 (B, D, N)
@@ -44,7 +46,11 @@ struct Plan {
   const Scan& s;
   long tiles, slab, slabs, padded, chunks;
   explicit Plan(const Scan& s)
-      : s(s), tiles(up(s.channels, W)), slab(s.batch < 4 || !tiles ? 8 : tiles), slabs(up(tiles, slab)), padded(up(s.states, PAD) * PAD),
+      : s(s),
+        tiles(up(s.channels, W)),
+        slab(s.batch < 4 || !tiles ? 8 : tiles),
+        slabs(up(tiles, slab)),
+        padded(up(s.states, PAD) * PAD),
         chunks(up(s.length, CHUNK)) {}
 
   float* kept(long b, long chunk, long tile) const {  // the state there, (padded, 16)
@@ -52,7 +58,8 @@ struct Plan {
   }
 };
 
-// `tile` of a (D, N) matrix with the channels in the lanes, (padded, 16); zeros where there is nothing.
+// `tile` of a (D, N) matrix with the channels in the lanes, (padded, 16); zeros where there is
+// nothing.
 void gather(const Plan& p, const float* matrix, long tile, float factor, float* out) {
   for (long k = 0; k < p.padded; k++)
     for (long i = 0; i < W; i++) {
@@ -81,7 +88,8 @@ void widen(const Plan& p, const Tensor& from, long first, long steps, float* out
 struct Steps {
   vec dt[CHUNK], x[CHUNK], dx[CHUNK];  // the step, the input, their product
 
-  // `next` is the way to the chunk that comes after this one, in steps: it is fetched while this one is computed.
+  // `next` is the way to the chunk that comes after this one, in steps: it is fetched while this
+  // one is computed.
   template <class T>
   void read(const Scan& s, long first, long steps, long next, long d, long n) {
     vec shift = s.bias ? load(s.bias + d, n) : vec{};
@@ -164,17 +172,21 @@ struct Sums {
   std::vector<float> dB, dC;           // (slabs, B, L, padded)
   std::vector<vec> dA, dD, dbias;      // (B, tiles, padded), (B, tiles), (B, tiles)
   explicit Sums(const Plan& p)
-      : dB(p.slabs * p.s.batch * p.s.length * p.padded), dC(dB.size()), dA(p.s.batch * p.tiles * p.padded),
-        dD(p.s.batch * p.tiles), dbias(dD.size()) {}
+      : dB(p.slabs * p.s.batch * p.s.length * p.padded),
+        dC(dB.size()),
+        dA(p.s.batch * p.tiles * p.padded),
+        dD(p.s.batch * p.tiles),
+        dbias(dD.size()) {}
 };
 
-// One share owns one slab of one row of the batch, so that every sum has one order: two runs give the same
-// digits, on any number of threads.
+// One share owns one slab of one row of the batch, so that every sum has one order: two runs give
+// the same digits, on any number of threads.
 template <class T>
 void backward(const Plan& p, Sums& sums, long b, long slab) {
   const Scan& s = p.s;
   long begin = slab * p.slab, end = smaller(begin + p.slab, p.tiles);
-  std::vector<vec> A((end - begin) * p.padded), carry(A.size()), sumB(CHUNK * p.padded), sumC(sumB.size());
+  std::vector<vec> A((end - begin) * p.padded), carry(A.size()), sumB(CHUNK * p.padded),
+      sumC(sumB.size());
   std::vector<float> B(CHUNK * p.padded), C(B.size());
   const float* dlast = s.dlast ? s.dlast + b * s.channels * s.states : nullptr;
   for (long tile = begin; tile < end; tile++) {
@@ -193,7 +205,8 @@ void backward(const Plan& p, Sums& sums, long b, long slab) {
       Steps in;
       in.read<T>(s, first, steps, -CHUNK, d, n);
       vec skip = s.D ? load(s.D + d, n) : vec{}, one = splat(1.f);
-      vec g[CHUNK], y[CHUNK], g_dx[CHUNK], g_dt[CHUNK];  // gradients of y before its gate, of dt x, of dt
+      // gradients of y before its gate, of dt x, of dt
+      vec g[CHUNK], y[CHUNK], g_dx[CHUNK], g_dt[CHUNK];
       const T *dy_at = s.dy.at<T>(first) + d, *z_at = s.z.at<T>(first) + d;
       long dy_row = s.dy.row, z_row = s.z.row;
       bool gated = s.z.data;
@@ -261,7 +274,8 @@ void backward(const Plan& p, Sums& sums, long b, long slab) {
       }
       vec dD = {}, dbias = {}, shift = s.bias ? load(s.bias + d, n) : vec{};
       const T* delta_at = s.delta.at<T>(first) + d;
-      T *dx_at = s.dx.at<T>(first) + d, *ddelta_at = s.ddelta.at<T>(first) + d, *dz_at = s.dz.at<T>(first) + d;
+      T *dx_at = s.dx.at<T>(first) + d, *ddelta_at = s.ddelta.at<T>(first) + d,
+        *dz_at = s.dz.at<T>(first) + d;
       long delta_row = s.delta.row, dx_row = s.dx.row, ddelta_row = s.ddelta.row, dz_row = s.dz.row;
       bool soft = s.softplus;
       for (long t = 0; t < steps; t++) {
@@ -346,8 +360,12 @@ void all_backward(const Scan& s) {
 }  // namespace
 
 extern "C" {
-void scan_forward(const Scan* s, int half) { half ? all_forward<bf16>(*s) : all_forward<float>(*s); }
-void scan_backward(const Scan* s, int half) { half ? all_backward<bf16>(*s) : all_backward<float>(*s); }
+void scan_forward(const Scan* s, int half) {
+  half ? all_forward<bf16>(*s) : all_forward<float>(*s);
+}
+void scan_backward(const Scan* s, int half) {
+  half ? all_backward<bf16>(*s) : all_backward<float>(*s);
+}
 
 // One step of time: h (B, D, N) is written over; x, delta, z, y (B, D); B, C (B, N).
 void scan_step(const float* x, const float* delta, const float* A, const float* B, const float* C,
