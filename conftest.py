@@ -49,8 +49,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported stays to the end: the garbage collector need not look through all
-    of it each time.
+    """What was imported stays to the end:
+    the garbage collector need not look through all of it each time.
     """
     gc.freeze()
 

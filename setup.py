@@ -24,9 +24,7 @@ OLD_NAME = re.compile(rf"\blib(?=\.(?:{'|'.join(ROOMS)})\b| import )")
 
 
 class Build(build_py):
-    """Copies the files, and lets each Python file name the package as it is called
-    where it goes.
-    """
+    """Copies the files; each Python file then names the package as it is called where it goes."""
 
     def build_module(self, module, source, package):
         target, _ = super().build_module(module, source, package)

@@ -1,3 +1,1 @@
-"""The decks of the course: Markdown sources, and what turns them into pages that need
-no network.
-"""
+"""The decks of the course: Markdown sources, and what makes them pages that need no network."""

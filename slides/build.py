@@ -127,9 +127,7 @@ def _hash(file: Path) -> str:
 
 
 def expand(name: str, media: dict[str, str]) -> str:
-    """The deck's Markdown with numbers, code, the files of figures and sounds,
-    and the rolls put in.
-    """
+    """The deck's Markdown with all put in: numbers, code, files of figures and sounds, rolls."""
     quoted = deck.quotes(name)
     text = CODE.sub(
         lambda found: f"```python\n{quoted['excerpts'][found[1]]}\n```", deck.read(name)
@@ -146,8 +144,9 @@ def expand(name: str, media: dict[str, str]) -> str:
 
 
 def _player(file: str, roll: str, caption: str) -> str:
-    """A sound with its roll, an `<img>`; the style sheet needs to know how wide that is
-    for its height.
+    """A sound with its roll, an `<img>`.
+
+    The style sheet needs to know how wide that is for its height.
     """
     caption = html.escape(caption)
     words = f"<figcaption>{caption}</figcaption>" if caption else ""
@@ -376,8 +375,7 @@ def with_fonts(sheet: str) -> str:
     return "\n".join([sheet, *faces, ""])
 
 
-# the tables in slides/README.md and slides/teaching.md
-# ---------------------------------------------
+# the tables in slides/README.md and slides/teaching.md ------------------------------------------
 
 ABOUT = {
     "1_data": ("data", "00–02"),

@@ -132,8 +132,8 @@ def slides(name: str) -> list[Slide]:
         notes = [note for note in _COMMENT.findall(shown) if _MINUTES.match(note)]
         if len(notes) != 1:
             raise UserError(
-                f"slides/{name}.md, slide {place} ({title[1]}): {len(notes)} notes, and there must "
-                "be one: <!-- 2 min. What to say. -->"
+                f"slides/{name}.md, slide {place} ({title[1]}): {len(notes)} notes, "
+                "and there must be one: <!-- 2 min. What to say. -->"
             )
         part = PART.search(text)
         minutes = float(_MINUTES.match(notes[0])[1])
@@ -181,8 +181,9 @@ def _settings(name: str) -> tuple[str, str]:
 
 
 def quotes(name: str) -> dict[str, dict[str, str]]:
-    """What the deck quotes as of now: {"numbers": {expression: text}, "excerpts":
-    {marker: code}}.
+    """What the deck quotes as of now.
+
+    {"numbers": {expression: text}, "excerpts": {marker: code}}
     """
     text = read(name)
     known = (CODE, SOUND, PART)

@@ -49,9 +49,7 @@ def _phrase():
 
 @torch.no_grad()
 def _insides() -> list[dict]:
-    """For each layer delta (L, D), B, C (L, N), z (L, D) and every state h (L, D, N) on
-    the phrase.
-    """
+    """On the phrase, for each layer: delta (L, D), B, C (L, N), z (L, D), every h (L, D, N)."""
     model, found = _model()[0], []
     x = model.backbone.embeddings(_phrase()[1][None]).float()
     for layer, memory in zip(model.backbone.layers, model.new_state(1)):

@@ -403,7 +403,7 @@ def memory_wall():
     # A_bar, Bx_bar, h: written and read
     moved = {"plain, 32 bits": 2 * 3 * 4 * steps * LAYER["states"]}
     for width in (4, 2):
-        # x, delta, z, y; B, C
+        # x, delta, z and y, of `steps` numbers each; B and C, of `small`
         moved[f"fused, {8 * width} bits"] = 4 * width * steps + 2 * width * small
     fig, ax = _figure(height=2.4)
     bars = ax.barh(

@@ -92,7 +92,7 @@ def reading():
     with a carried state and with a reset one.
     """
     found = [p for p in performances(quick=True, say=lambda text: None) if p.split == "train"]
-    # about so many tokens a second
+    # about 35 tokens a second
     pieces = [SimpleNamespace(length=int(35 * p.seconds)) for p in found]
     silent = SimpleNamespace(vocab_size=1, stream=lambda piece: np.zeros(piece.length, int))
     fig, axes = _figure(2, 1, height=4.2, sharex=True)
@@ -211,8 +211,8 @@ def overfitting():
 
 
 def leak():
-    """Chunks that overlap, split at random: a validation chunk shares tokens with its
-    neighbours.
+    """Chunks that overlap, split at random:
+    a validation chunk shares tokens with its neighbours.
     """
     fig, ax = cells.board(21, 4.6)
     fig.set_size_inches(8.6, 8.6 * 4.6 / 21)
@@ -298,7 +298,7 @@ def temperature():
     piece = _piece("test")
     prompt = first_seconds(tokenizer, piece, prompt_end(piece, PROMPT)).tolist()
     ends = ["".join(tokenizer.pieces[token][-1:]) for token in prompt]
-    # now it must name a key
+    # behind the last position of the prompt: now it must name a key
     logits = along[max(i for i, end in enumerate(ends) if end.startswith("Position"))]
     fig, ax = _figure(height=3.4)
     for t, colour in zip((0.5, 1.0, 1.5), (plots.INPUT, plots.OUTPUT, plots.OTHER[0])):

@@ -176,8 +176,8 @@ def _sound(made, name: str) -> Made:
     music, prompt_seconds = made if isinstance(made, tuple) else (made, None)
     if not isinstance(music, Music):
         raise UserError(
-            f"sound {name!r} gave a {type(music).__name__}: return notes, or notes and "
-            "the seconds of their prompt"
+            f"sound {name!r} gave a {type(music).__name__}: "
+            "return notes, or notes and the seconds of their prompt"
         )
     return _shown(_IN_PAGE["sound"].search(player(music, prompt_seconds=prompt_seconds).data))
 

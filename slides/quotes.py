@@ -169,8 +169,9 @@ def _spellings(value) -> set[str]:
 
 
 def outputs(notebook: str, cell: int | None = None) -> list[str]:
-    """What each code cell of an executed notebook printed or showed, as text;
-    `cell` (from 1): of one.
+    """What each code cell of an executed notebook printed or showed, as text.
+
+    With `cell` (from 1), that cell's alone.
     """
     cells = [c for c in book(notebook)["cells"] if c["cell_type"] == "code"]
     if cell is not None:

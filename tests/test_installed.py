@@ -49,8 +49,8 @@ def site(tmp_path_factory):
 
 
 def run(site, *arguments):
-    """Python far from the repository, with the installed package and the other packages
-    of this Python.
+    """Python far from the repository,
+    with the installed package and the other packages of this Python.
     """
     cache = site.parent / "cache"
     environment = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(cache)}

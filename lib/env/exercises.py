@@ -40,15 +40,14 @@ def attempt(check: Callable[[], None]) -> bool:
 
 @contextmanager
 def time_limit(seconds: float):
-    """Raise `TooLong` in this thread, between two steps of Python,
-    when the block has run for `seconds`.
+    """Raise `TooLong` in this thread, between two steps of Python, after `seconds` in the block.
 
     A signal would do the same, but only in the main thread, and not on Windows.
     """
     here, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
 
     def watch():
-        # tenth by tenth, so that a machine that sleeps loses one of them
+        # tenth by tenth of a second, so that a machine that sleeps loses one of them
         for _ in range(round(10 * seconds)):
             if over.wait(0.1):
                 return
@@ -62,8 +61,9 @@ def time_limit(seconds: float):
 
 
 def missing(error: Exception, check: Callable[[], None]) -> str:
-    """One line on what is missing: the check's own words, a `return`,
-    or the error and its place in the cell.
+    """One line on what is missing.
+
+    It is the check's own words, a `return`, or the error and its place in the cell.
     """
     first = next(iter(str(error).splitlines()), "")
     check = inspect.unwrap(check)  # of torch.no_grad
@@ -73,7 +73,7 @@ def missing(error: Exception, check: Callable[[], None]) -> str:
     ][-1]
     if isinstance(error, AssertionError):
         return first or f"this should hold: {(where.line or 'the check').removeprefix('assert ')}"
-    # the check's own line
+    # an error in the check's own line: it was given None
     if "NoneType" in first and (where.name == check.__name__ or where.name.startswith("<")):
         return "there is None where a value is needed: does the function return its result yet?"
     what = first or "without a word"

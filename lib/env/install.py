@@ -111,8 +111,7 @@ def _installed(name: str) -> str | None:
 
 
 def missing(say=print) -> list[str]:
-    """The requirements of the notebooks that this Python lacks,
-    or has in a version that was not tested.
+    """The requirements of the notebooks that this Python lacks or has in an untested version.
 
     What is in `KEPT` counts as missing only where there is none at all; another version than the
     tested ones is told and left alone.
@@ -200,11 +199,10 @@ def pip_download(
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Put the source distribution of `requirement`, "name==version", into `folder`,
-    as pip finds it.
+    """Put the source distribution of `requirement` into `folder`, as pip finds it.
 
-    `what` is its name in a sentence. Raises `Unreachable` where pip cannot bring it, `UserError`
-    for a full disk.
+    A requirement is "name==version", `what` is its name in a sentence. Raises `Unreachable` where
+    pip cannot bring it, `UserError` for a full disk.
     """
     name = requirement.partition("==")[0]
     command = [

@@ -142,7 +142,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _expected_minutes() -> str:
-    """ " (about 2 minutes)" for the notebook that runs, or "" where that is not known."""
+    """The hint " (about 2 minutes)" for the notebook that runs, or "" where that is not known."""
     # JPY_SESSION_NAME is what Jupyter tells a kernel, MUSIC_NOTEBOOK what execute.py tells it.
     name = os.environ.get("MUSIC_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or ""
     found = read_results("notebooks").get(Path(name).stem, {})

@@ -1,9 +1,8 @@
-"""A stranger's file is held against a schema before it is used:
-the first fact that is wrong is one sentence.
+"""A stranger's file is held against a schema before it is used.
 
-A schema is a type: a dataclass, or a `TypedDict`, whose annotations say what each fact may be.
-pydantic checks it, strictly: no text is taken for a number, no 1.5 for a count, no NaN where a
-limit is set.
+The first fact that is wrong is one sentence. A schema is a type: a dataclass, or a `TypedDict`,
+whose annotations say what each fact may be. pydantic checks it, strictly: no text is taken for a
+number, no 1.5 for a count, no NaN where a limit is set.
 """
 
 import functools
@@ -22,7 +21,7 @@ Amount = Annotated[float, Field(ge=0, le=1e15)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Few = [FailFast(), Field(max_length=1_000_000)]  # for lists: Annotated[list[Count], *Few]
 
-# bytes; the index of MAESTRO's streams with ten copies of each piece takes 4 MB
+# in bytes; the index of MAESTRO's streams with ten copies of each piece takes 4 MB
 MOST_JSON = 32 << 20
 
 

@@ -1,8 +1,7 @@
-"""Safetensors files, whatever they are called: opened after a look at what they are,
-written whole or not at all.
+"""Safetensors files, whatever they are called.
 
-A file is called damaged only where its content is:
-what the system refuses keeps the system's reason.
+They are opened after a look at what they are, and written whole or not at all. A file is called
+damaged only where its content is: what the system refuses keeps the system's reason.
 """
 
 import os
@@ -20,11 +19,10 @@ MOST_TENSORS = 20_000
 
 @contextmanager
 def open_tensors(path: str | Path, *, do: str, device: str = "cpu") -> Iterator:
-    """A safetensors file as `safetensors.safe_open` gives it, with `keys`, `metadata`,
-    `get_slice`, `get_tensor`.
+    """A safetensors file, open, as `safetensors.safe_open` gives it.
 
-    Raises `UserError`, and `Damaged` where it is no whole safetensors file,
-    which says what to `do`.
+    It has `keys`, `metadata`, `get_slice` and `get_tensor`. Raises `UserError`, and `Damaged` where
+    it is no whole safetensors file, which says what to `do`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -84,8 +82,8 @@ def check_header(path: str | Path, *, do: str) -> None:
         raise Damaged(f"{path} is damaged (it has no header): {do}")
     if count is None:
         raise Damaged(
-            f"{path} is damaged (its header takes {size / 1e6:,.0f} MB, and no such "
-            f"file's is so large): {do}"
+            f"{path} is damaged (its header takes {size / 1e6:,.0f} MB, "
+            f"and no such file's is so large): {do}"
         )
     if count > MOST_TENSORS:
         raise Damaged(
@@ -95,8 +93,9 @@ def check_header(path: str | Path, *, do: str) -> None:
 
 @contextmanager
 def _in_utf8(path: str | Path) -> Iterator[str]:
-    """A name for the file that safetensors takes:
-    one in UTF-8, which a path need not be on Linux.
+    """A UTF-8 name for the file, as safetensors takes no other.
+
+    On Linux a path need not be UTF-8.
     """
     name = os.fspath(path)
     if name == name.encode(errors="replace").decode():

@@ -254,8 +254,8 @@ def warn(music: Music, begin: float, end: float) -> None:
     """Say where the new music fell silent or got stuck, and what helps."""
     if fault := short_of_breath(music.notes, begin, end):
         print(
-            f"this piece is short of breath, {fault}: try --clock-temperature 1, a --temperature "
-            "nearer to 1, or another --seed"
+            f"this piece is short of breath, {fault}: "
+            "try --clock-temperature 1, a --temperature nearer to 1, or another --seed"
         )
 
 

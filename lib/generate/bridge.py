@@ -204,8 +204,9 @@ def effective_size(weights: np.ndarray) -> float:
 
 
 def resample(weights: np.ndarray, dice: float) -> np.ndarray:
-    """Rows to go on with, (rows,): each about as often as its weight says
-    (systematic resampling).
+    """Rows to go on with, (rows,), by systematic resampling.
+
+    Each comes about as often as its weight says.
     """
     ladder = (dice + np.arange(len(weights))) / len(weights)
     return np.minimum(np.searchsorted(np.cumsum(weights), ladder, side="right"), len(weights) - 1)

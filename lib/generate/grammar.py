@@ -75,8 +75,8 @@ class Rules:
     def __init__(self, tokenizer: Tokenizer):
         if tokenizer.config.kind != "REMI":
             raise UserError(
-                f"playing needs REMI tokens, and these are {tokenizer.config.kind}: train on "
-                "streams of python -m lib.music encode"
+                f"playing needs REMI tokens, and these are {tokenizer.config.kind}: "
+                "train on streams of python -m lib.music encode"
             )
         if tokenizer.config.pedal == "tokens":
             raise UserError(

@@ -377,8 +377,8 @@ def ports():
         return mido, mido.get_input_names(), mido.get_output_names()
     except ImportError as error:
         raise UserError(
-            f"a keyboard needs the package python-rtmidi: run {INSTALL}, or let a file "
-            "play in its place with --mock FILE.mid"
+            f"a keyboard needs the package python-rtmidi: run {INSTALL}, "
+            "or let a file play in its place with --mock FILE.mid"
         ) from error
     except Exception as error:  # each system's MIDI has faults of its own
         raise UserError(
@@ -451,8 +451,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"silence {args.silence} is outside 0.2 to 60 seconds: choose another")
     if not 0 <= args.pedal <= 127 or args.pedal == SUSTAIN:
         raise UserError(
-            f"pedal {args.pedal} is no controller for this: 67 is the left pedal, 66 "
-            "the middle one, and 64 has music to do"
+            f"pedal {args.pedal} is no controller for this: "
+            "67 is the left pedal, 66 the middle one, and 64 has music to do"
         )
     return args
 

@@ -51,7 +51,7 @@ class Moment:
     grammar: Grammar
     recent: tuple[int, ...] = ()  # the last tokens
     seed: int | None = None  # whose dice were thrown so far
-    # how many of them: with the same seed, playing goes on as if it had never stopped
+    # how many dice were thrown: with the same seed, playing goes on as if it had never stopped
     drawn: int = 0
 
     def nbytes(self) -> int:
@@ -154,7 +154,8 @@ def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
 
 
 def _check_shapes(found: dict, model: MambaLM, path: Path) -> None:
-    """Raise `UserError` unless the tensors of a file are those of a moment;
+    """Raise `UserError` unless the tensors of a file are those of a moment.
+
     `found` are slices, yet to be read.
     """
     wanted = {"logits": ((1, model.config.vocab_size), "F32"), "recent": (None, "I64")}

@@ -15,7 +15,9 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
-from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401 - two of them for whoever reads on
+
+# FINGERS and FOLLOWS, unused here, are for whoever reads on
+from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401
 from lib.generate.moment import KEPT, Moment, hear
 from lib.generate.sampling import Sampling, draw
 from lib.mamba import step_cpu as mamba_cpu
@@ -35,8 +37,8 @@ def load_model(folder: str | Path = MODEL, device: str = "cpu") -> tuple[mamba.M
     tokenizer = Tokenizer.load(folder)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise UserError(
-            f"the model in {folder} has {model.config.vocab_size} tokens, its "
-            f"tokenizer {tokenizer.vocab_size}: they do not belong together"
+            f"the model in {folder} has {model.config.vocab_size} tokens, "
+            f"its tokenizer {tokenizer.vocab_size}: they do not belong together"
         )
     return model, tokenizer
 

@@ -39,8 +39,8 @@ class Sampling:
             )
         if not (0 <= self.clock_temperature <= 10 and math.isfinite(self.clock_temperature)):
             raise UserError(
-                f"clock-temperature {self.clock_temperature} is outside 0 to 10: 0 "
-                "leaves the clock to --temperature, 1 is the model's own"
+                f"clock-temperature {self.clock_temperature} is outside 0 to 10: "
+                "0 leaves the clock to --temperature, 1 is the model's own"
             )
         if not 1 <= self.window <= 256:
             raise UserError(

@@ -33,13 +33,13 @@ def checked(folder: Path) -> ModelCard:
         card = ModelCard.load(folder / "README.md")
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"the header of {folder / 'README.md'} cannot be read: make it with "
-            "python -m lib.lab.release"
+            f"the header of {folder / 'README.md'} cannot be read: "
+            "make it with python -m lib.lab.release"
         ) from error
     if not card.data.license or not card.data.eval_results:
         raise UserError(
-            f"the header of {folder / 'README.md'} lacks the licence or the results: make it with "
-            "python -m lib.lab.release"
+            f"the header of {folder / 'README.md'} lacks the licence or the results: "
+            "make it with python -m lib.lab.release"
         )
     return card
 
@@ -52,8 +52,8 @@ def send(folder: Path, repository: str) -> str:
         return api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FILES))
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise UserError(
-            f"the Hub refused ({str(error).splitlines()[0]}): run hf auth login first, and check "
-            f"that {repository} is yours"
+            f"the Hub refused ({str(error).splitlines()[0]}): run hf auth login first, "
+            f"and check that {repository} is yours"
         ) from error
 
 
@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:20} {(args.model / name).stat().st_size:>12,} bytes")
     result = card.data.eval_results[0]
     print(
-        f"licence {card.data.license}, {result.metric_value} {result.metric_type} on "
-        f"{result.dataset_name}"
+        f"licence {card.data.license}, "
+        f"{result.metric_value} {result.metric_type} on {result.dataset_name}"
     )
     if args.send:
         print(send(args.model, args.repository))

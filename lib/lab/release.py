@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
         writer.writerows(rows)
     with whole(args.out / "README.md") as part:
         part.write_text(card(result))
-    # as `python -m lib.generate --seconds 30` plays
+    # the piece that `python -m lib.generate --seconds 30` plays
     music = generate(model, tokenizer, seconds=30, seed=1)
     save_roll(
         music, DATA / "results" / "tour_roll.png", title="30 seconds from the shipped model, seed 1"

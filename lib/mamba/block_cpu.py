@@ -1,11 +1,10 @@
-"""A Mamba block and the loss on a CPU, fused: torch's matrix products,
-and one pass of ours between two of them.
+"""A Mamba block and the loss on a CPU, fused.
 
-What a plain block writes to memory and reads again operation by operation (casts, norm,
-convolution, SiLU, gates, residual), `block_cpu.cpp` and `lib.scan.cpu` do in one pass each;
-activations travel in bfloat16 where that is asked for, and one function a block keeps what
-its backward pass needs, nothing twice. The numbers are those of `MambaBlock` in plain
-PyTorch, up to rounding.
+The matrix products are torch's, with one pass of ours between two of them. What a plain block
+writes to memory and reads again operation by operation (casts, norm, convolution, SiLU, gates,
+residual), `block_cpu.cpp` and `lib.scan.cpu` do in one pass each; activations travel in bfloat16
+where that is asked for, and one function a block keeps what its backward pass needs, nothing twice.
+The numbers are those of `MambaBlock` in plain PyTorch, up to rounding.
 """
 
 import ctypes
@@ -59,8 +58,9 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tens
 def _rms_norm_backward(
     x: Tensor, weight: Tensor, eps: float, du: Tensor, dy: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """From du, the gradient of the norm, and dy, that of the residual beside it:
-    those of x and weight.
+    """The gradients of x and weight.
+
+    They come from du, the gradient of the norm, and dy, that of the residual beside it.
     """
     rows, width = x.shape[:-1].numel(), x.shape[-1]
     dx, parts = torch.empty_like(x), x.new_empty(-(-rows // SHARE), width)
@@ -97,8 +97,9 @@ class _Call(ctypes.Structure):
 
 
 def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
-    """SiLU of the causal depthwise convolution: x (B, L, D) in regular rows, taps (K, D),
-    before (B, K-1, D).
+    """SiLU of the causal depthwise convolution.
+
+    x (B, L, D) in regular rows, taps (K, D), before (B, K-1, D).
     """
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     call = _Call(
@@ -186,12 +187,11 @@ _convolution, _convolution_backward = differentiable(
 
 
 def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
-    """SiLU of the causal depthwise convolution of x (B, L, D),
-    of which `before` (B, K-1, D) came earlier.
+    """SiLU of the causal depthwise convolution of x (B, L, D).
 
-    taps (D, K), the last one for the present step; bias (D,). x is float32 or bfloat16 on a CPU,
-    and so is the result; the rest is used in float32. Ask `available` first. Raises `UserError` for
-    what does not fit.
+    `before` (B, K-1, D) are the inputs that came before x. taps (D, K), the last one for the
+    present step; bias (D,). x is float32 or bfloat16 on a CPU, and so is the result; the rest is
+    used in float32. Ask `available` first. Raises `UserError` for what does not fit.
     """
     _check_convolution(x, taps, bias, before)
     taps, bias, before = (t if t is None else t.float() for t in (taps.t(), bias, before))
@@ -224,9 +224,9 @@ def _check_convolution(x, taps, bias, before, dtypes=FLOATS) -> None:
 # -- the block -------------------------------------------------------------------------------------
 # arguments of both operators of the block; weights in the order of `weights_of`
 READ = (
-    "Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, Tensor "
-    "conv_w, Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, Tensor D, "
-    "Tensor out_w, Tensor? out_b"
+    "Tensor? mask, ScalarType dtype, float eps, Tensor norm, Tensor in_w, Tensor? in_b, "
+    "Tensor conv_w, Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, "
+    "Tensor D, Tensor out_w, Tensor? out_b"
 )
 KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the backward pass
 
@@ -252,9 +252,7 @@ def _block_kernel(
     out_b,
     keep,
 ):
-    """x + mixer(norm(x)), the memory after it (two tensors),
-    and with `keep` what the backward pass needs.
-    """
+    """x + mixer(norm(x)), the memory after it (two tensors), and with `keep` those of `KEPT`."""
     weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
     _check_block(x, before, mask, dtype, weights)
     check_tensors("the block", CPU, {"h0": (h0, (len(x), *A_log.shape))})
@@ -355,8 +353,9 @@ def _block_backward_kernel(
     dafter,
     dlast,
 ):
-    """The gradients of x, before, h0 and the weights;
-    an empty tensor for a bias that is not there.
+    """The gradients of x, before, h0 and the weights.
+
+    For a bias that is not there it is an empty tensor.
     """
     weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
     _check_block(x, before, mask, dtype, weights)
@@ -463,9 +462,8 @@ BLOCK = operator(
 )
 BLOCK_BACKWARD = operator(
     "mamba_block_cpu_backward",
-    f"(Tensor x, Tensor before, {READ}, "
-    f"{', '.join(f'Tensor {name}' for name in KEPT)}, Tensor dresult, Tensor? dafter, "
-    f"Tensor? dlast) -> ({', '.join(15 * ['Tensor'])})",
+    f"(Tensor x, Tensor before, {READ}, {', '.join(f'Tensor {name}' for name in KEPT)}, "
+    f"Tensor dresult, Tensor? dafter, Tensor? dlast) -> ({', '.join(15 * ['Tensor'])})",
     _block_backward_kernel,
     _block_backward_fake,
 )
@@ -543,8 +541,9 @@ def weights_of(block: nn.Module) -> tuple[Tensor | None, ...]:
 
 
 def precision(x: Tensor) -> torch.dtype | None:
-    """What the fused block computes in here: float32, bfloat16 under autocast;
-    None where it cannot run.
+    """What the fused block computes in here, or None where it cannot run.
+
+    That is float32, or bfloat16 under autocast.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() or not available():
         return None
@@ -554,8 +553,9 @@ def precision(x: Tensor) -> torch.dtype | None:
 
 
 def suits(block: nn.Module, x: Tensor) -> bool:
-    """Whether `block` can run fused: its weights are float32 beside x,
-    and nobody listens at its inner modules.
+    """Whether `block` can run fused.
+
+    Its weights have to be float32 beside x, and nobody may listen at its inner modules.
     """
     plain = all(p.dtype == torch.float32 and p.device == x.device for p in block.parameters())
     watched = any(
@@ -575,8 +575,8 @@ def block(
     config = module.mixer.config
     if axes(x) != 3 or x.shape[2] != config.d_model or not suits(module, x):
         raise UserError(
-            f"the fused block takes x of shape (B, L, {config.d_model}) and weights, all in "
-            f"float32 on a CPU, and not such an x of {described(x)}: use the block itself"
+            f"the fused block takes x of shape (B, L, {config.d_model}) and weights, "
+            f"all in float32 on a CPU, and not such an x of {described(x)}: use the block itself"
         )
     before, h0 = memory
     check_memory(x, before, h0, config.d_conv - 1, config.d_inner, config.d_state)
@@ -613,8 +613,9 @@ def check_weights(
     rank: int,
     dtypes=FLOATS,
 ) -> None:
-    """Raise `UserError` naming the first of a block's weights, in the order of `weights_of`,
-    that does not fit.
+    """Raise `UserError` naming the first of a block's weights that does not fit.
+
+    They come in the order of `weights_of`.
     """
     norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b = weights
     check_tensors(
@@ -640,8 +641,9 @@ def check_weights(
 
 
 def _check_block(x, before, mask, dtype, weights) -> None:
-    """Raise `UserError` naming the first argument that both operators of the block have and
-    that does not fit.
+    """Raise `UserError` naming the first argument that does not fit.
+
+    It looks at the arguments that both operators of the block have.
     """
     _, _, _, conv_w, _, _, dt_w, _, A_log, *_ = weights
     known_axes = [axes(t) for t in (x, A_log, dt_w, conv_w)] == [3, 2, 2, 3]
@@ -664,9 +666,7 @@ def _check_block(x, before, mask, dtype, weights) -> None:
 
 
 def _check_block_backward(x, before, dtype, x_w, A_log, kept, dresult, dafter, dlast) -> None:
-    """Raise `UserError` naming the first thing kept, or gradient asked for,
-    that does not fit the rest.
-    """
+    """Raise `UserError` naming the first thing kept, or gradient, that does not fit the rest."""
     *moving, states = zip(KEPT, zip(kept, _kept_shapes(x, x_w, A_log)))
     check_tensors("the block's gradient", CPU, dict(moving), (dtype,))
     check_tensors("the block's gradient", CPU, dict([states]), (torch.float32,))
@@ -706,8 +706,9 @@ def _entropies(u: Tensor, head: Tensor, targets: Tensor, gradient: bool) -> tupl
 
 
 def _loss_kernel(x, norm, head, targets, eps, dtype, keep):
-    """The sum of the nats, each of them, and with `keep` the sum's gradients of the normed x
-    and of the head.
+    """The sum of the nats, each of them, and with `keep` the sum's gradients.
+
+    Those are the gradients of the normed x and of the head.
     """
     _check_loss(x, norm, head, targets, dtype)
     if targets.numel() and targets.max() >= len(head):
@@ -749,8 +750,8 @@ LOSS = operator(
 )
 LOSS_BACKWARD = operator(
     "cross_entropy_cpu_backward",
-    "(Tensor x, Tensor norm, float eps, Tensor du, Tensor dhead, "
-    "Tensor dloss) -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor norm, float eps, Tensor du, Tensor dhead, Tensor dloss) -> "
+    "(Tensor, Tensor, Tensor)",
     _loss_backward_kernel,
     _loss_backward_fake,
 )
@@ -784,11 +785,11 @@ def cross_entropy(
     dtype: torch.dtype,
     reduce: bool,
 ) -> Tensor:
-    """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M):
-    their sum, with gradients, or each.
+    """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M).
 
-    `dtype` is what the products are computed in, float32 or bfloat16. A target below 0 counts
-    nothing; raises `UserError` for one beyond the vocabulary, or for what does not fit.
+    With `reduce` it is their sum, which has gradients, else each of them. `dtype` is what the
+    products are computed in, float32 or bfloat16. A target below 0 counts nothing; raises
+    `UserError` for one beyond the vocabulary, or for what does not fit.
     """
     _check_loss(x, norm, head, targets, dtype)
     if reduce:

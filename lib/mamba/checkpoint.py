@@ -1,6 +1,4 @@
-"""A Mamba's checkpoint: a folder that transformers opens too,
-and a model made deeper to train on.
-"""
+"""A Mamba's checkpoint, a folder that transformers opens too; a model made deeper to train on."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -138,8 +136,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> MambaLM:
             theirs, ours = json.dumps(wanted)[:80], json.dumps(found)
             raise UserError(
                 f"{folder / CONFIG} and {WEIGHTS} are of two models, "
-                f"{name} is {theirs} in the one and "
-                f"{ours} in the other: {AGAIN}"
+                f"{name} is {theirs} in the one and {ours} in the other: {AGAIN}"
             )
     model.config = replace(
         config,
@@ -184,14 +181,15 @@ def check_computation(folder: Path, description: Mapping) -> None:
         if value is not None and not (name in ONLY or name in SIZES or name in NO_MATTER):
             raise UserError(
                 f"the model in {folder} may be another than the Mamba of this course: its {CONFIG} "
-                f"says that {name[:80]} is {text}, which is not known here; if that changes "
-                "nothing of what the model computes, delete the line"
+                f"says that {name[:80]} is {text}, which is not known here; "
+                "if that changes nothing of what the model computes, delete the line"
             )
 
 
 def said(description: Mapping) -> Iterator[tuple[str, Any]]:
-    """All that config.json says, name by name; mamba-ssm says what its block is like in a
-    table of its own.
+    """All that config.json says, name by name.
+
+    mamba-ssm says what its block is like in a table of its own.
     """
     yield from description.items()
     yield from (description.get("ssm_cfg") or {}).items()
@@ -202,24 +200,24 @@ def sizes(
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, what config.json says, what the weights are), under every name by which it says so."""
     vocab_size = description["vocab_size"]
-    # mamba-ssm pads it up to a multiple
+    # a file with d_model is mamba-ssm's, which pads the vocabulary up to a multiple
     if "d_model" in description and vocab_size != config.vocab_size:
         multiple = description.get("pad_vocab_size_multiple", 8)
         vocab_size = -(-vocab_size // multiple) * multiple
     yield "vocab_size", vocab_size, config.vocab_size
     for name, value in said(description):
         attribute = SIZES.get(name)
-        # an output layer of its own, the embedding once more
+        # not tied by its word: an output layer of its own, which may be the embedding once more
         again = attribute == "tied" and not value and has_head
         if attribute and not again:
             yield name, value, getattr(config, attribute)
 
 
 def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> MambaLM:
-    """A model out of named tensors, ours, transformers' or mamba-ssm's;
-    every size is read off them.
+    """A model out of named tensors, ours, transformers' or mamba-ssm's.
 
-    Raises `UserError` naming the first tensor that is missing or does not fit.
+    Every size is read off them. Raises `UserError` naming the first tensor that is missing or does
+    not fit.
     """
     weights = {
         k.replace("backbone.embedding.", "backbone.embeddings."): v for k, v in weights.items()
@@ -263,12 +261,11 @@ def from_weights(weights: Mapping[str, Tensor], norm_eps: float = 1e-5) -> Mamba
         if name not in weights or weights[name].shape != shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
             raise UserError(f"the weights need {name} of shape {tuple(shape)}, but hold {found}")
-        # packed in pairs
+        # float4 passes for floating-point, but its numbers are packed in pairs
         if not weights[name].is_floating_point() or "float4" in str(weights[name].dtype):
             raise UserError(
                 f"the weights hold {name} in {weights[name].dtype}, "
-                "which is no floating-point number "
-                "that is read here"
+                "which is no floating-point number that is read here"
             )
     if extra := weights.keys() - wanted.keys() - {"lm_head.weight"}:
         raise UserError(

@@ -1,5 +1,6 @@
-"""What a checkpoint folder may say of itself: its facts and sizes are checked before a
-weight is read.
+"""What a checkpoint folder may say of itself.
+
+Its facts and sizes are checked before a weight is read.
 """
 
 from pathlib import Path
@@ -19,7 +20,8 @@ Small = Annotated[float, Field(gt=0, le=1)]
 
 
 class Description(TypedDict, total=False):
-    """config.json in transformers' names and in mamba-ssm's;
+    """config.json in transformers' names and in mamba-ssm's.
+
     `lib.mamba.checkpoint` looks at what else it says.
     """
 

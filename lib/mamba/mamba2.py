@@ -1,9 +1,9 @@
-"""Mamba-2: the block with heads and its language model
-(Dao and Gu 2024, arXiv:2405.21060, section 7).
+"""Mamba-2: the block with heads and its language model.
 
-What changed since `lib.mamba.model`: one projection gives the gate, the input, B, C and the step of
-each head; the convolution runs over x, B and C; A is one number a head, so that the scan becomes
-matrix products (`lib.scan.ssd`); a norm stands behind the gate. All the rest is `LanguageModel`'s.
+What changed since `lib.mamba.model` (Dao and Gu 2024, arXiv:2405.21060, section 7): one projection
+gives the gate, the input, B, C and the step of each head; the convolution runs over x, B and C; A
+is one number a head, so that the scan becomes matrix products (`lib.scan.ssd`); a norm stands
+behind the gate. All the rest is `LanguageModel`'s.
 
 Parameter names are the official ones, those of mamba-ssm's `Mamba2` and of transformers'
 `Mamba2ForCausalLM`, with one group of B and C for all heads.
@@ -67,8 +67,9 @@ class Mamba2Config(Heads):
 
 
 class GatedRMSNorm(RMSNorm):
-    """The norm of y silu(z): the gate first, so that the output has one size however
-    far it is open.
+    """The norm of y silu(z).
+
+    The gate comes first, so that the output has one size however far it is open.
     """
 
     def forward(
@@ -106,8 +107,9 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def reset(self):
-        """Initialise as published: A uniform in [-16, -1], delta log-uniform,
-        outputs scaled down.
+        """Initialise as published.
+
+        A is uniform in [-16, -1], delta log-uniform, outputs are scaled down.
         """
         config = self.config
         self.A_log.uniform_(1, 16).log_()

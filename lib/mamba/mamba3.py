@@ -1,10 +1,10 @@
-"""Mamba-3 without its MIMO form: the block and its language model
-(Lahoti et al. 2026, arXiv:2603.15569).
+"""Mamba-3 without its MIMO form: the block and its language model.
 
-What changed since `lib.mamba.mamba2`: a step takes in both of its ends (`lib.scan.trapezoid`),
-pairs of the state turn, the decay itself is read off the input, B and C are normed and have a bias
-a head, and there is no convolution and no norm behind the gate. Parameter names and shapes are
-those of mamba-ssm's `Mamba3`, with one group of B and C and a MIMO rank of 1.
+What changed since `lib.mamba.mamba2` (Lahoti et al. 2026, arXiv:2603.15569): a step takes in both
+of its ends (`lib.scan.trapezoid`), pairs of the state turn, the decay itself is read off the input,
+B and C are normed and have a bias a head, and there is no convolution and no norm behind the gate.
+Parameter names and shapes are those of mamba-ssm's `Mamba3`, with one group of B and C and a MIMO
+rank of 1.
 """
 
 import math

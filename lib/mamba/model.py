@@ -357,14 +357,13 @@ class LanguageModel(nn.Module):
         targets: Int[Tensor, "..."] | None = None,
         **options,
     ) -> Tensor | tuple[Tensor, State]:
-        """tokens (B, L) to logits at every position (B, L, V),
-        with `last_only` at the last (B, 1, V).
+        """tokens (B, L) to logits at every position (B, L, V).
 
-        With `state` the sequence goes on from there; `return_state` also gives the state after the
-        last token, so that a long piece can be read in segments. The state that is given is not
-        changed. With `targets` (B, L) the result is the sum of their cross entropies in nats
-        instead; a target of -1 counts nothing. The options go to the blocks: Mamba's know
-        `backend`.
+        With `last_only` they are at the last position alone (B, 1, V). With `state` the sequence
+        goes on from there; `return_state` also gives the state after the last token, so that a long
+        piece can be read in segments. The state that is given is not changed. With `targets` (B, L)
+        the result is the sum of their cross entropies in nats instead; a target of -1 counts
+        nothing. The options go to the blocks: Mamba's know `backend`.
         """
         x, after = self.residual(tokens, state, **options)
         if targets is None:

@@ -25,9 +25,9 @@ from lib.scan.native import Kernel, address
 SLABS = 8
 # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_SCALE = 2**10
-HALF_LIMIT = 2**15 / HALF_SCALE  # and must be smaller than this
+HALF_LIMIT = 2**15 / HALF_SCALE  # a weight that is kept in float16 must be smaller than this
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
-# sequences side by side: far more than memory is quick for, and no count overflows
+# the most sequences side by side: far more than memory is quick for, and no count overflows
 MOST_ROWS = 2**16
 ONE_THREAD = 200_000  # a model with fewer numbers is read sooner than a second thread wakes up
 
@@ -38,23 +38,26 @@ KERNEL = Kernel(
 
 
 def lanes() -> int:
-    """Floats in a vector of this machine: weights and states are laid out in tiles of so many
-    outputs, or two.
+    """Floats in a vector of this machine.
+
+    Weights and states are laid out in tiles of so many outputs, or of twice as many.
     """
     return KERNEL.library.mamba_lanes()
 
 
 def _tiles(matrix: Tensor, outputs: int) -> Tensor:
-    """(outputs, inputs) to (tiles of that many outputs, inputs, outputs),
-    with zeros for what is missing.
+    """(outputs, inputs) to (tiles of that many outputs, inputs, outputs).
+
+    What is missing of the last tile is zero.
     """
     matrix = F.pad(matrix, (0, 0, 0, -len(matrix) % outputs))
     return matrix.unflatten(0, (-1, outputs)).transpose(1, 2)
 
 
 def _halves(tiles: Tensor) -> Tensor:
-    """(tiles, inputs, 2 W) to (tiles, inputs, W):
-    in place of a float32 two float16, the second W outputs above.
+    """(tiles, inputs, 2 W) to (tiles, inputs, W).
+
+    In place of a float32 there are two float16, the second from W outputs above.
     """
     halves = (tiles * HALF_SCALE).half().unflatten(2, (2, -1)).transpose(2, 3)
     return halves.contiguous().view(torch.float32).squeeze(3)
@@ -80,11 +83,11 @@ def exact_in_float16(model: MambaLM) -> bool:
 
 
 def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
-    """All weights but the embedding's as one float32 vector,
-    in the order of `Plan` in step_cpu.cpp.
+    """All weights but the embedding's as one float32 vector.
 
-    With `halves` the weights of matrices are float16, two in the place of a float32. `width` is the
-    floats in a vector of the machine that will read them; this one's by default.
+    They are in the order of `Plan` in step_cpu.cpp. With `halves` the weights of matrices are
+    float16, two in the place of a float32. `width` is the floats in a vector of the machine that
+    will read them; this one's by default.
     """
     c, pieces = model.config, []
     D, M = c.d_inner, c.d_model
@@ -128,9 +131,7 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
 
 
 def _check_model(model: MambaLM) -> None:
-    """Raise `UserError` naming the first weight that is not of the shape that the
-    configuration says.
-    """
+    """Raise `UserError` naming the first weight whose shape is not the configuration's."""
     c, what = model.config, "the whole-model step"
     if len(model.backbone.layers) != c.n_layer:
         raise UserError(
@@ -174,15 +175,15 @@ class Stepper:
             raise UserError(f"batch {batch} is no number of sequences: give 1 to {MOST_ROWS:,}")
         if not KERNEL.available():
             raise UserError(
-                "the whole-model step needs a C++ compiler (g++ or clang++): install one, or "
-                "use the model's own `step`"
+                "the whole-model step needs a C++ compiler (g++ or clang++): install one, "
+                "or use the model's own `step`"
             )
         if weights not in ("auto", "float32", "float16"):
             raise UserError(f"weights {weights!r} are unknown: choose auto, float32 or float16")
         if weights == "float16" and max(m.abs().max() for m in _matrices(model)) >= HALF_LIMIT:
             raise UserError(
-                f"a weight of this model is {HALF_LIMIT:g} or more, too large to be kept in "
-                "float16: choose auto or float32"
+                f"a weight of this model is {HALF_LIMIT:g} or more, "
+                "too large to be kept in float16: choose auto or float32"
             )
         c = self.config = model.config
         self.batch = int(batch)
@@ -219,19 +220,15 @@ class Stepper:
         self._small = counts[0] < ONE_THREAD
 
     def step(self, tokens: Tensor | Sequence[int]) -> Tensor:
-        """Read one token a row (B,): the logits of the next (B, V), float32,
-        in a tensor of their own.
+        """Read one token a row (B,): the logits of the next (B, V), float32.
 
-        Raises `UserError`, and reads nothing, where a token is not in the vocabulary or
-        no whole number.
+        They are in a tensor of their own. Raises `UserError`, and reads nothing, where a token is
+        not in the vocabulary or no whole number.
         """
         try:
             tokens = torch.as_tensor(tokens)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # no numbers, rows of unequal length, too large a number
+        except (TypeError, ValueError, RuntimeError) as error:
+            # no numbers, rows of unequal length, too large a number
             raise UserError(f"the step reads a token a row, not {tokens!r}") from error
         check_tensors("the step", torch.device("cpu"), {"tokens": (tokens, (self.batch,))}, WHOLE)
         tokens = tokens.long().contiguous()
@@ -241,8 +238,8 @@ class Stepper:
             *self._fixed, address(tokens), address(logits), ctypes.c_int(threads)
         ):
             raise UserError(
-                f"a token of {tokens.tolist()} is outside the vocabulary of "
-                f"{self.config.vocab_size}: was it made by another tokenizer?"
+                f"a token of {tokens.tolist()} is outside "
+                f"the vocabulary of {self.config.vocab_size}: was it made by another tokenizer?"
             )
         return logits
 
@@ -306,8 +303,9 @@ class Stepper:
 
 
 def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
-    """A `Stepper`; None where the model is no Mamba, is not on a CPU,
-    or there is no compiler (said once a process).
+    """A `Stepper`; None where the model is no Mamba, is not on a CPU, or there is no compiler.
+
+    A missing compiler is said once a process.
     """
     mine = isinstance(model, MambaLM) and model.device.type == "cpu"
     return Stepper(model, batch) if mine and KERNEL.available() else None

@@ -1,5 +1,6 @@
-"""MAESTRO to notes to tokens: `performances` finds it, `Music` holds a piece,
-`Tokenizer` writes it as tokens.
+"""MAESTRO to notes to tokens.
+
+`performances` finds it, `Music` holds a piece, `Tokenizer` writes it as tokens.
 """
 
 from lib.music.encode import build

@@ -1,7 +1,8 @@
 """MAESTRO from the shell.
 
-python -m lib.music [FOLDER] [--quick] [--no-download]    find or fetch it, and print what is in it
-python -m lib.music encode [FOLDER] [OPTIONS]             build its token streams
+There are two commands:
+    python -m lib.music [FOLDER] [--quick] [--no-download]    find or fetch it, print what is in it
+    python -m lib.music encode [FOLDER] [OPTIONS]             build its token streams
 """
 
 import argparse

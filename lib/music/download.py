@@ -290,8 +290,9 @@ class Bounded(io.FileIO):
 
 @contextmanager
 def reading(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip, opened; a damaged one is one sentence,
-    where zipfile raises a dozen kinds of error.
+    """The zip, opened.
+
+    A damaged one is one sentence, where zipfile raises a dozen kinds of error.
     """
     try:
         with Bounded(archive) as file, zipfile.ZipFile(file) as zipped:

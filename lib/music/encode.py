@@ -101,8 +101,9 @@ def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
 
 
 def _named(config) -> dict:
-    """The settings as JSON; the language only where it is not REMI,
-    as caches of before knew no other.
+    """The settings as JSON.
+
+    The language is named only where it is not REMI, as caches of before knew no other.
     """
     settings = asdict(config)
     if config.kind == "REMI":

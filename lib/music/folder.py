@@ -59,10 +59,10 @@ def read_folder(folder: str | Path, say=print) -> list[Performance]:
 
 
 def gather(folder: str | Path, say=print) -> list[Found]:
-    """Every MIDI file in a folder, and below it, that has enough notes;
-    what is left out is said, a line a kind.
+    """Every MIDI file in a folder, and below it, that has enough notes.
 
-    Raises `UserError` where there is no folder, or no MIDI file in it.
+    What is left out is said, a line a kind. Raises `UserError` where there is no folder, or no MIDI
+    file in it.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

@@ -65,8 +65,8 @@ def played(events: np.ndarray) -> Played:
     """The notes of all channels but the drums', from the events of `lib.music.midi.read_events`.
 
     Where a key comes up at the tick at which the pedal goes down, but before it, `end` is an
-    `INSTANT` earlier: `lib.music.notes.sustain` then tells that from a key which the pedal still
-    catches.
+    `INSTANT` earlier: `lib.music.notes.sustain` then tells that from a key which the pedal
+    still catches.
     """
     events = events[(events["status"] & 0xF) != DRUMS]
     struck, up = _keys(events)
@@ -172,9 +172,7 @@ def _pedal(events: np.ndarray, pedal: int, channel: int, shared: bool) -> np.nda
 
 
 def _copies(spans: np.ndarray, known: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Which spans, bool (P,), say once more what the known one beginning just before,
-    or just after, says.
-    """
+    """Which spans, bool (P,), repeat the known one that begins just before or just after."""
     if not len(known):
         return np.zeros(len(spans), bool)
 

@@ -1,6 +1,4 @@
-"""The notes of every performance as arrays, read once and kept:
-what the evaluation compares with.
-"""
+"""Every performance's notes as arrays, read once and kept: what the evaluation compares with."""
 
 import hashlib
 from pathlib import Path
@@ -37,9 +35,8 @@ def note_arrays(
             sound = sound and lengths.shape == (len(performances),) and (lengths >= 0).all()
             if sound and lengths.sum() == len(notes):
                 return np.split(notes, np.cumsum(lengths)[:-1])
-        except (
-            Exception
-        ) as error:  # of numpy, of its zip, and of Python's parser, which reads the header
+        except Exception as error:
+            # an error of numpy, of its zip, or of Python's parser, which reads the header
             raise UserError(f"{target} is damaged: delete it and run this again") from error
         raise UserError(f"{target} is damaged: delete it and run this again")
     arrays = [
@@ -64,7 +61,8 @@ def excerpt(notes: np.ndarray, start: float, seconds: float) -> np.ndarray:
 
 
 def opening(notes: np.ndarray, seconds: float) -> np.ndarray:
-    """The first `seconds` from the first note on:
-    the silence before it says nothing about the music.
+    """The first `seconds` from the first note on.
+
+    The silence before it says nothing about the music.
     """
     return excerpt(notes, float(notes["start"][0]) if len(notes) else 0.0, seconds)

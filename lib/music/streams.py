@@ -41,7 +41,7 @@ class Index:
     vocab_size: Annotated[int, Field(ge=3, le=2**16)]  # tokens are uint16
     bos: Count
     settings: dict
-    # of the tokens; none in the first version
+    # what each token is called; streams of the course's first version do not say
     names: Annotated[list[str], Field(max_length=2**16)] | None = None
 
 
@@ -105,9 +105,8 @@ def _open(path: Path) -> np.ndarray:
     """The tokens in a file, mapped into memory."""
     try:
         tokens = np.lib.format.open_memmap(path, mode="r")
-    except (
-        Exception
-    ) as error:  # numpy has the header read by Python's own parser, with all its errors
+    except Exception as error:
+        # numpy has the header read by Python's own parser, with all its errors
         raise _damaged(path, "it is no array of numpy's, or an incomplete one") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise _damaged(path, "it holds no row of uint16 tokens")

@@ -14,8 +14,9 @@ BAR_LINE = "Bar_None"
 
 
 def kind_of(name: str) -> str:
-    """ "Bar", "Position", "Pitch", "Velocity", "Duration";
-    of special tokens "PAD", "BOS", "EOS".
+    """The kind of a base token: "Bar", "Position", "Pitch", "Velocity", "Duration".
+
+    Of special tokens it is "PAD", "BOS" or "EOS".
     """
     return name.split("_")[0]
 

@@ -43,7 +43,7 @@ class TokenConfig:
     pedal: str = "extend"  # "extend" notes by the sustain pedal, write it as "tokens", or "drop" it
     vocab_size: int | None = 1024  # after byte-pair encoding; None: base tokens only
     velocities: int = 32  # loudness levels
-    # the language; "TSD" and "MIDILike" for comparisons, which nothing here plays
+    # the language of the tokens; "TSD" and "MIDILike" are for comparisons: nothing here plays them
     kind: str = "REMI"
 
     def __post_init__(self):

@@ -1,10 +1,8 @@
 """What a tokenizer's file may say.
 
-MidiTok is handed nothing of it but the merges, after a look at them.
-
-All else follows from tokens.json. MidiTok would build whatever vocabulary a file asks for, of any
-size, and take any name in it for an attribute of its own: here the file has to say what follows,
-and no more.
+MidiTok is handed nothing of it but the merges, after a look at them. All else follows from
+tokens.json. MidiTok would build whatever vocabulary a file asks for, of any size, and take any name
+in it for an attribute of its own: here the file has to say what follows, and no more.
 """
 
 import json
@@ -33,9 +31,7 @@ class Metaspace(TypedDict):
 
 
 class Merges(TypedDict):
-    """Byte-pair encoding, and nothing that would make it another:
-    a token dropped by chance, another alphabet.
-    """
+    """Byte-pair encoding and nothing else: no token dropped by chance, no other alphabet."""
 
     type: Literal["BPE"]
     vocab: Names

@@ -12,7 +12,7 @@ from lib.env.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPTIONAL = ("D", "z", "delta_bias", "h0")  # what a scan may be given or not
-# name: the tensor and the shape it should have
+# what is asked for, by its name: the tensor and the shape that it should have
 Wanted = dict[str, tuple[Tensor | None, tuple[int, ...]]]
 
 
@@ -32,15 +32,14 @@ def check_tensors(
             raise UserError(f"{what} needs {name} of shape {shape}, not {tuple(tensor.shape)}")
         if tensor.device != device:
             raise UserError(
-                f"{what} needs all tensors on one device: {name} is on "
-                f"{tensor.device}, not on {device}"
+                f"{what} needs all tensors on one device: "
+                f"{name} is on {tensor.device}, not on {device}"
             )
         if tensor.dtype not in dtypes:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise UserError(
-                f"{what} needs {name} in one of {known}, not "
-                f"{str(tensor.dtype).removeprefix('torch.')}: "
-                "convert it first"
+                f"{what} needs {name} in one of {known}, "
+                f"not {str(tensor.dtype).removeprefix('torch.')}: convert it first"
             )
         if tensor.layout != torch.strided:
             raise UserError(
@@ -59,9 +58,7 @@ def described(value) -> str:
 
 
 def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> None:
-    """Raise `UserError` naming the first argument of `lib.scan.selective_scan` that
-    does not fit.
-    """
+    """Raise `UserError` for the first argument of `lib.scan.selective_scan` that does not fit."""
     _check_sizes("the scan", x, "(B, L, D)", A)
     batch, length, d_inner = x.shape
     d_state = A.shape[1]
@@ -84,9 +81,7 @@ def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> N
 
 
 def check_step(h, x, delta, A, B, C, D=None, z=None, delta_bias=None) -> None:
-    """Raise `UserError` naming the first argument of `lib.scan.selective_step` that
-    does not fit.
-    """
+    """Raise `UserError` for the first argument of `lib.scan.selective_step` that does not fit."""
     _check_sizes("the step", x, "(B, D)", A)
     batch, d_inner = x.shape
     d_state = A.shape[1]

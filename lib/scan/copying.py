@@ -1,10 +1,10 @@
-"""Selective copying: play back the notes, forget the rests
-(Gu and Dao 2023, section 3.1 and figure 2).
+"""Selective copying: play back the notes, forget the rests.
 
-A sequence holds a few notes among rests, then one cue for each note; the answers, at the cues, are
-the notes in their order. With random gaps a model must choose what to remember by what it reads.
-Here are the task, small models that differ in what remembers for them, and their training, which
-can be put down and taken up again.
+The task is that of Gu and Dao 2023, section 3.1 and figure 2. A sequence holds a few notes among
+rests, then one cue for each note; the answers, at the cues, are the notes in their order. With
+random gaps a model must choose what to remember by what it reads. Here are the task, small models
+that differ in what remembers for them, and their training, which can be put down and
+taken up again.
 """
 
 import math
@@ -181,7 +181,7 @@ class Block(nn.Module):
         return u + self.out_proj(self.system(self.prepare(u)))
 
 
-# d_model, d_inner: about equal parameters
+# d_model and d_inner of each system, chosen so that all have about as many parameters
 WIDTHS = {"fixed": (40, 80), "selective": (32, 64), "gru": (32, 32)}
 
 
@@ -257,14 +257,13 @@ def accuracy(
 
 
 class Training:
-    """Training on fresh sequences only: cross-entropy at the cues, Adam,
-    a constant rate and then a decay.
+    """Training on fresh sequences only, at a constant rate and then with a decay.
 
-    The rate warms up for 50 steps and stays. When `steps` are done, or as soon as three checks
-    in a row find `solved` of the notes right, it falls linearly to zero within `settle` steps.
-    So a curve that is flat before that is not flat because of the schedule. `model` gives logits
-    (B, L, V), V at least `task.notes`. `lengths`: draw each batch's length anew from this range,
-    both ends included.
+    The loss is the cross-entropy at the cues, the optimizer Adam. The rate warms up for 50 steps
+    and stays. When `steps` are done, or as soon as three checks in a row find `solved` of the notes
+    right, it falls linearly to zero within `settle` steps. So a curve that is flat before that is
+    not flat because of the schedule. `model` gives logits (B, L, V), V at least `task.notes`.
+    `lengths`: draw each batch's length anew from this range, both ends included.
     """
 
     def __init__(
@@ -288,7 +287,7 @@ class Training:
         self.optimizer = torch.optim.Adam(model.parameters(), learning_rate)
         self.step, self.seconds = 0, 0.0
         self.settles_at = steps  # the step at which the decay begins; earlier when solved
-        # (step, notes right, whole answers right)
+        # one entry a check: (step, share of notes right, share of whole answers right)
         self.curve = [(0, *accuracy(model, task, size=CHECK))]
 
     @property
@@ -332,7 +331,7 @@ class Training:
     def run(self, seconds: float = math.inf, progress: str = "") -> bool:
         """Train until the end, or for so many seconds; returns whether it is finished.
 
-        With `progress`, a bar.
+        With `progress`, a bar of that name.
         """
         from tqdm import tqdm
 

@@ -1,4 +1,5 @@
-"""The fused CPU scan, `cpu.cpp`, with a gradient;
+"""The fused CPU scan, `cpu.cpp`, with a gradient.
+
 `lib.scan.native` compiles it once and loads it.
 """
 
@@ -52,8 +53,9 @@ class Inputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a scan's inputs; x, delta, B, C and z in their dtype,
-    the others in float32.
+    """The gradients of a scan's inputs.
+
+    Those of x, delta, B, C and z are in the dtype of these inputs, the others in float32.
     """
 
     x: Tensor
@@ -89,8 +91,7 @@ class _Scan(ctypes.Structure):
 
 
 def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y (B, L, D), the last state (B, D, N) in float32,
-    and with `keep` what the backward pass needs.
+    """y (B, L, D), the last state (B, D, N) in float32, and with `keep` what `backward` needs.
 
     Raises `UserError` for what does not fit.
     """
@@ -100,7 +101,7 @@ def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tenso
 def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> Gradients:
     """All gradients, from what `forward` kept and those of y and of the last state.
 
-    `UserError` as there.
+    Raises `UserError` as `forward` does.
     """
     given = _as_read(given)
     x, A = given.x, given.A
@@ -142,8 +143,9 @@ def _backward(
     dC: Tensor | None = None,
     dz: Tensor | None = None,
 ) -> Gradients:
-    """`backward` as `_forward`. dB, dC and dz are written where the caller wants them,
-    if it names a place.
+    """`backward` without a look at what it is given.
+
+    dB, dC and dz are written where the caller wants them, if it names a place.
     """
     x, A = given.x, given.A
     batch, _, channels = x.shape
@@ -225,8 +227,8 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
 
 
 READ = (
-    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
-    "delta_bias, bool delta_softplus"
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, "
+    "Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus"
 )
 SCAN = operator(
     "scan_cpu",
@@ -275,8 +277,9 @@ _scan, _scan_backward = differentiable(
 
 
 def kept_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
-    """The shape of the states that are kept: one every CHUNK steps,
-    tiles of channels by padded states.
+    """The shape of the states that are kept, one every CHUNK steps.
+
+    Each lies in tiles of LANES channels, with the number of states padded.
     """
     return batch, -(-length // CHUNK), -(-channels // LANES), -(-states // PAD) * PAD, LANES
 
@@ -289,9 +292,8 @@ def _as_read(given: Inputs, h0: Tensor | None = None) -> Inputs:
     moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
     if fixed != {torch.float32} or moving not in ({torch.float32}, {torch.bfloat16}):
         raise UserError(
-            "the operator of the scan takes x, delta, B, "
-            "C and z all in float32 or all in bfloat16, and "
-            "the rest in float32: call lib.scan.selective_scan, which converts them"
+            "the operator of the scan takes x, delta, B, C and z all in float32 or all in "
+            "bfloat16, and the rest in float32: call lib.scan.selective_scan, which converts them"
         )
     x, delta, B, C, z = (t if t is None else in_rows(t) for t in (x, delta, B, C, z))
     A, D, delta_bias = map(in_floats, (A, D, delta_bias))
@@ -299,9 +301,7 @@ def _as_read(given: Inputs, h0: Tensor | None = None) -> Inputs:
 
 
 def in_rows(tensor: Tensor) -> Tensor:
-    """The tensor (B, L, columns) itself where its rows lie at equal distances,
-    else a copy of it.
-    """
+    """The tensor (B, L, columns) itself where its rows lie at equal distances, else a copy."""
     tensor = tensor.resolve_neg()
     regular = tensor.stride(2) == 1 and tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
     # not `contiguous`: that keeps the odd strides of a dimension of one
@@ -359,11 +359,9 @@ STEP = operator(
 
 @torch.no_grad()
 def step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """One step of time, without gradients; shapes as in `lib.scan.selective_step`.
+    """One step of time, without gradients: y and the new h.
 
-    Returns y, new h.
-
-    Raises `UserError` as `scan` does.
+    Shapes as in `lib.scan.selective_step`. Raises `UserError` as `scan` does.
     """
     check_step(h, x, delta, A, B, C, D, z, delta_bias)
     _check(x)
@@ -386,10 +384,8 @@ def _check(x):
 def keep_memory() -> None:
     """Ask glibc to keep freed memory, and Linux to hand it out in large pages.
 
-    Elsewhere it does nothing.
-
-    Tensors over 32 MiB otherwise go back to the system at every training step,
-    and a page fault for each 4 KiB of them costs more than the arithmetic.
+    Tensors over 32 MiB otherwise go back to the system at every training step, and a page fault
+    for each 4 KiB of them costs more than the arithmetic. On other systems this does nothing.
     """
     try:
         libc = ctypes.CDLL(None)

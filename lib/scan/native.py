@@ -24,8 +24,8 @@ from lib.env.files import whole
 from lib.env.paths import CACHE, own_folder
 
 LIB = Path(__file__).parent  # with the headers that the sources of every room may include
-# another target than this machine's own, as CPU_FLAGS="-mavx2 -mfma" asks for it,
-# is for measuring what others have
+# CPU_FLAGS="-mavx2 -mfma", say, asks for another target than this machine's own:
+# it is for measuring what others have
 TARGET = os.environ.get("CPU_FLAGS", "-march=native").split()
 FLAGS = [
     "-O3",
@@ -78,8 +78,9 @@ def units() -> str:
 
 
 def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies matrices faster in bfloat16 than in float32:
-    it has matrix units.
+    """Whether this processor multiplies matrices faster in bfloat16 than in float32.
+
+    It does where it has matrix units.
     """
     return units() == "AVX-512 with matrix units"
 
@@ -95,9 +96,7 @@ def is_private(folder: Path) -> bool:
 
 
 def is_trusted(library: Path) -> bool:
-    """Whether a file is this user's, the course's owner's or root's,
-    and nobody else could have changed it.
-    """
+    """Whether a file is this user's, the course's owner's or root's, and only theirs to change."""
     try:
         found = library.lstat()
     except OSError:

@@ -19,15 +19,14 @@ NAMESPACE = "state_space_music"  # torch.ops.state_space_music has them all
 def operator(name: str, schema: str, kernel: Callable, fake: Callable):
     """Register a kernel and return the operator.
 
-    The kernel checks what it is given, the device too.
-
-    `schema` has torch's form, "(Tensor x, Tensor? D) -> (Tensor, Tensor)". Results never share
-    memory with arguments. vmap calls the operator once a row.
+    The kernel checks what it is given, the device too. `schema` has torch's form,
+    "(Tensor x, Tensor? D) -> (Tensor, Tensor)". Results never share memory with arguments.
+    vmap calls the operator once a row.
     """
     # not `custom_op`: it imports torch's compiler, which takes seconds, at the first call
     full_name = f"{NAMESPACE}::{name}"
     torch.library.define(full_name, schema)
-    # on every device: torch would refuse others in a page
+    # on every device, as the kernel refuses others in a line: torch would do so in a page
     torch.library.impl(full_name, "default", kernel)
     torch.library.register_fake(full_name, _on_one_device(name, fake))
     found = getattr(getattr(torch.ops, NAMESPACE), name).default
@@ -71,8 +70,9 @@ def _one_after_another(call: Callable) -> Callable:
 def differentiable(
     forward, backward, keep: Callable, gradients: Callable, what: str, instead: str
 ) -> tuple[Callable, Callable]:
-    """Give an operator its gradient, which runs the operator `backward`;
-    refuse a second one in a sentence.
+    """Give an operator its gradient, which runs the operator `backward`.
+
+    A second gradient is refused in a sentence.
 
     `keep(ctx, inputs, output)` saves what `gradients(ctx, *gradients of the results)` needs.
     Returns the two as functions to call: `gradients` has to call the second of them.
@@ -90,8 +90,9 @@ def differentiable(
 
 
 def _function(call, keep: Callable, gradients: Callable) -> Callable:
-    """An operator with its gradient as an autograd.Function, which torch.func knows;
-    a compiler gets the operator.
+    """An operator with its gradient as an autograd.Function, which torch.func knows.
+
+    A compiler gets the operator itself.
     """
 
     class Function(torch.autograd.Function):
@@ -121,7 +122,7 @@ def wants_gradient(*arguments) -> bool:
 def saved(ctx, what: str) -> tuple[Tensor | None, ...]:
     """What a forward pass kept for its backward pass.
 
-    `UserError` where it was told to keep nothing.
+    Raises `UserError` where it was told to keep nothing.
     """
     tensors = ctx.saved_tensors  # once: where activations are recomputed, a second look fails
     if not tensors:

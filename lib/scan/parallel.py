@@ -46,12 +46,12 @@ def hillis_steele(a: Tensor, b: Tensor) -> Tensor:
 
 
 def blelloch(a: Tensor, b: Tensor) -> Tensor:
-    """The same states as `hillis_steele` with fewer than 2 L joins in 2 log2 L - 1 rounds
-    (of a power of two).
+    """The same states as `hillis_steele` with fewer than 2 L joins.
 
-    Blelloch 1990, with the tree of Brent and Kung 1982, which yields h[t] itself and takes any
-    length. It writes over copies of a and b, which autograd cannot follow: `UserError` where a
-    gradient is wanted, `linear_recurrence` has one.
+    For a power of two that takes 2 log2 L - 1 rounds. Blelloch 1990, with the tree of Brent and
+    Kung 1982, which yields h[t] itself and takes any length. It writes over copies of a and b,
+    which autograd cannot follow: `UserError` where a gradient is wanted.
+    `linear_recurrence` has one.
     """
     _same_shape(a, b)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):

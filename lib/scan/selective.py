@@ -36,9 +36,7 @@ def loop(x, delta, A, B, C, h0):
 
 
 def step_size(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
-    """The step itself: with its bias and through softplus,
-    where there is one and where it is wanted.
-    """
+    """The step itself, with its bias where there is one, through softplus where it is wanted."""
     if delta_bias is not None:
         delta = delta + delta_bias
     return F.softplus(delta) if delta_softplus else delta
@@ -116,12 +114,13 @@ def selective_scan(
 ) -> Float[Tensor, "B L D"] | tuple[Float[Tensor, "B L D"], Float[Tensor, "B D N"]]:
     """The scan of a selective state space model (Gu and Dao 2023, algorithm 2).
 
-    x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N). D,
-    delta_bias: (D,). h0: state before the first step, (B, D, N); zero when None. Returns y of shape
-    (B, L, D) in the dtype of `x`, and with `return_last_state` also the state after the last step,
-    (B, D, N), in float32 (float64 for float64 input). The state and all sums are kept in that
-    dtype, whatever `x` is. Raises `UserError` for shapes, dtypes or devices that do not fit or a
-    backend that is not available.
+    x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N).
+    D, delta_bias: (D,). h0: state before the first step, (B, D, N); zero when None.
+    Returns y of shape (B, L, D) in the dtype of `x`, and with `return_last_state` also the
+    state after the last step, (B, D, N), in float32 (float64 for float64 input). The state and all
+    sums are kept in that dtype, whatever `x` is.
+    Raises `UserError` for shapes, dtypes or devices that do not fit, or a backend that is not
+    available.
     """
     check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
     if backend not in ("auto", *BACKENDS):

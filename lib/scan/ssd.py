@@ -31,8 +31,8 @@ def loop(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence, one step of time after another: y (B, L, H, P) and the last h (B, H, P, N).
 
-    x: (B, L, H, P). delta: (B, L, H), positive. A: (H,), negative. B, C:
-    (B, L, N), shared by all heads.
+    x: (B, L, H, P). delta: (B, L, H), positive. A: (H,), negative.
+    B, C: (B, L, N), shared by all heads.
     """
     h = _at_first(x, B) if h0 is None else h0
     ys = []
@@ -60,14 +60,15 @@ def segment_sum(log_decay: Tensor) -> Tensor:
 def decaying_attention(
     write: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h0: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """What C reads of all writes so far, each decayed since then,
-    by matrix products inside chunks of time.
+    """What C reads of all writes so far, each decayed since then.
 
-    write: (B, L, H, P), the step's size in it. log_decay: (B, L, H), its logarithm, negative. B, C:
-    (B, L, H, N), or (B, L, 1, N) for one that all heads share. h0: (B, H, P, N). Returns y (B, L,
-    H, P) and the last state (B, H, P, N) (Dao and Gu 2024, section 6). Decays, and the state that
-    is handed on, are kept in the dtype of the arguments; the products are autocast's to round, as
-    in the official kernel.
+    It takes matrix products inside chunks of time (Dao and Gu 2024, section 6).
+
+    write: (B, L, H, P), the step's size in it. log_decay: (B, L, H), its logarithm, negative.
+    B, C: (B, L, H, N), or (B, L, 1, N) for one that all heads share. h0: (B, H, P, N).
+    Returns y (B, L, H, P) and the last state (B, H, P, N). Decays, and the state that is handed on,
+    are kept in the dtype of the arguments; the products are autocast's to round, as in the official
+    kernel.
     """
     length = write.shape[1]
     chunk = min(chunk, length)
@@ -134,10 +135,11 @@ def ssd_scan(
 ) -> Float[Tensor, "B L H P"] | tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"]]:
     """The selective scan of Mamba-2: one decay a head, B and C shared by all heads.
 
-    x: (B, L, H, P), input. delta: (B, L, H), the step, positive. A: (H,), negative. B, C: (B, L,
-    N). D: (H,), what of the input is added. h0: state before the first step, (B, H, P, N); zero
-    when None. Returns y (B, L, H, P) and, with `return_last_state`, the state after the last step,
-    both in float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
+    x: (B, L, H, P), input. delta: (B, L, H), the step, positive. A: (H,), negative.
+    B, C: (B, L, N). D: (H,), what of the input is added.
+    h0: state before the first step, (B, H, P, N); zero when None.
+    Returns y (B, L, H, P) and, with `return_last_state`, the state after the last step, both in
+    float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
     Raises `UserError` for shapes, dtypes or devices that do not fit or an unknown backend.
     """
     _check("ssd_scan", x, "(B, L, H, P)", delta, A, B, C, D, h0)
@@ -155,10 +157,10 @@ def ssd_scan(
 def ssd_step(
     h: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Float[Tensor, "B H P"], Float[Tensor, "B H P N"]]:
-    """One step of time, for generation: `ssd_scan` at L = 1 with the state first;
-    the old one is left as it was.
+    """One step of time, for generation: `ssd_scan` at L = 1 with the state first.
 
     h: (B, H, P, N). x: (B, H, P). delta: (B, H). A, D: (H,). B, C: (B, N).
+    The old state is left as it was.
     """
     if axes(x) != 3 or axes(delta) != 2 or axes(B) != 2 or axes(C) != 2:
         raise UserError(
@@ -181,7 +183,8 @@ def _in_floats(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _check(what: str, x, x_shape: str, delta, A, B, C, D, h0) -> None:
-    """Raise `UserError` naming the first argument that does not fit;
+    """Raise `UserError` naming the first argument that does not fit.
+
     x and B say what the others should be.
     """
     if axes(x) != 4 or axes(B) != 3:

@@ -199,12 +199,11 @@ def convolve(x: Tensor, K: Tensor) -> Tensor:
 def chunked(
     A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, h0: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """`recurrence` for a diagonal system (D, N), the real part of y,
-    by matrix products in chunks of time.
+    """`recurrence` for a diagonal system (D, N), by matrix products in chunks of time.
 
-    Inside a chunk y is the kernel's matrix times x, and what the chunk leaves is added to a state
-    that is handed on: the plan of notebook 11, for a system that is fixed. x real (B, L, D), h0 (B,
-    D, N), both also what comes back.
+    It gives the real part of y. Inside a chunk y is the kernel's matrix times x, and what the chunk
+    leaves is added to a state that is handed on: the plan of notebook 11, for a system that is
+    fixed. x real (B, L, D), h0 (B, D, N), both also what comes back.
     """
     length = x.shape[1]
     whole = length - length % chunk
@@ -224,10 +223,10 @@ def _chunks(
     powers = _orbit(A_bar, torch.ones_like(A_bar), size + 1).movedim(0, 1)  # (D, Q + 1, N)
     K = _reals(powers[:, :-1]) @ _reals((C * B_bar).conj())[..., None]  # (D, Q, 1)
     time = torch.arange(size, device=x.device)
-    # from step s (row) to t, where 0 is the longest way back
+    # the way from step s (row) to t as an index, in which 0 is the longest way back
     reach = time - time[:, None] + size - 1
     within = F.pad(K[..., 0], (size - 1, 0))[:, reach]  # (D, Q, Q), zero for t < s
-    # (D, Q, 2N), as decayed as at the chunk's end
+    # (D, Q, 2N): what each step leaves, as decayed as it is at the chunk's end
     leave = _reals(powers[:, :-1].flip(1) * B_bar[:, None])
     # (D, Q, 2N): what each step reads of the state before
     find = _reals((C[:, None] * powers[:, 1:]).conj())
@@ -267,13 +266,12 @@ def hippo_legs(n: int) -> tuple[Tensor, Tensor]:
 
 
 class DiagonalSystems(nn.Module):
-    """One diagonal system a channel, (B, L, d_model) to (B, L, d_model):
-    the inside of S4D (S4D-Lin).
+    """One diagonal system a channel, (B, L, d_model) to (B, L, d_model): the inside of S4D.
 
-    The states come in conjugate pairs, of which one is kept: `d_state` counts both, N = d_state / 2
-    complex numbers are stored, and y = 2 Re(C h) + D x. B is 1: only its product with C matters.
-    `forward` convolves, or goes on from a state chunk by chunk; `step` recurs. So a piece can be
-    read in segments.
+    The systems begin as those of S4D-Lin. The states come in conjugate pairs, of which one is kept:
+    `d_state` counts both, N = d_state / 2 complex numbers are stored, and y = 2 Re(C h) + D x. B is
+    1: only its product with C matters. `forward` convolves, or goes on from a state chunk by chunk;
+    `step` recurs. So a piece can be read in segments.
     """
 
     def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):
@@ -315,9 +313,7 @@ class DiagonalSystems(nn.Module):
         return torch.zeros(batch, *self.A_imag.shape, dtype=dtype, device=self.C.device)
 
     def mix(self, y: Tensor) -> Tensor:
-        """What becomes of the systems' outputs (…, d_model):
-        here nothing, the channels stay apart.
-        """
+        """What becomes of the systems' outputs (…, d_model): here the channels stay apart."""
         return y
 
     def forward(self, u: Tensor, state: Tensor | None = None, return_state: bool = False):
@@ -350,8 +346,9 @@ class DiagonalSystems(nn.Module):
 
 
 class S4D(DiagonalSystems):
-    """The S4D layer: the systems, then GELU and a gated linear layer that mix the
-    channels, as published.
+    """The S4D layer as published.
+
+    Behind the systems GELU and a gated linear layer mix the channels.
     """
 
     def __init__(self, d_model: int, d_state: int = 64, dt_min: float = 0.001, dt_max: float = 0.1):

@@ -1,13 +1,13 @@
-"""The scan of Mamba-3: a trapezium in time, and a state that turns
-(Lahoti et al. 2026, arXiv:2603.15569).
+"""The scan of Mamba-3: a trapezium in time, and a state that turns.
 
     h[t] = α[t] h[t-1] + (1 - λ[t]) Δ[t] α[t] x[t-1] B[t-1]ᵀ + λ[t] Δ[t] x[t] B[t]ᵀ
     α[t] = exp(log_decay[t])
     y[t] = h[t] C[t] + D x[t]
 
-A step takes in the inputs at both of its ends. λ = 1 is the rule of Mamba and Mamba-2 (only the
-later end counts), λ = ½ the trapezoidal rule. Each write comes in two parts, then, now and one step
-later, and that makes it `decaying_attention` again, less the part that has not come yet.
+A step takes in the inputs at both of its ends (Lahoti et al. 2026, arXiv:2603.15569). λ = 1 is the
+rule of Mamba and Mamba-2 (only the later end counts), λ = ½ the trapezoidal rule. Each write comes
+in two parts, then, now and one step later, and that makes it `decaying_attention` again, less the
+part that has not come yet.
 
 `turn` rotates B and C by angles that add up along the piece. What is read then depends on how
 far the state has turned since it was written: that is a complex state by other means
@@ -31,9 +31,7 @@ TrapezoidState = tuple[Tensor, Tensor, Tensor]
 
 
 def turn(vectors: Tensor, theta: Tensor) -> Tensor:
-    """(…, N) with its first 2 R numbers, in pairs of neighbours,
-    turned by the angles theta (…, R).
-    """
+    """(…, N) with its first 2 R numbers turned, pair by pair, by the angles theta (…, R)."""
     turning = 2 * theta.shape[-1]
     if turning > vectors.shape[-1]:
         raise UserError(

@@ -16,11 +16,11 @@ import numpy as np
 
 
 def fast_interpreter() -> bool:
-    """Make scans and calls of functions fast in the interpreter, once a process;
-    True where that is done.
+    """Make scans and calls of functions fast in the interpreter, once a process.
 
-    Without effect, and False, where kernels are compiled, or where this Triton's interpreter is
-    built differently (seen to work: 3.4 to 3.9). A combine function that branches runs as before.
+    True where that is done. Without effect, and False, where kernels are compiled, or where this
+    Triton's interpreter is built differently (seen to work: 3.4 to 3.9). A combine function that
+    branches runs as before.
     """
     try:
         from triton import knobs, language
@@ -38,14 +38,14 @@ def fast_interpreter() -> bool:
     def generic_scan(self, inputs):
         try:
             return scan(self, inputs)
-        # whatever it is, the interpreter's own way is right, or says what is wrong
         except Exception:  # noqa: BLE001
+            # whatever it is, the interpreter's own way is right, or says what is wrong
             return slow(self, inputs)
 
     def patch_lang_tensor(tensor, *scope):
         patch_tensor(tensor, *scope)
-        # a number is an array of one element, which numpy 2.4 no longer turns into an int
-        # (Triton before 3.7)
+        # before Triton 3.7 a number is an array of one element, which numpy 2.4 no longer turns
+        # into an int
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     # as a function sees it that has imported all there is to patch
@@ -54,7 +54,7 @@ def fast_interpreter() -> bool:
     def patch_lang(function):
         if any(language.core.is_builtin(place.load) for place in (language, language.core)):
             return patch_language(everything)
-        # inside a launch: done, and undone when it ends
+        # inside a launch it is done already, and undone when that ends
         return SimpleNamespace(restore=lambda: None)
 
     generic_scan.slow = slow
@@ -65,11 +65,10 @@ def fast_interpreter() -> bool:
 
 
 def scan(self, inputs):
-    """What `ScanOps.generic_scan` returns: the tiles `inputs`, equal in shape,
-    scanned along `self.axis`.
+    """What `ScanOps.generic_scan` returns: the tiles `inputs`, scanned along `self.axis`.
 
-    Raises TypeError where the combine function asks whether a tile is true:
-    a branch needs one number at a time.
+    They are equal in shape. Raises TypeError where the combine function asks whether a tile is
+    true: a branch needs one number at a time.
     """
     data, types = [t.handle.data for t in inputs], [t.dtype for t in inputs]
     length = data[0].shape[self.axis]
@@ -98,8 +97,7 @@ def scan(self, inputs):
 
 @contextmanager
 def in_bounds(**tensors):
-    """Stop a kernel of the block that reads or writes outside these contiguous tensors,
-    before it does.
+    """Stop a kernel of the block before it reads or writes outside these contiguous tensors.
 
     AssertionError says which places of which tensor it asked for.
     Without effect where kernels are compiled.
@@ -151,8 +149,9 @@ def inside(addresses, tensor):
 
 
 def describe(wrong, tensors):
-    """The first wrong address as a place in the tensor that it is nearest to:
-    "x[100], and x has 100 numbers".
+    """The first wrong address as a place in the tensor that it is nearest to.
+
+    For example "x[100], and x has 100 numbers".
     """
     address = int(wrong.min())
 

@@ -54,13 +54,12 @@ def down(before, a0, b0, REVERSE: tl.constexpr):
 
 @triton.jit
 def scan(a, b, carry, RUN: tl.constexpr, REVERSE: tl.constexpr):
-    """Every h[t] = a[t] h[t-1] + b[t] of a tile (BLOCK_D, BLOCK_L),
-    with `carry` (BLOCK_D, 1) before it.
+    """Every h[t] = a[t] h[t-1] + b[t] of a tile (BLOCK_D, BLOCK_L).
 
-    In reverse t - 1 reads t + 1, and `carry` comes after the tile. A thread holds a run of RUN
-    (4 or 8) steps and sweeps over it in its registers, up and down as Blelloch does; the threads
-    of a channel scan their runs in between. Also returns the states after each run, the last of
-    which is the tile's last.
+    `carry` (BLOCK_D, 1) comes before the tile. In reverse t - 1 reads t + 1, and `carry` comes
+    after the tile. A thread holds a run of RUN (4 or 8) steps and sweeps over it in its registers,
+    up and down as Blelloch does; the threads of a channel scan their runs in between. Also returns
+    the states after each run, the last of which is the tile's last.
     """
     a1, b1, a_run, b_run = up(a, b, REVERSE)
     a2, b2, a_run, b_run = up(a_run, b_run, REVERSE)
@@ -88,8 +87,9 @@ def sigmoid(v):
 
 @triton.jit
 def softplus(v):
-    """log(1 + e^v) = max(v, 0) + log1p(u) with u = e^-|v|, and log1p(u) = 2 atanh(u / (2 + u)),
-    a short series.
+    """log(1 + e^v) = max(v, 0) + log1p(u) with u = e^-|v|.
+
+    log1p(u) = 2 atanh(u / (2 + u)), a short series.
     """
     u = tl.exp2(tl.abs(v) * -LOG2E)
     q = u / (2 + u)
@@ -128,8 +128,9 @@ def forward_kernel(
     BLOCK_L: tl.constexpr,
     RUN: tl.constexpr,
 ):
-    """y, and the state after each block in `kept`:
-    a program owns BLOCK_D channels of one sequence.
+    """y, and the state after each block in `kept`.
+
+    A program owns BLOCK_D channels of one sequence.
     """
     b = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
@@ -194,8 +195,9 @@ def backward_kernel(
     BLOCK_L: tl.constexpr,
     RUN: tl.constexpr,
 ):
-    """Every gradient, block by block from the last,
-    with the states recomputed from `kept` (notebook 06, section 8).
+    """Every gradient, block by block from the last.
+
+    The states are recomputed from `kept` (notebook 06, section 8).
     """
     b, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_d = group * BLOCK_D + tl.arange(0, BLOCK_D)[:, None]
@@ -285,15 +287,17 @@ def like(x):
 
 
 def options(dtype):
-    """How a tile is cut for (B, L, D) tensors of `dtype`:
-    a thread loads 16 bytes, RUN steps of one channel.
+    """How a tile is cut for (B, L, D) tensors of `dtype`.
+
+    A thread loads 16 bytes, RUN steps of one channel.
     """
     return dict(BLOCK_D=BLOCK_D, BLOCK_L=BLOCK_L, RUN=16 // dtype.itemsize, num_warps=4)
 
 
 def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
-    """y, the last state, and the states before every block and after the last one,
-    for the backward pass.
+    """y, the last state, and for the backward pass the states that are kept.
+
+    Those are the states before every block and after the last one.
     """
     *given, h0 = _as_read(x, delta, A, B, C, D, z, delta_bias, h0)
     x = given[0]
@@ -314,8 +318,9 @@ def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
 
 
 def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
-    """The gradients of x, delta, A, B, C, D, z, delta_bias and h0;
-    where there is no z, an empty tensor for it.
+    """The gradients of x, delta, A, B, C, D, z, delta_bias and h0.
+
+    Where there is no z, an empty tensor stands for its gradient.
     """
     given = _as_read(x, delta, A, B, C, D, z, delta_bias)[:-1]
     check_tensors(
@@ -353,7 +358,7 @@ def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, 
         delta_softplus,
         **options(x.dtype),
     )
-    # one fixed order: the same digits always
+    # summed in one fixed order: the same digits always
     dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))
     return (
         dx,
@@ -384,8 +389,8 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
 
 
 READ = (
-    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
-    "delta_bias, bool delta_softplus"
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, "
+    "Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus"
 )
 SCAN = operator(
     "scan_triton",
@@ -451,9 +456,9 @@ def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
     moving = {t.dtype for t in (x, delta, B, C, z) if t is not None}
     if fixed != {torch.float32} or len(moving) > 1 or x.dtype not in DTYPES:
         raise UserError(
-            "the operator of the scan takes x, delta, B, "
-            "C and z all in one of float32, bfloat16 and "
-            "float16, and the rest in float32: call lib.scan.selective_scan, which converts them"
+            "the operator of the scan takes x, delta, B, C and z all in one of float32, "
+            "bfloat16 and float16, and the rest in float32: "
+            "call lib.scan.selective_scan, which converts them"
         )
     x, delta, B, C, z = map(along_time, (x, delta, B, C, z))
     A, D, delta_bias, h0 = (t if t is None else _plain(t) for t in (A, D, delta_bias, h0))

@@ -22,8 +22,9 @@ def board(width: float, height: float, title: str = ""):
 
 
 def cells(ax, x: float, y: float, texts, colour: str, *, empty=(), width: float = 1) -> None:
-    """A row of cells from (x, y) on, a text in each;
-    those with an index in `empty` are dashed and not filled.
+    """A row of cells from (x, y) on, a text in each.
+
+    Those with an index in `empty` are dashed and not filled.
     """
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle

@@ -1,5 +1,4 @@
-"""The drawings of notebook 11: a mask that decays, chunks, speed,
-the trapezium and the waltz counter.
+"""The drawings of notebook 11: a decaying mask, chunks, speed, the trapezium, the waltz counter.
 
 Blue is what goes in, orange what is remembered, green what comes out.
 Forms and models, which are none of these, have colours of their own.
@@ -22,8 +21,9 @@ STATE = {"turning": (plots.OTHER[2], "o-"), "real decay": (plots.OTHER[0], "s--"
 
 
 def duality(scores, mask, names: Sequence[str]):
-    """C · B (L, L), the mask (L, L), and their product:
-    what each step (row) reads of each earlier one (column).
+    """C · B (L, L), the mask (L, L), and their product.
+
+    The product is what each step (row) reads of each earlier one (column).
     """
     fig, axes = plots.figure(1, 3, height=4, width=12)
     both = np.where(np.tri(len(mask)) > 0, scores * mask, np.nan)
@@ -53,8 +53,9 @@ def duality(scores, mask, names: Sequence[str]):
 
 
 def chunks(length: int, chunk: int):
-    """The matrix of all reads, cut into chunks: squares on the diagonal,
-    one state handed on below it.
+    """The matrix of all reads, cut into chunks.
+
+    Squares stand on the diagonal, and one state is handed on below it.
     """
     fig, axes = plots.figure(1, 2, height=4.4, width=11, width_ratios=[1, 1.25])
     ax = axes[0]
@@ -144,9 +145,7 @@ def _box(x, y, width, height, colour):
 
 
 def speed(result: Mapping, part: str = "both"):
-    """Milliseconds of each form against the length and against the size of the state,
-    with quartiles.
-    """
+    """Milliseconds of each form, with quartiles, against the length and the size of the state."""
     rows, sizes = result["rows"], result["sizes"]
     fig, axes = plots.figure(1, 2, height=4.2, width=12)
     views = (
@@ -178,9 +177,7 @@ def speed(result: Mapping, part: str = "both"):
 
 
 def ahead_from(result: Mapping, part: str = "both") -> int:
-    """The length from which on the scan's upper quartile lies below the lower ones of
-    all products.
-    """
+    """From which length on the scan's upper quartile lies below the lower ones of all products."""
     rows = [row for row in result["rows"] if row["d_state"] == result["sizes"]["state"]]
     first = 0
     for length in sorted({row["length"] for row in rows}, reverse=True):
@@ -212,9 +209,7 @@ def orders(steps: Sequence[int], errors: Mapping[float, Sequence[float]]):
 
 
 def dial(turned: np.ndarray, faded: np.ndarray, beats: int):
-    """A state after each of a few notes: one that turns (complex, (T,)),
-    one that only fades (real, (T,)).
-    """
+    """A state after each of a few notes: one turns (complex, (T,)), one only fades (real, (T,))."""
     fig, axes = plots.figure(1, 2, height=3.9, width=10.5, width_ratios=[1, 1.5])
     ax = axes[0]
     circle = np.exp(1j * np.linspace(0, 2 * np.pi, 200))

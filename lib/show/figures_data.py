@@ -10,7 +10,7 @@ import numpy as np
 from lib.music.notes import Music
 from lib.show import plots
 
-# milliseconds: colour
+# the colour of each grid, by its milliseconds
 GRID = {62.5: plots.OTHER[0], 31.25: plots.OTHER[1], 16: plots.OTHER[2], 10: plots.INK}
 LETTERS = "C C♯ D E♭ E F F♯ G A♭ A B♭ B".split()
 
@@ -28,8 +28,9 @@ def hours(names: Sequence[str], sizes: Sequence[float], title: str):
 
 
 def pedal_depth(when: np.ndarray, depth: np.ndarray, down: np.ndarray, seconds: float, title: str):
-    """Depth of the pedal, 0 to 127, against the seconds;
-    shaded where it counts as down, spans (n, 2).
+    """Depth of the pedal, 0 to 127, against the seconds.
+
+    It is shaded where the pedal counts as down, spans (n, 2).
     """
     fig, ax = plots.figure(height=2.8)
     ax.step(when, depth, where="post", color=plots.STATE)
@@ -48,9 +49,7 @@ def pedal_depth(when: np.ndarray, depth: np.ndarray, down: np.ndarray, seconds: 
 
 
 def waits(onsets: np.ndarray, gaps_ms: np.ndarray, seconds: float):
-    """Each gap to the next onset against the second in which it begins;
-    a dashed line at 62.5 ms.
-    """
+    """Each gap to the next onset against the second it begins in; a dashed line at 62.5 ms."""
     fig, ax = plots.figure(height=3.2)
     shown = np.maximum(gaps_ms, 1)
     ax.vlines(onsets, 1, shown, color=plots.GREY, linewidth=0.8)
@@ -70,8 +69,9 @@ def waits(onsets: np.ndarray, gaps_ms: np.ndarray, seconds: float):
 
 
 def velocity_windows(time, low, middle, high, marked: tuple[float, float], seconds: float):
-    """Median velocity through a performance, a band of eight notes in ten around it,
-    and some marked seconds.
+    """Median velocity through a performance, and around it a band of eight notes in ten.
+
+    The seconds in `marked` are shaded.
     """
     fig, ax = plots.figure(height=3)
     ax.fill_between(
@@ -86,15 +86,16 @@ def velocity_windows(time, low, middle, high, marked: tuple[float, float], secon
         ylim=(0, 127),
         xlabel="seconds",
         ylabel="velocity",
-        title=f"In one performance the usual velocity moves from {middle.min():.0f} to "
-        f"{middle.max():.0f}",
+        title="In one performance the usual velocity moves "
+        f"from {middle.min():.0f} to {middle.max():.0f}",
     )
     return fig
 
 
 def gap_sizes(gaps: np.ndarray, title: str):
-    """How gaps in seconds are spread, in classes of 5 ms:
-    many within chords, a dip, a hill between events.
+    """How gaps in seconds are spread, in classes of 5 ms.
+
+    There are many within chords, then a dip, and a hill between events.
     """
     fig, ax = plots.figure(height=3.6)
     edges = np.arange(0, 301, 5)  # finer classes would show the ticks of the files
@@ -203,8 +204,9 @@ def parts_of_the_beat(percent: np.ndarray):
 
 
 def leaks(leaked: Mapping[str, float], title: str):
-    """Share of held-out runs that occur in training, for each way to split;
-    the first is the official one.
+    """Share of held-out runs that occur in training, for each way to split.
+
+    The first way is the official one.
     """
     fig, ax = plots.figure(height=2.3, width=9)
     ax.barh(
@@ -225,8 +227,9 @@ def leaks(leaked: Mapping[str, float], title: str):
 
 
 def remi_bar(bar: Music, names: Sequence[str], seconds: float):
-    """One bar as a piano roll, and its base tokens where they act:
-    those of the clock above, a note's beside it.
+    """One bar as a piano roll, and its base tokens where they act.
+
+    Those of the clock stand above it, a note's beside the note.
     """
     fig, ax = plots.figure(height=5.8)
     plots.piano_roll(
@@ -276,9 +279,7 @@ def remi_bar(bar: Music, names: Sequence[str], seconds: float):
 def on_the_grid(
     performed: np.ndarray, tokens: Mapping[float, np.ndarray], span: tuple[float, float]
 ):
-    """Onsets as performed (rings) and as each grid puts them (dots),
-    by milliseconds of the grid.
-    """
+    """Onsets as performed (rings) and as each grid, by its milliseconds, puts them (dots)."""
     fig, axes = plots.figure(1, len(tokens), height=3.4, sharey=True, squeeze=False)
     axes = axes[0]
     for ax, (grid, notes) in zip(axes, tokens.items(), strict=True):
@@ -341,8 +342,9 @@ def stacked_rolls(
 
 
 def merge_maps(keys: np.ndarray, lengths: np.ndarray):
-    """Which pairs became tokens: (velocities, keys) and (velocities, durations in steps of 10 ms),
-    1 where one did.
+    """Which pairs became tokens: 1 where one did.
+
+    The maps are (velocities, keys) and (velocities, durations in steps of 10 ms).
     """
     from matplotlib.colors import ListedColormap
 
@@ -422,8 +424,9 @@ def duration_errors(long: np.ndarray, error_ms: np.ndarray):
 
 
 def vocabularies(rows: Mapping[float, Sequence[dict]], title: str):
-    """Tokens a note against the size of the vocabulary, for each grid:
-    on held-out pieces and where it was learnt.
+    """Tokens a note against the size of the vocabulary, for each grid.
+
+    A solid line is for held-out pieces, a dotted one for those that it was learnt on.
     """
     fig, ax = plots.figure(height=3.6)
     for grid, some in rows.items():

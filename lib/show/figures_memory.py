@@ -26,8 +26,9 @@ KEYS = "CDEFGABC"  # the eight pitches of selective copying, white keys from mid
 
 
 def spring(t, x, states, y):
-    """The spring drawn; the force x (L,), the states (L, 2) and the output y (L,) over the seconds
-    t; the spiral.
+    """The spring drawn, what goes through it over the seconds t, and the spiral.
+
+    The force x is (L,), the states (L, 2), and the output y (L,).
     """
     fig, _ = plots.figure(width=12, height=4.4)
     fig.clear()
@@ -91,8 +92,9 @@ def _sketch(ax) -> None:
 
 
 def stepped(t, y, runs: Mapping[float, Mapping[str, np.ndarray]]):
-    """The spring y (L,) over the seconds t, and for each step Δ in seconds what the
-    methods make of it.
+    """The spring y (L,) over the seconds t, and what the methods make of it.
+
+    There is a panel for each step Δ in seconds.
     """
     fig, axes = plots.figure(1, len(runs), height=3.2, width=12, sharey=True)
     for ax, (delta, found) in zip(axes, runs.items()):
@@ -132,8 +134,9 @@ def three_pushes(kernel, pushes: Mapping[int, float], delta: float):
 
 
 def legendre(A, shapes: Mapping[int, np.ndarray]):
-    """HiPPO's matrix (N, N), zeros left white, and the polynomials (L,) over the past that the
-    states stand for.
+    """HiPPO's matrix (N, N), and the polynomials (L,) over the past that the states stand for.
+
+    The zeros of the matrix are left white.
     """
     fig, (matrix, curves) = plots.figure(1, 2, height=3.4, width=10.5, width_ratios=[1, 1.5])
     below = np.ma.masked_where(np.triu(np.ones(A.shape), 1) > 0, A)
@@ -179,8 +182,9 @@ def redrawn(seconds, melody, drawn: Mapping[int, np.ndarray]):
 
 
 def followers(clock, key, sung: Mapping[str, np.ndarray], behind: int):
-    """The leader's keys (L,) over seconds, and below each other what the models sing
-    `behind` steps later.
+    """The leader's keys (L,) over seconds, and what the models sing `behind` steps later.
+
+    The models stand below each other.
     """
     fig, axes = plots.figure(len(sung), 1, height=2.2 * len(sung) + 0.6, sharex=True, sharey=True)
     due = key[:-behind]
@@ -202,7 +206,7 @@ def held(clock, melody, marks, answers: Mapping[str, np.ndarray]):
     fig, axes = plots.figure(
         len(answers), 1, height=2.2 * len(answers) + 0.6, sharex=True, sharey=True
     )
-    # the last marked step
+    # the last marked step up to each step, -1 where there is none
     marked = np.maximum.accumulate(np.where(marks, np.arange(len(marks)), -1))
     for ax, (name, answer) in zip(axes, answers.items()):
         ax.step(clock, melody, where="post", color=plots.PALE, linewidth=2, label="melody")
@@ -255,8 +259,9 @@ def learned_kernels(before, after, reach: Mapping[str, np.ndarray], peak: int):
 
 
 def sequences(panels: Sequence[tuple], notes: int, length: int):
-    """Sequences as small piano rolls: (tokens (L,), answers (keep,), title) each,
-    `length` steps before the cues.
+    """Sequences as small piano rolls, with `length` steps before the cues.
+
+    Each of `panels` is (tokens (L,), answers (keep,), title).
     """
     fig, axes = plots.figure(len(panels), 1, height=2.25 * len(panels) + 0.3, sharex=True)
     for ax, (tokens, answers, title) in zip(axes, panels):
@@ -285,8 +290,9 @@ def sequences(panels: Sequence[tuple], notes: int, length: int):
 
 
 def places(filled, notes, length: int, *, title: str, label: str, ticks: Sequence[float]):
-    """What is in each place of a memory (places, L) at each position; notes are dotted, green:
-    the cues begin.
+    """What is in each place of a memory (places, L) at each position.
+
+    Notes are dotted; at the green line the cues begin.
     """
     fig, ax = plots.figure(height=2.9)
     shown = ax.imshow(filled, aspect="auto", cmap="YlOrBr", vmin=ticks[0], vmax=ticks[-1])
@@ -308,11 +314,10 @@ def places(filled, notes, length: int, *, title: str, label: str, ticks: Sequenc
 def turns(
     read: Sequence[str], delta: np.ndarray, held: np.ndarray, names: Sequence[str], title: str
 ):
-    """What is read at each position, and below it what each place holds:
-    delta and held (places, L), 0 for nothing.
+    """What is read at each position, and below it what each place holds.
 
-    A thick frame is a place whose Δ is large, so that it takes what is read;
-    where Δ is 0 it keeps what it has.
+    `delta` and `held` are (places, L), 0 for nothing. A thick frame is a place whose Δ is large, so
+    that it takes what is read; where Δ is 0 it keeps what it has.
     """
     from matplotlib.patches import Rectangle
 
@@ -362,8 +367,9 @@ def turns(
 
 
 def learning(panels: Mapping[str, Mapping[str, Sequence]], guess: float):
-    """Notes right against the step, a panel each: model:
-    curves of (step, notes, answers), one a seed.
+    """Notes right against the step, a panel each.
+
+    A panel has for each model its curves of (step, notes, answers), one a seed.
     """
     fig, axes = plots.figure(1, len(panels), width=12, height=3.5, sharey=True)
     for ax, (title, models) in zip(axes, panels.items()):
@@ -380,7 +386,7 @@ def learning(panels: Mapping[str, Mapping[str, Sequence]], guess: float):
         ax.axhline(100 * guess, color=plots.INK, linestyle=":", linewidth=1)
         ax.set(xlabel="training step", ylim=(0, 103), title=title)
         ax.xaxis.set_major_formatter("{x:,.0f}")
-        # above the line of a guess
+        # the legend stands above the line of a guess
         ax.legend(loc="lower right", bbox_to_anchor=(1, 0.14), fontsize=10)
     axes[0].set_ylabel("% of notes right")
     return fig
@@ -393,9 +399,7 @@ def other_lengths(
     looks: Mapping[str, tuple[str, str]],
     title: str,
 ):
-    """Notes right (a row a seed) at other lengths than those of training, which are marked:
-    a number or a range.
-    """
+    """Notes right (a row a seed) at other lengths than that of training, which is marked."""
     fig, ax = plots.figure(height=3.6)
     for name, rows in shares.items():
         rows, (colour, style) = 100 * np.array(rows), looks[name]
@@ -417,8 +421,9 @@ def other_lengths(
 
 
 def opening(deltas: Sequence[np.ndarray], notes):
-    """Δ (L, D) of each block over the positions, channels in the order of how much they move;
-    notes are triangles.
+    """Δ (L, D) of each block over the positions; notes are triangles.
+
+    The channels are in the order of how much they move.
     """
     fig, axes = plots.figure(len(deltas), 1, height=2.6 * len(deltas), sharex=True)
     for number, (ax, delta) in enumerate(zip(axes, deltas), 1):
@@ -440,8 +445,9 @@ def opening(deltas: Sequence[np.ndarray], notes):
 
 
 def read_and_written(matrices: Mapping[str, np.ndarray], notes, length: int):
-    """What is read at t of what was written at s, (L, L) each, with a scale;
-    notes are triangles.
+    """What is read at t of what was written at s, (L, L) each, with a scale.
+
+    Notes are triangles.
     """
     fig, axes = plots.figure(1, len(matrices), height=4.9, width=11.5)
     for ax, (title, m) in zip(axes, matrices.items()):
@@ -466,8 +472,9 @@ def read_and_written(matrices: Mapping[str, np.ndarray], notes, length: int):
 
 
 def by_layer_and_kind(ratios: Mapping[str, np.ndarray], kinds: Sequence[str]):
-    """A grid a name: ratios (pieces, layers, kinds) as their mean,
-    bold where all pieces lie on one side of 1.
+    """A grid a name: ratios (pieces, layers, kinds) as their mean.
+
+    A mean is bold where all pieces lie on one side of 1.
     """
     fig, axes = plots.figure(1, len(ratios), height=3.6, width=12, sharey=True)
     for ax, (name, ratio) in zip(axes, ratios.items()):

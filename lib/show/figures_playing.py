@@ -10,7 +10,7 @@ import numpy as np
 from lib.music.notes import Music
 from lib.show import plots
 
-# behind a word of a token; white says when
+# the colour behind a word of a token; a white word says when
 WORDS = {"Pitch": "#A8D8F5", "Velocity": "#F0C8DF", "Duration": "#E2E2E2"}
 DROPPED = "#C9C9C9"
 
@@ -70,8 +70,9 @@ def next_key(keys: Sequence[float], played: int, who: str):
 
 
 def memory(tokens: Sequence[int], state: Sequence[int], cache: Sequence[int]):
-    """Bytes kept between two tokens after so many tokens:
-    a Mamba's state, measured, and a Transformer's cache.
+    """Bytes kept between two tokens after so many tokens.
+
+    They are those of a Mamba's state, measured, and of a Transformer's cache.
     """
     fig, ax = plots.figure(height=3.2)
     ax.plot(tokens, np.array(cache) / 2**20, "--", color=plots.GREY)
@@ -105,9 +106,7 @@ def memory(tokens: Sequence[int], state: Sequence[int], cache: Sequence[int]):
 
 
 def notes_and_sound(music: Music, sound: np.ndarray, rate: int, seconds: int, title: str):
-    """The first seconds of a piece as a piano roll,
-    and below it the wave (samples,) that was rendered.
-    """
+    """The first seconds of a piece as a piano roll; below it the rendered wave (samples,)."""
     fig, (above, below) = plots.figure(2, 1, height=4.4, sharex=True, height_ratios=[3, 2])
     plots.piano_roll(music, end=seconds, ax=above, colourbar=False, title=title)
     above.set_xlabel("")
@@ -164,8 +163,9 @@ def filters(p: np.ndarray, kept: Mapping[str, int]):
 
 
 def drawn_from(model: np.ndarray, kept: np.ndarray, shown: int, title: str):
-    """Sorted probabilities of the model, and those that are drawn from when some were dropped and
-    the rest raised.
+    """Sorted probabilities of the model, and those that are drawn from.
+
+    Of the latter some were dropped and the rest raised.
     """
     fig, ax = plots.figure(height=2.9)
     places = np.arange(1, shown + 1)
@@ -186,9 +186,7 @@ def drawn_from(model: np.ndarray, kept: np.ndarray, shown: int, title: str):
 
 
 def kept_along(counts: Mapping[str, Sequence[int]], title: str, shown: int = 60):
-    """Tokens that each filter keeps at the first `shown` places of a prompt;
-    more would be a comb.
-    """
+    """Tokens that each filter keeps at a prompt's first `shown` places; more would be a comb."""
     fig, ax = plots.figure(height=3)
     for (name, n), colour in zip(
         counts.items(), (plots.GREY, plots.OTHER[2], plots.OTHER[1]), strict=True
@@ -207,8 +205,9 @@ def kept_along(counts: Mapping[str, Sequence[int]], title: str, shown: int = 60)
 
 
 def rolls(pieces: Mapping[str, Music], start: float, split: float, end: float):
-    """A piano roll for each piece by its title, all with the same axes;
-    the prompt ends at `split` seconds.
+    """A piano roll for each piece by its title, all with the same axes.
+
+    The prompt ends at `split` seconds.
     """
     fig, axes = plots.figure(len(pieces), 1, height=7.4, sharex=True, sharey=True)
     for ax, (title, music) in zip(axes, pieces.items(), strict=True):
@@ -227,8 +226,10 @@ def endless(
     tokens: Sequence[int],
     kept: Mapping[str, Sequence[float]],
 ):
-    """Left, medians of the milliseconds a token takes over `count` tokens;
-    right, MiB kept, by what keeps them.
+    """The time that a token takes, and the memory that is kept.
+
+    Left, medians of the milliseconds a token takes over `count` tokens; right, MiB kept, by what
+    keeps them.
     """
     fig, (left, right) = plots.figure(1, 2, height=3.4)
     left.plot(
@@ -278,9 +279,7 @@ def tilted(by_key: Mapping[str, np.ndarray]):
 
 
 def wishes(levels: Sequence[int], moved: Mapping[str, np.ndarray], units: Mapping[str, str]):
-    """Each attribute (levels, seeds) against its control:
-    a thin line for each seed, the mean thick.
-    """
+    """Each attribute (levels, seeds) against its control: a thin line a seed, the mean thick."""
     fig, axes = plots.figure(1, len(moved), height=3.2)
     for ax, (name, values) in zip(axes, moved.items(), strict=True):
         ax.plot(levels, values, color=DROPPED, linewidth=1)
@@ -354,8 +353,9 @@ def shared(found: Mapping, title: str, width: float = 9, height: float = 3.4):
 
 
 def forgetting(since: np.ndarray, curves: Mapping[str, np.ndarray], title: str):
-    """Disagreement against the seconds since the readers' ways joined:
-    a thin line for each piece, medians thick.
+    """Disagreement against the seconds since the readers' ways joined.
+
+    There is a thin line for each piece; medians are thick.
     """
     fig, ax = plots.figure(height=3.2)
     for (name, rows), colour in zip(curves.items(), (plots.STATE, plots.OTHER[1]), strict=True):

@@ -1,5 +1,4 @@
-"""The larger drawings of notebooks 05 and 06: how a scan joins, what it costs,
-where its floor lies.
+"""The larger drawings of notebooks 05 and 06: how a scan joins, what it costs, and its floor.
 
 Blue is what goes in, orange what is remembered, green what comes out.
 An algorithm keeps its look in every figure.
@@ -22,7 +21,8 @@ LOOK = {
 
 
 def look(name: str) -> tuple[str, str]:
-    """Line with marker, and colour, of an algorithm by the first word of its name:
+    """Line with marker, and colour, of an algorithm by the first word of its name.
+
     "Blelloch, whole" is "Blelloch".
     """
     return LOOK[name.partition(" ")[0].rstrip(",")]
@@ -34,8 +34,9 @@ def look(name: str) -> tuple[str, str]:
 def echo(
     onset: Sequence[float], b: Sequence[float], h: Sequence[float], half_life: float, end: float
 ):
-    """Loudness in the ear over the seconds: h[t] after each note, of which b[t] is new,
-    and the fading between.
+    """Loudness in the ear over the seconds.
+
+    It is h[t] after each note, of which b[t] is new, and it fades between notes.
     """
     fig, ax = plots.figure(height=3.2)
     for t, after in enumerate([*onset[1:], end]):
@@ -56,8 +57,7 @@ def echo(
 
 
 def joins(ax, items: Sequence, rounds: Iterable, name: str) -> None:
-    """The items (a, b) in a row, and below them each round of joins that the generator
-    `rounds` reports.
+    """The items (a, b) in a row, and below them each round of joins from the generator `rounds`.
 
     A circle is filled where a join was made, and green where it reaches back to the start;
     the number is its b.
@@ -108,9 +108,7 @@ def joins(ax, items: Sequence, rounds: Iterable, name: str) -> None:
 
 
 def by_moments(items: Sequence, moments: Sequence, passed: int, title: str):
-    """The diagram of `joins` after `passed` moments;
-    those that are still to come keep their room.
-    """
+    """The diagram of `joins` after `passed` moments; those still to come keep their room."""
     fig, ax = plots.figure(width=9, height=1.2 + 0.5 * len(moments))
     joins(ax, items, moments[:passed], title)
     ax.set(title=title, ylim=(-len(moments) - 0.5, 0.5))
@@ -175,8 +173,9 @@ def moments(workers: Sequence[int], taken: Mapping):
 
 
 def lost_digits(errors: Mapping[str, np.ndarray]):
-    """Worst relative error so far (L,) against the step;
-    a cross where it reaches 1, and all is lost.
+    """Worst relative error so far (L,) against the step.
+
+    A cross marks where it reaches 1, and all is lost.
     """
     fig, ax = plots.figure(height=3.8)
     for (name, error), colour in zip(
@@ -228,8 +227,9 @@ def owed(b: Sequence[float], share: Sequence[float]):
 def by_width(
     widths: Sequence[int], took: Mapping[str, Sequence[float]], wins: int | None, length: int
 ):
-    """Milliseconds against the width of a step; from the width `wins` on, if it is given,
-    the loop is the fastest.
+    """Milliseconds against the width of a step.
+
+    From the width `wins` on, if it is given, the loop is the fastest.
     """
     fig, ax = plots.figure(height=3.6)
     lines(
@@ -391,7 +391,7 @@ def softplus_errors(step, errors: Mapping[str, np.ndarray]):
     """Relative error of two ways to compute a step, against the step."""
     fig, ax = plots.figure(height=3)
     for (label, error), colour in zip(errors.items(), (plots.OTHER[0], plots.OUTPUT), strict=True):
-        # no logarithm of 0
+        # 1e-9 more, as 0 has no logarithm
         ax.plot(step, error + 1e-9, ".", markersize=3, label=label, color=colour)
     ax.set(
         xscale="log",
@@ -405,9 +405,7 @@ def softplus_errors(step, errors: Mapping[str, np.ndarray]):
 
 
 def runs():
-    """One channel of a tile: steps are combined to runs, threads scan the runs,
-    states come down again.
-    """
+    """One channel of a tile: steps join to runs, threads scan those, states come down again."""
 
     def spans(size):
         return [f"{i}…{i + size - 1}" for i in range(0, 16, size)]
@@ -476,8 +474,9 @@ def backward_blocks():
 
 
 def keep_or_recompute(sizes, traffic, again: float, ours: int):
-    """Seconds to move the kept states against the steps for each,
-    beside the seconds to compute the others again.
+    """Seconds to move the kept states against the steps for each.
+
+    A line beside them: the seconds to compute the other states again.
     """
     fig, ax = plots.figure(height=3.2)
     here = list(sizes).index(ours)

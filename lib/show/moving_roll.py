@@ -70,8 +70,9 @@ def script() -> str:
 
 
 def svg(music: Music, seconds: float, prompt_seconds: float | None = None) -> str:
-    """The roll from 0 to `seconds`: keys at the left, a bar a note, darker when louder,
-    the pedal below.
+    """The roll from 0 to `seconds`.
+
+    Keys are at the left, a note is a bar, darker when louder, and the pedal lies below.
     """
     notes = music.notes
     if len(notes) > MOST:

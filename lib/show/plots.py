@@ -72,8 +72,7 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 11, height: float 
 
 
 def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | None = None) -> None:
-    """Write names at the right ends of lines; a name that would lie on another one is
-    lifted above it.
+    """Write names at the right ends of lines; one that would lie on another is lifted above it.
 
     `ends` are (x, y, name, colour). Names are at least `gap` of the axes' height apart; with
     `near`, only those whose x differ by less than this factor. The axes' scales and limits must be
@@ -105,8 +104,7 @@ def name_ends(ax, ends, *, gap: float = 0.06, size: float = 10, near: float | No
 
 
 def quartile_lines(ax, lines, *, room: float, gap: float = 0.06, near: float | None = None) -> None:
-    """Medians between their quartiles over x, both axes logarithmic,
-    a line's name at its right end.
+    """Medians between quartiles over x, both axes logarithmic, a line's name at its right end.
 
     `lines` are (name, colour, dash, points), a point is (x, lower quartile, median, upper
     quartile). The names get `room`, as a share of the width that the points take; `gap` and `near`

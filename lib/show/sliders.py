@@ -18,8 +18,7 @@ Control = Range | list | ipywidgets.Widget
 
 
 def sliders(draw: Callable, *, live: bool = True, **controls: Control) -> None:
-    """Show `draw(**values)`, and below it the controls;
-    whenever one is moved, the picture is drawn anew.
+    """Show `draw(**values)` and the controls below it; moving one draws the picture anew.
 
     A control is a range of numbers, a list of choices that begins with the first, or a widget
     that has a `value`. `draw` returns what `plots.image` or `listen.player` return, or a tuple

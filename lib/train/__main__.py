@@ -1,7 +1,8 @@
 """Train a Mamba: `python -m lib.train --preset NAME`, or with `torchrun` on many GPUs.
 
-python -m lib.train --preset laptop                                     learn from MAESTRO
-python -m lib.train --init data/model --midi FOLDER --minutes 10        go on with your own files
+For example:
+    python -m lib.train --preset laptop                                 learn from MAESTRO
+    python -m lib.train --init data/model --midi FOLDER --minutes 10    go on with your own files
 """
 
 import argparse

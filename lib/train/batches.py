@@ -163,8 +163,8 @@ def base_names(streams: Streams) -> list[str]:
     """The name of each token, for streams without byte-pair merges."""
     if streams.folder is None:
         raise UserError(
-            "--transpose and --louder need the names of the tokens: give "
-            "streams that lie in a folder"
+            "--transpose and --louder need the names of the tokens: "
+            "give streams that lie in a folder"
         )
     names = read_index(Path(streams.folder)).names
     if names is None:  # streams of the course's first version: ask MidiTok

@@ -109,8 +109,9 @@ Look = Callable[[Facts, int], None]
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], facts: str) -> str:
-    """SHA-256 of the facts and of every tensor's name, type, shape and bytes,
-    by the order of their names.
+    """SHA-256 of the facts and of every tensor's name, type, shape and bytes.
+
+    The tensors come in the order of their names.
     """
     digest = hashlib.sha256(facts.encode())
     for name, tensor in tensors:
@@ -141,8 +142,9 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint of a run, whole or not, or a link to one,
-    wherever it leads.
+    """Whether the folder holds a run's checkpoint, whole or not, or a link to one.
+
+    A link counts wherever it leads.
     """
     return any(os.path.lexists(folder / name) for name in (LAST, PREVIOUS))
 
@@ -197,8 +199,9 @@ def open_one(path: Path, look: Look | None = None) -> tuple[dict[str, Tensor], F
 
 
 def _notes(file) -> tuple[str, str | None]:
-    """The facts as they were written and their checksum,
-    which runs of the course's first version lack.
+    """The facts as they were written and their checksum.
+
+    Runs of the course's first version lack the checksum.
     """
     notes = file.metadata() or {}
     if "run" not in notes:
@@ -207,17 +210,15 @@ def _notes(file) -> tuple[str, str | None]:
 
 
 def check_size(folder: Path, size: int, weights: int, rows: int) -> None:
-    """Raise `UserError` where a checkpoint has far more bytes than the training of such
-    weights keeps.
+    """Raise `UserError` where a checkpoint has far more bytes than training such weights keeps.
 
     A row's state is smaller than the weights, among which A has as many numbers as the states.
     """
     most = (MOST_TIMES + 2 * rows) * weights + SPARE
     if size > most:
         raise UserError(
-            f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, "
-            "and training this model keeps less "
-            f"than {most / 1e6:,.0f} MB: it is of another model, choose another folder"
+            f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, and training this model "
+            f"keeps less than {most / 1e6:,.0f} MB: it is of another model, choose another folder"
         )
 
 
@@ -262,8 +263,9 @@ def alone(folder: Path):
 
 
 def history(folder: Path) -> dict:
-    """Where weights in a checkpoint folder come from:
-    its name, and the training behind it where that is known.
+    """Where weights in a checkpoint folder come from.
+
+    That is its name, and the training behind it where that is known.
     """
     folder = Path(folder).resolve()
     facts = {

@@ -107,9 +107,7 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
 
 @contextmanager
 def together(world: World):
-    """Say in a sentence that another process has died,
-    where gloo and NCCL raise errors of their own.
-    """
+    """Say in a sentence that another process has died; gloo and NCCL raise errors of their own."""
     try:
         yield
     except RuntimeError as error:

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from lib.scan.native import bfloat16_is_fast
 
-# of a, a^3 and a^5 for a singular value a: five rounds bring it near one
+# factors of a, a^3 and a^5 for a singular value a: five rounds bring it near one
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 MOMENTUM = 0.95
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About U V^T for each of (n, rows, columns) with singular values U S V^T,
-    by Newton and Schulz's iteration.
+    """About U V^T for each of (n, rows, columns) with singular values U S V^T.
+
+    The iteration is that of Newton and Schulz.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the square products are then of the shorter side
@@ -38,8 +39,8 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum and decoupled weight decay, for parameters of two dimensions.
 
     The step is scaled by 0.2 sqrt(larger side), so that AdamW's learning rate fits (Liu et al.
-    2025, eq. 4). Numbers and state are those of `torch.optim.Muon(...,
-    adjust_lr_fn="match_rms_adamw")`, up to rounding.
+    2025, eq. 4). Numbers and state are, up to rounding, those of
+    `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`.
     """
 
     def __init__(self, params, lr: float, weight_decay: float = 0.1):
@@ -60,8 +61,9 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
 
     def _direction(self, parameter: Tensor) -> Tensor:
-        """Nesterov's momentum, in bfloat16 where products are faster in it:
-        singular values need not be exact.
+        """Nesterov's momentum, in bfloat16 where products are faster in it.
+
+        Singular values need not be exact.
         """
         state = self.state[parameter]
         if not state:

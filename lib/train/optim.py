@@ -1,5 +1,6 @@
-"""Optimisers, the learning rate, precision, and recomputing:
-what a step of training does beside the model.
+"""What a step of training does beside the model.
+
+That is optimisers, the learning rate, precision, and recomputing.
 """
 
 import math
@@ -26,8 +27,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def optimizers(
     model: nn.Module, config: TrainConfig, device: torch.device
 ) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for all parameters, or for what is left by Muon,
-    which takes the matrices inside the blocks.
+    """AdamW for all parameters but those of Muon, which may take the matrices inside the blocks.
 
     Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix whose singular
     values are all about one; scaled as in Liu et al. (2025, eq. 4), it shares AdamW's learning rate
@@ -77,9 +77,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
 
 
 def recompute(model: nn.Module) -> None:
-    """Gradient checkpointing: each block keeps its input alone,
-    and computes the rest again backward.
-    """
+    """Gradient checkpointing: blocks keep only their input and compute the rest again backward."""
     from torch.utils.checkpoint import checkpoint
 
     def wrap(forward):

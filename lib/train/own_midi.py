@@ -94,8 +94,9 @@ def before_and_after(
 
 
 def maestro_pieces(tokenizer, say=print) -> Streams | None:
-    """Some of MAESTRO's validation pieces, or of its sample what is not for training;
-    None: none.
+    """Some of MAESTRO's validation pieces, or None where there is no MAESTRO.
+
+    Of its sample they are what is not for training.
     """
     from lib.music.maestro import performances
 
@@ -120,9 +121,7 @@ def measure(before: MambaLM, after: MambaLM, streams: Streams, maestro: Streams 
 
 
 def report(trainer, init: str | Path, command: str, say=print) -> dict:
-    """Measure a finished run, write its card and its facts beside the best weights,
-    and say both.
-    """
+    """Measure a finished run, write card and facts beside the best weights, and say both."""
     from lib.music.tokens import Tokenizer
 
     best = trainer.folder / "best"
@@ -189,7 +188,6 @@ def lines(result: dict) -> list[str]:
         other = result["maestro"]
         said.append(
             f"held-out pieces of MAESTRO: {other['before']:.2f} before, "
-            f"{other['after']:.2f} after: {change(other)}, pieces: "
-            f"{other['pieces']}"
+            f"{other['after']:.2f} after: {change(other)}, pieces: {other['pieces']}"
         )
     return said

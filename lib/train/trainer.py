@@ -50,7 +50,7 @@ __all__ = [
     "validation_pieces",
 ]
 
-# tensors a parameter
+# the tensors that an optimiser keeps for each parameter
 KEPT = {"optimizer": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
 RECENT = 100  # steps that the training loss in the log is the mean of
 
@@ -454,8 +454,9 @@ def open_folder(run: Trainer, resume: bool) -> None:
 
 
 def look_at(run: Trainer, facts: dict, size: int) -> None:
-    """Raise `UserError` for a checkpoint that is too large to be this run's,
-    before its tensors are read.
+    """Raise `UserError` for a checkpoint too large to be this run's.
+
+    That is before its tensors are read.
     """
     weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
     try:
@@ -484,9 +485,7 @@ def check_same_run(run: Trainer, facts: dict) -> None:
 
 
 def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
-    """Raise `UserError` where a checkpoint's tensors are not those of this run's model
-    and optimisers.
-    """
+    """Raise `UserError` where a checkpoint's tensors do not fit this run's model and optimisers."""
     wanted = {f"model.{name}": tensor.shape for name, tensor in run.model.state_dict().items()}
     for i, layer in enumerate(run.state):
         for j, part in enumerate(layer):

@@ -54,8 +54,9 @@ def _check_sizes(folder: str | Path, has: MambaConfig, wanted: MambaConfig) -> N
 
 
 def _check_tokens(folder: str | Path, streams: Streams) -> None:
-    """Where both have a tokenizer, it is the same,
-    whatever versions of the libraries wrote it down.
+    """Where both have a tokenizer, it is the same.
+
+    The versions of the libraries that wrote it down may differ.
     """
     if streams.folder is None:
         return

@@ -36,8 +36,8 @@ def run(code, **environment):
 def test_what_a_terminal_cannot_show_is_escaped(environment):
     code = (
         "from lib.env.errors import UserError, cli\n"
-        f"def main(argv):\n    print({LATIN!r}, 'Pr\\u00e9lude')\n    raise UserError({LATIN!r} + "
-        "' is no file')\n"
+        f"def main(argv):\n    print({LATIN!r}, 'Pr\\u00e9lude')\n"
+        f"    raise UserError({LATIN!r} + ' is no file')\n"
         "cli(main)"
     )
     done = run(code, **environment)

@@ -79,8 +79,8 @@ def measure(name, music, seconds):
 
 @pytest.mark.parametrize("name", ["density", "register", "loudness"])
 def test_a_control_moves_its_attribute(shipped, name):
-    """Paired over seeds, up against down; data/results/generation.json has 30 seeds against
-    the model's own.
+    """Paired over seeds, up against down;
+    data/results/generation.json has 30 seeds against the model's own.
     """
     seeds = range(8)
     up, down = (

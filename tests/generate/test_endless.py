@@ -42,9 +42,10 @@ def resident():
 
 
 def test_a_hundred_thousand_tokens_take_no_more_memory_and_no_more_time_a_token(tmp_path):
-    """The processor's own time is compared, which other programs do not change; a cost that grew
-    with the piece, as attention's does, would be twenty times as high in the last tenth as in
-    the first half.
+    """The processor's own time is compared, which other programs do not change.
+
+    A cost that grew with the piece, as attention's does, would be twenty times as high in the last
+    tenth as in the first half.
     """
     player, count, tenth = tiny(), 100_000, 10_000
     memory, seconds, state, before = [], [], [], time.process_time()
@@ -119,6 +120,7 @@ def test_notes_read_token_by_token_are_those_of_the_whole_piece():
     assert len(ours) == len(theirs) > 20
     for name in ("start", "pitch", "velocity"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
+    # `decode` also ends a note where its key is struck again
     later = np.array(
         [
             any(
@@ -127,7 +129,7 @@ def test_notes_read_token_by_token_are_those_of_the_whole_piece():
             )
             for n in ours
         ]
-    )  # `decode` also ends a note where its key is struck again
+    )
     np.testing.assert_allclose(ours["end"][~later], theirs["end"][~later], atol=1e-6)
 
 

@@ -181,9 +181,10 @@ def test_every_token_sequence_decodes_without_an_error(shipped):
                 np.array([tokenizer.bos], np.uint16),
                 until=10,
                 seed=seed,
+                # nearly noise
                 sampling=Sampling(temperature=3.0, top_p=1.0),
             )
-        ]  # nearly noise
+        ]
         names = [n for token in tokenizer.names(ids) for n in token]
         kinds = ["start"] + [n.split("_")[0] for n in names]
         assert all(b in FOLLOWS[a] for a, b in zip(kinds, kinds[1:]))

@@ -225,8 +225,8 @@ def is_piano(changes: list[tuple[int, int]], place: int) -> bool:
 
 
 def obeyed(events, pedals, changes, channel: int, piano: bool) -> list[tuple[int, int]]:
-    """The spans of the pedal that a note obeys: its channel's and, for a piano,
-    the other pianos'.
+    """The spans of the pedal that a note obeys:
+    its channel's and, for a piano, the other pianos'.
     """
     own = pedals[channel]
     kept = list(own)
@@ -248,8 +248,9 @@ def obeyed(events, pedals, changes, channel: int, piano: bool) -> list[tuple[int
 
 
 def is_copy(events, span: tuple[int, int], known: list[tuple[int, int]]) -> bool:
-    """Whether a span's ends lie within 0.1 s of those of the known one beginning
-    before it, or after.
+    """Whether a span is a copy of a known one.
+
+    Its ends lie within 0.1 s of those of the known one beginning before it, or after.
     """
     if not known:
         return False

@@ -165,8 +165,9 @@ def kernels_of_triton(dtype: torch.dtype):
 
 
 def functions(dtype: torch.dtype):
-    """(name, function, its arguments by name) of the public functions whose way to a
-    kernel is their own.
+    """The public functions whose way to a kernel is their own.
+
+    Yields (name, function, its arguments by name).
     """
     names = ("x", "norm", "head", "targets", "eps", "dtype", "reduce")
     x, targets = random(BATCH, LENGTH, WIDTH), torch.randint(2, WORDS, (BATCH, LENGTH))
@@ -199,8 +200,9 @@ def doors(dtype: torch.dtype):
 
 
 def odd(name: str, value):
-    """(what is done, the argument then, what is wanted) in all the ways that make a
-    difference to it.
+    """An argument made odd in all the ways that make a difference to it.
+
+    Yields (what is done, the argument then, what is wanted).
     """
     if isinstance(value, torch.dtype):
         for other in OTHER_PRECISIONS:

@@ -32,7 +32,7 @@ FENCED = re.compile(r"^ *(```|~~~).*?^ *\1", re.DOTALL | re.MULTILINE)
 def files(*patterns: str) -> list[Path]:
     """The course's own files that fit a pattern, wherever they lie."""
     found = {path for pattern in patterns for path in ROOT.rglob(pattern) if path.is_file()}
-    # an environment, whatever its name
+    # a virtual environment is not ours, whatever its name
     others = NOT_OURS | {path.parent.name for path in ROOT.glob("*/pyvenv.cfg")}
     return sorted(
         path

@@ -50,8 +50,8 @@ def numbers(length):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that does not pass: each work is run and "takes" what the contender's name
-    says, an element.
+    """Time that does not pass: each work is run,
+    and "takes" what the contender's name says, an element.
     """
 
     def stopwatch(device):

@@ -95,7 +95,7 @@ def test_without_a_compiler_for_webassembly_the_command_says_what_to_install(mon
 # ---- the program in it, beside lib ----------------------------------------------------------
 
 needs_browser = pytest.mark.skipif(found() is None, reason="needs Chromium or Chrome")
-# in the page, for a model of the test's own
+# Runs in the page before its scripts: its weights stay there, for a model of the test's own.
 KEEP_WEIGHTS = "Element.prototype.remove = function () {};"
 MODEL = """(async () => {
   const program = $("engine").textContent + "\\nreturn { Dice, Rules, Grammar, Encoder, Model, Player };";

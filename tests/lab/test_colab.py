@@ -299,9 +299,7 @@ def test_what_is_loaded_has_its_version():
 
 
 def test_what_is_never_installed_is_never_imported():
-    """The packages that a lone notebook does without are imported by no notebook and no
-    module of lib.
-    """
+    """No notebook and no module of lib imports the packages that a lone notebook does without."""
     sources = [
         path.read_text(encoding="utf-8")
         for path in (ROOT / "lib").rglob("*.py")

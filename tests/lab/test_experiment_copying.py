@@ -165,6 +165,7 @@ def test_the_score_counts_half_semitones():
 
 
 def test_the_best_rate_is_chosen_by_the_training_loss():
+    # rate, seed, last loss, right
     found = [
         (0.1, 0, 2, 0.9),
         (0.1, 1, 2, 0.9),
@@ -172,7 +173,7 @@ def test_the_best_rate_is_chosen_by_the_training_loss():
         (0.2, 1, 2, 0.2),
         (0.3, 0, 0.9, 0.8),
         (0.3, 1, 9, 0.8),
-    ]  # rate, seed, last loss, right
+    ]
     keys = ("learning_rate", "seed", "last_loss", "right")
     runs = {
         str(n): dict(layer="GRU", task="canon", steps=400, **dict(zip(keys, run)))

@@ -645,7 +645,7 @@ def test_an_exponent_is_found_with_its_error():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(300):
         one = efficiency.slope(x, 3 * x**1.5 * np.exp(rng.normal(0, 0.1, 5)))
-        # t, 3 degrees of freedom, 95 %
+        # 3.18 is Student's t for 3 degrees of freedom at 95 %
         inside += abs(one["exponent"] - 1.5) < 3.18 * one["standard_error"]
     assert 0.91 < inside / 300 < 0.99
     assert (
@@ -690,7 +690,7 @@ def test_a_result_of_another_protocol_is_refused(lab, found):
         efficiency.run(other)
 
 
-# under way
+# race and tokenizers are under way
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in ("race", "tokenizers")])
 def test_the_results_that_are_shipped_are_of_todays_protocol(part):
     lab = Lab(SCALES["cpu"], Path("unused"), device="cpu", say=quiet)

@@ -62,8 +62,8 @@ def packed(streams, tmp_path):
 
 
 def call(folder: Path, *options: str) -> str:
-    """`run --tiny` as on the machine: a process of its own in which no music library
-    can be imported.
+    """`run --tiny` as on the machine:
+    a process of its own in which no music library can be imported.
     """
     site = folder / "work" / "site"
     site.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""Claims about lib.lab.experiments.intervals: an interval over seeds and pieces holds
-what it should.
+"""Claims about lib.lab.experiments.intervals:
+an interval over seeds and pieces holds what it should.
 """
 
 import numpy as np

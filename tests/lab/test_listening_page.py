@@ -103,10 +103,10 @@ def test_the_analysis_counts_sides_and_ties():
         "[]",
         "{}",
         '{"format": "x", "listener": "a", "ratings": []}',
-        '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0"], '
-        '"choice": "a"}]}',
-        '{"format": "listening 1", "listener": "a", "ratings": [{"clips": ["a/0", "b/0"], '
-        '"choice": "best"}]}',
+        '{"format": "listening 1", "listener": "a", '
+        '"ratings": [{"clips": ["a/0"], "choice": "a"}]}',
+        '{"format": "listening 1", "listener": "a", '
+        '"ratings": [{"clips": ["a/0", "b/0"], "choice": "best"}]}',
     ],
 )
 def test_a_file_that_holds_no_ratings_is_one_sentence(tmp_path, text):

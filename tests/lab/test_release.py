@@ -183,6 +183,6 @@ def test_the_log_counts_on_from_the_weights_it_started_from(tmp_path):
         100,
         6.0,
     )
-    # none, not known, another model's log
+    # no start, an unknown one, and another model's log
     for init in (None, {"folder": "elsewhere"}, known | {"steps": 4}):
         assert release.whole_log([row], log, init) == [row]

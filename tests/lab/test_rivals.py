@@ -59,7 +59,7 @@ def test_parameters_are_counted_without_the_embedding():
     for arch in ARCHS:
         model = make(arch)
         assert baselines.body(model) == model.parameter_count() - VOCAB * model.config.d_model
-        # on no device, as the search counts
+        # the search counts the same, on no device
         assert baselines.body(model) == baselines._count(model.config)
 
 

@@ -49,7 +49,7 @@ def course(tmp_path, monkeypatch):
             (folder / name).write_bytes(b"MThd")
 
     monkeypatch.setattr(env, "ROOT", root)
-    # torch; it is not asked for here
+    # the version of torch, which is not asked for here
     monkeypatch.setattr(workshop, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setattr(sample, "fetch_ten", fetch)
     monkeypatch.setattr(
@@ -110,8 +110,8 @@ def missing(folder):
 
 
 def test_pip_itself_makes_proves_and_installs(course, tmp_path, monkeypatch):
-    """The page's commands, from `--no-index` on, bring the packages and the course into a
-    fresh environment.
+    """The page's commands, from `--no-index` on,
+    bring the packages and the course into a fresh environment.
     """
     folder, said = tmp_path / "bundle", []
     workshop.main(folder, say=said.append)

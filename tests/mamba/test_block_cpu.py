@@ -195,7 +195,7 @@ def setting(config, length, batch=3):
     state = [
         (torch.randn_like(window), torch.randn_like(h)) for window, h in model.new_state(batch)
     ]
-    # a row that jumped
+    # row 1 has jumped: its state is zero
     state = [tuple(t.index_fill(0, torch.tensor(1), 0) for t in memory) for memory in state]
     return model, tokens[:, :-1], targets, state
 

@@ -243,8 +243,8 @@ def official_convolution(calls):
 )
 @pytest.mark.parametrize("length", [1, 2, 20])
 def test_official_convolution_is_used_on_a_gpu_where_it_can_be(config, used, length, monkeypatch):
-    """On half of in_proj's output, as it comes; where channels or taps do not suit
-    it, ours goes on.
+    """On half of in_proj's output, as it comes;
+    where channels or taps do not suit it, ours goes on.
     """
     mixer, calls = mamba.MambaMixer(config), []
     torch.manual_seed(0)

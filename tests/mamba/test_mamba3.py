@@ -25,8 +25,8 @@ def make(config=CONFIG, seed=0):
 
 
 def by_hand(mixer, u):
-    """The block from the paper's equations, position by position, with a complex state,
-    in float64.
+    """The block from the paper's equations, position by position,
+    with a complex state, in float64.
     """
     c, w = mixer.config, dict(mixer.named_parameters())
     H, P, N, R = c.n_head, c.head_dim, c.d_state, c.n_angle
@@ -43,7 +43,7 @@ def by_hand(mixer, u):
         B = norm(B, w["B_norm.weight"])[:, None] + w["B_bias"][:, 0]
         C = norm(C, w["C_norm.weight"])[:, None] + w["C_bias"][:, 0]
         b, c_ = (torch.view_as_complex(v.unflatten(-1, (-1, 2)).contiguous()) for v in (B, C))
-        # the rest does not turn
+        # the first R pairs turn, the rest does not
         phi = F.pad(math.pi * torch.tanh(speed)[:, None] * delta[..., None], (0, N // 2 - R))
         back = torch.exp(-1j * phi)[:, :, None]
         x = x.unflatten(-1, (H, P))

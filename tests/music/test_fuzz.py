@@ -310,8 +310,8 @@ def main() -> None:
 
 def test_thousand_damaged_inputs_end_in_music_or_a_sentence(tmp_path):
     code = (
-        "import json, sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path;import "
-        "test_fuzz as t;print(json.dumps(t.walk(t.COUNT, t.SEED, Path(sys.argv[3]))))"
+        "import json, sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path;"
+        "import test_fuzz as t;print(json.dumps(t.walk(t.COUNT, t.SEED, Path(sys.argv[3]))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(ROOT), str(Path(__file__).parent), str(tmp_path)],

@@ -207,7 +207,7 @@ def test_a_pedal_that_is_more_than_a_copy_is_held_with_the_others(heard):
     )
     assert heard(midi(*hands)) == [(0, 2, 60), (0.5, 2, 62)]
     right = track(*pedal(0, 960), *pedal(1920, 2880), *note(60, 1000, 1100))
-    # a copy, and one more
+    # a copy of the right hand's first span, and one span more
     left = track(*pedal(20, 980, 1), *pedal(985, 1940, 1), *note(62, 0, 240, 1))
     assert heard(midi(right, left)) == [(0, 1.021, 62), (1.042, 3, 60)]
 
@@ -439,8 +439,8 @@ def test_riff_without_midi_is_no_midi_file(tmp_path):
 
 
 def random_music(rng: np.random.Generator) -> Music:
-    """Notes on few keys that overlap and nest, and a pedal that changes within a
-    tick; all on ticks.
+    """Notes on few keys that overlap and nest,
+    and a pedal that changes within a tick; all on ticks.
     """
     count = rng.choice([1, 3, 40, 300])
     start = np.sort(rng.integers(0, rng.choice([5, 500, 50_000]), count))

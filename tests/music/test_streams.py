@@ -146,11 +146,12 @@ def test_a_given_tokenizer_is_used_as_it_is(found, tmp_path):
 
 
 def test_several_workers_give_the_same_streams(found, tmp_path):
+    # more than 20, or one process does it all
     many = [
         Performance(p.path, p.composer, f"{p.title} {i}", p.year, p.split, p.seconds)
         for i in range(5)
         for p in found
-    ]  # more than 20, or one process does it all
+    ]
     one = make(many, tmp_path)[0]
     two = build(many, BASE, ONE, folder=tmp_path / "two", workers=2, progress=False, say=quiet)[0]
     assert np.array_equal(one.tokens, two.tokens) and one.pieces == two.pieces

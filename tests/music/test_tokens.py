@@ -281,7 +281,7 @@ def test_a_file_that_asks_for_another_vocabulary_is_refused_unbuilt(
     inner = said["config"]["additional_params"] if name == "max_bar_embedding" else said["config"]
     inner[name] = value
     path.write_text(json.dumps(said))
-    # MidiTok would build what it is asked for
+    # MidiTok's own loader is never reached: it would build what it is asked for
     monkeypatch.delattr(miditok.MusicTokenizer, "_load_from_json")
     with pytest.raises(UserError, match=f"tokenizer.json is damaged .config.{name} is ") as error:
         Tokenizer.load(tmp_path)

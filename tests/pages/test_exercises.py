@@ -84,7 +84,7 @@ def test_exercise_is_a_typed_spec_a_stub_and_one_check(text, code):
     ]
     assert len(stubs) == 1 and code.count("attempt(") == 1, "one stub and one check"
     stub = stubs[0]
-    # its arguments are addresses
+    # the arguments of a kernel are addresses: they need no types
     kernel = any("triton" in ast.unparse(mark) for mark in stub.decorator_list)
     assert kernel or (stub.returns and all(argument.annotation for argument in stub.args.args)), (
         "types are missing"
@@ -142,8 +142,8 @@ def test_attempt_says_what_is_missing(tmp_path, capsys):
             "does the function return its result yet?"
         ]
     assert words(hidden) == [
-        "not yet: TypeError, object of type 'NoneType' has no len() (in helper, "
-        f"line {helper_line})"
+        "not yet: TypeError, object of type 'NoneType' has no len() "
+        f"(in helper, line {helper_line})"
     ]
     here = deep.__code__.co_firstlineno + 1  # and not a line inside torch
     (found,) = words(deep)

@@ -31,9 +31,7 @@ def page(name):
 
 @pytest.mark.parametrize("name", DECKS + PAPERS)
 def test_nothing_is_stale(name):
-    """Source, numbers, excerpts, figures, sounds and the built files are as they were
-    when built.
-    """
+    """Source, numbers, excerpts, figures, sounds and built files are as they were when built."""
     assert not build.stale(name), "run python -m slides.build"
 
 
@@ -122,8 +120,8 @@ def test_in_a_browser_a_click_on_a_roll_plays_from_there_and_the_keys_still_turn
         shown.open(f"{address}#2", width=1280, height=720)
         assert shown.run("document.querySelectorAll('figure.moving-roll:not(.moves)').length") == 0
         left, top, width, height = shown.run(
-            f"(({{left, top, width, height}}) => [left, top, width, "
-            f"height])({roll}.getBoundingClientRect())"
+            f"(({{left, top, width, height}}) => [left, top, width, height])"
+            f"({roll}.getBoundingClientRect())"
         )
         assert width > 1000 and top > 0 and top + height < 720, "not in full width on its slide"
         keys = moving_roll.LEFT / moving_roll.WIDTH

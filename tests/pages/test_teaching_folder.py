@@ -33,8 +33,8 @@ def book():
     """A notebook with a badge, links, formulas, a figure and an exercise."""
     title = nbformat.v4.new_markdown_cell(
         "# 01 · Two\n\n[![Open in Colab](https://colab.org/badge.svg)](https://colab.org/x)\n\n"
-        "See [02](02_next.ipynb#more), [results](../data/results/x.json) and [a "
-        "paper](https://a.org/p).\n\n"
+        "See [02](02_next.ipynb#more), [results](../data/results/x.json) "
+        "and [a paper](https://a.org/p).\n\n"
         "For $a_t$ and $b_t$: $$h_t = e^{\\Delta_t A} h_{t-1}$$ and `cost = $5 or $6`, some $5.\n\n"
         "```\n$not$ math\n```"
     )

@@ -128,8 +128,8 @@ def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(
     for module, name, value in (
         (native, "compiler", lambda: "another"),
         (native, "processor", lambda: "another"),
-        # no headers there
         (torch, "__version__", "0.1"),
+        # no headers there
         (native, "LIB", tmp_path),
     ):
         monkeypatch.setattr(module, name, value)

@@ -208,7 +208,7 @@ def test_large_problems_are_cut_into_rows_and_chunks(monkeypatch):
     with Largest():
         ours = run(parallel, problem(length, d_inner, d_state))
     assert worst(ours, exact) < 1e-12
-    # a chunk, or B and C
+    # the largest tensor is a chunk, or B and C
     assert largest <= max(SHORTEST_CHUNK * d_inner * d_state, 2 * length * d_state)
 
 

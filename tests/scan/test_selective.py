@@ -132,8 +132,8 @@ def test_gradients_of_parallel_are_numerical_gradients():
 @on_the_cpu
 @pytest.mark.parametrize("dtype, close", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 def test_half_precision_loses_only_its_own_rounding(backend, dtype, close):
-    """The state and the sums stay in float32: what is lost is the rounding of inputs
-    and outputs.
+    """The state and the sums stay in float32:
+    what is lost is the rounding of inputs and outputs.
     """
     half = {
         k: v.detach()

@@ -36,8 +36,8 @@ def problem(length, batch=2, dtype=torch.float64, seed=0):
 
 
 def by_complex_numbers(a, speed):
-    """Mamba-3 from the paper's equations: a complex state that turns back while it
-    decays, in float64.
+    """Mamba-3 from the paper's equations, in float64:
+    a complex state that turns back while it decays.
 
     The pairs (B[0], B[1]), … are complex numbers b. Written at s and read at t they count as
     Re(conj(c) b exp(i (θ_s - θ_t))), so the state is turned by exp(-i φ_t) at every step.
@@ -48,7 +48,7 @@ def by_complex_numbers(a, speed):
     x, B, C = a["x"], a["B"], a["C"]
     batch, length = x.shape[:2]
     h = torch.zeros(batch, HEADS, CHANNELS, ANGLES, dtype=torch.complex128)  # what turns
-    # what does not
+    # what does not turn
     g = torch.zeros(batch, HEADS, CHANNELS, STATE - 2 * ANGLES, dtype=torch.float64)
     ys = []
     for t in range(length):

@@ -50,7 +50,7 @@ def test_a_uniform_model_costs_what_it_must(quick):
     result = likelihood(model, tokenizer, some)
     native, fine = result["native"], result["dequantised_10_ms"]
     assert native["bits_per_note"] == pytest.approx(sum(wanted) / result["notes"], rel=1e-5)
-    # onset, and duration at least
+    # log2(6.25) more for the onset, and at least as much for the duration
     assert fine["bits_per_note"] > native["bits_per_note"] + 2 * math.log2(6.25) * 0.99
     assert native["interval_95"][0] <= native["bits_per_note"] <= native["interval_95"][1]
     with pytest.raises(UserError, match="no piece"):

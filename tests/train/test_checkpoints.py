@@ -251,7 +251,7 @@ def test_a_run_that_cannot_go_on_is_one_sentence(run, change, words):
             say=quiet,
         )
     assert "\n" not in str(error.value)
-    # nothing lost
+    # nothing is lost
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 

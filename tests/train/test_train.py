@@ -65,8 +65,8 @@ def test_resuming_is_as_if_it_had_never_stopped(tmp_path, optimizer):
 
 
 def test_a_run_goes_back_to_a_snapshot(tmp_path):
-    """Whatever it did since: the same losses again to the last digit, dropout,
-    optimiser and log included.
+    """Whatever it did since: the same losses again to the last digit,
+    dropout, optimiser and log included.
     """
     trainer = Trainer(
         make_streams(), replace(TINY, dropout=0.3), tmp_path / "run", device="cpu", say=quiet
@@ -107,8 +107,8 @@ def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(tmp_path):
-    """Each parameter has one optimiser; a step of Muon spreads over more directions than the
-    gradient does.
+    """Each parameter has one optimiser;
+    a step of Muon spreads over more directions than the gradient does.
     """
     config = replace(TINY, optimizer="muon")
     trainer = Trainer(make_streams(), config, tmp_path / "run", device="cpu", say=quiet)
@@ -177,7 +177,7 @@ def test_crops_read_on_in_a_piece_and_never_cross_its_end():
         tokens, jumped = crops.next()
         for row in range(2):
             valid = tokens[row][tokens[row] >= 0]
-            # one piece, whole order
+            # one piece, in whole order: its start can only be first, its end only last
             assert len(valid) >= 2 and 2 not in valid[:-1] and 1 not in valid[1:]
             if not jumped[row]:
                 assert tokens[row][0] == previous[row][-1]  # goes on where it stopped

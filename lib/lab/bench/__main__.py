@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name not in SURVEYS:
         raise UserError(
-            f"python -m lib.lab.bench measures one of: {', '.join(SURVEYS)}; add --help "
-            "after it for its options"
+            f"python -m lib.lab.bench measures one of: {', '.join(SURVEYS)}; "
+            "add --help after it for its options"
         )
     import_module(SURVEYS[name]).main(rest)
 

@@ -1,11 +1,9 @@
 """Does the fused step learn what the plain one learns, and what does Muon buy?
 
-`python -m lib.lab.bench curves`.
-
-Models of the shipped size read the same small batches (4 x 256 tokens) from the same first weights,
-a few seeds each: by the fused block in bfloat16, by the plain modules under autocast (the way the
-fused one replaced), and by the fused block with Muon for the blocks' matrices. Writes
-data/results/curves.json, run by run, and goes on there.
+`python -m lib.lab.bench curves`: models of the shipped size read the same small batches
+(4 x 256 tokens) from the same first weights, a few seeds each: by the fused block in bfloat16,
+by the plain modules under autocast (the way the fused one replaced), and by the fused block
+with Muon for the blocks' matrices. Writes data/results/curves.json, run by run, and goes on there.
 """
 
 import argparse
@@ -40,9 +38,7 @@ LAST = 3  # numbers of a curve that a run's figure is the mean of
 
 
 def loss_of(model: MambaLM, tokens: Tensor, targets: Tensor, fused: bool) -> Tensor:
-    """Nats a token; with `fused` as the trainer takes it, else module by module,
-    the scan alone being ours.
-    """
+    """Nats a token: with `fused` as the trainer takes it, else by plain modules around our scan."""
     count = (targets >= 0).sum()
     with torch.autocast("cpu", torch.bfloat16):
         if fused:

@@ -47,9 +47,7 @@ BATCHES = (1, 8, 64)  # pieces at once
 
 
 def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
-    """The largest difference of a Mamba's logits from those of `MambaLM.forward`,
-    over eight tokens.
-    """
+    """The largest difference of a Mamba's logits from `MambaLM.forward`'s over eight tokens."""
     tokens = torch.arange(8) % rivals.model.config.vocab_size
     read, _ = one.prepare(position)
     found = torch.stack([read(token[None]) for token in tokens], 1)
@@ -226,9 +224,7 @@ def ratios(rows: list[dict], ours: str) -> list[dict]:
 
 
 def key_row(result: dict) -> dict:
-    """What the comparison comes down to: our speed,
-    and by how much each other one is slower, by position.
-    """
+    """What it comes down to: our speed, and how much slower each other one is, by position."""
     found = {"ours": result["ours"], "tokens_per_second": {}, "times_as_long": {}}
     for row in result["rows"]:
         if row["contender"] == result["ours"]:
@@ -281,9 +277,7 @@ def draw(result: dict, ax=None):
 
 
 def _title(result: dict) -> str:
-    """The finding: how much slower the rivals are at the last position,
-    of two GPT-2s the faster one.
-    """
+    """The finding: how much slower rivals are at the last position; of two GPT-2s, the faster."""
     last = max((row["position"] for row in result["ratios"]), default=0)
     times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
     groups = {"transformers' Mamba": ("transformers_mamba",), "GPT-2": ("gpt2", "gpt2_static")}
@@ -392,8 +386,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     if not args.positions or min(*args.positions, *sizes) < 1 or args.memory_tokens < 0:
         raise UserError(
             "--positions, --d-model, --n-layer, --d-state, --vocab-size, "
-            "--repeats and --tokens are sizes: "
-            "give at least 1 of each"
+            "--repeats and --tokens are sizes: give at least 1 of each"
         )
     if unknown := [name for name in args.only if name not in NAMES]:
         raise UserError(f"--only does not know {unknown[0]!r}: choose from {', '.join(NAMES)}")

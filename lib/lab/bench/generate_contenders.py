@@ -21,8 +21,9 @@ RANDOM = "its cache is filled with random numbers up to there"
 
 
 class Rivals:
-    """The contenders of one comparison; equal weights for the three Mambas,
-    random ones throughout.
+    """The contenders of one comparison.
+
+    The three Mambas have equal weights; all weights are random.
     """
 
     def __init__(self, config: mamba.MambaConfig, positions: list[int], tokens: int, seed: int = 0):

@@ -130,9 +130,7 @@ def _inspect(folder: Path) -> dict:
 
 
 def _freeze_in_a_write(process: subprocess.Popen, folder: Path) -> None:
-    """Stop the process while a half-written file is there;
-    return at once if it ends before that.
-    """
+    """Stop the process while a half-written file is there; return at once if it ends first."""
     while process.poll() is None:
         if _parts(folder):
             process.send_signal(signal.SIGSTOP)
@@ -252,10 +250,11 @@ def main(argv: list[str] | None = None) -> None:
     result |= env.provenance(command, seed=args.seed)
     write_json(args.output, result)
     print(
-        f"{result['kills']} kills, {result['while_writing']} of them while a file was being "
-        f"written: at most {result['most_lost']} steps lost (a checkpoint every "
-        f"{CONFIG.save_every}), {result['damaged']} damaged files, the end "
-        f"{'is' if result['same_end'] else 'is not'} that of a run that was never killed"
+        f"{result['kills']} kills, "
+        f"{result['while_writing']} of them while a file was being written: "
+        f"at most {result['most_lost']} steps lost (a checkpoint every {CONFIG.save_every}), "
+        f"{result['damaged']} damaged files, "
+        f"the end {'is' if result['same_end'] else 'is not'} that of a run that was never killed"
     )
 
 

@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     for row in rows:
         print(
-            f"{row['change']:40} {row['median_ms']:7.0f} ms ({row['q1_ms']:.0f} to "
-            f"{row['q3_ms']:.0f}), {row['tokens_per_second']:7,.0f} tokens/s"
+            f"{row['change']:40} {row['median_ms']:7.0f} ms "
+            f"({row['q1_ms']:.0f} to {row['q3_ms']:.0f}), "
+            f"{row['tokens_per_second']:7,.0f} tokens/s"
         )

@@ -64,10 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         floor = counting_baselines(streams, trainer.held_out)
         passed = trainer.best < floor["unigram"]
         print(
-            f"rung 3: MAESTRO, preset {args.preset}: "
-            f"{'passed' if passed else 'FAILED'}, validation "
-            f"{trainer.best:.2f} bits a note (unigram {floor['unigram']:.2f}, "
-            f"bigram {floor['bigram']:.2f})"
+            f"rung 3: MAESTRO, preset {args.preset}: {'passed' if passed else 'FAILED'}, "
+            f"validation {trainer.best:.2f} bits a note "
+            f"(unigram {floor['unigram']:.2f}, bigram {floor['bigram']:.2f})"
         )
     if not (passed and all(rung.passed for rung in rungs)):
         raise UserError("this model does not climb: look for a bug before training it for longer")

@@ -61,8 +61,7 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
         many = f"{others[name]:.{int(others[name] < 10)}f}"
         title = (
             f"The fastest peer, {result['contenders'][name]['label']}, "
-            f"takes {many} times as long as ours "
-            f"at length {result['key_length']:,}"
+            f"takes {many} times as long as ours at length {result['key_length']:,}"
         )
     _title(ax, title)
     return ax.figure

@@ -165,8 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     for row in rows:
         print(
-            f"{FORMS[row['form']]:30} L {row['length']:5} N {row['d_state']:4}: forward "
-            f"{row['forward']['median_ms']:7.1f} ms, with gradients "
-            f"{row['both']['median_ms']:7.1f} ms, "
-            f"off by {row['off']:.0e}"
+            f"{FORMS[row['form']]:30} L {row['length']:5} N {row['d_state']:4}: "
+            f"forward {row['forward']['median_ms']:7.1f} ms, "
+            f"with gradients {row['both']['median_ms']:7.1f} ms, off by {row['off']:.0e}"
         )

@@ -51,11 +51,10 @@ def note(text: str) -> None:
 def apart(
     module: str, task: dict, *, what: str, advice: str, environment: dict | None = None
 ) -> dict:
-    """`child(task)` of a module in a process of its own, with an environment of its own;
-    what it prints is not shown.
+    """`child(task)` of a module in a process of its own, with an environment of its own.
 
-    The module ends in `answer(child)`. Raises `UserError` with `what` and `advice` if the process
-    fails.
+    What it prints is not shown. The module ends in `answer(child)`.
+    Raises `UserError` with `what` and `advice` if the process fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answer.json"
@@ -72,9 +71,7 @@ def apart(
 
 
 def answer(child: Callable[[dict], dict]) -> None:
-    """The other end of `apart`: do the task that the command line holds,
-    and write down what came of it.
-    """
+    """The other end of `apart`: do the task on the command line, and write down what came of it."""
     with os_errors("write the answer"):
         Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
 
@@ -110,9 +107,7 @@ def stopwatch(device: str) -> Callable[[Callable], float]:
 
 
 def rounds_for(took: float, repeats: int, seconds: float) -> int:
-    """Rounds for a work of so many ms: `repeats`, or fewer, though at least three,
-    that end within `seconds`.
-    """
+    """Rounds for a work of so many ms: those that fit in `seconds`, from 3 to `repeats`."""
     return int(min(repeats, max(MIN_ROUNDS, 1e3 * seconds / took)))
 
 
@@ -248,9 +243,7 @@ def _warm(
 
 
 def kept_bytes(call: Callable, leaves: dict) -> int:
-    """Bytes that `call(**leaves)` keeps for its backward pass, beyond its arguments;
-    each counted once.
-    """
+    """Bytes that `call(**leaves)` keeps for its backward pass beyond its arguments, each once."""
     own = {t.untyped_storage().data_ptr() for t in leaves.values()}
     alive, sizes = [], {}
 
@@ -323,9 +316,7 @@ def memory(
 
 
 def limit_memory() -> None:
-    """Let an allocation that this machine cannot serve fail in Python,
-    before the system kills us.
-    """
+    """Let an allocation too large for this machine fail in Python, before the system kills us."""
     try:
         import resource
 

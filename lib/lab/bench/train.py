@@ -49,8 +49,9 @@ TOLERANCE = 1e-4
 
 
 class MambapyLM(nn.Module):
-    """mambapy's blocks between our embedding, norm and output
-    (its own language model imports einops).
+    """mambapy's blocks between our embedding, norm and output.
+
+    Its own language model imports einops.
     """
 
     def __init__(self, config: MambaConfig):
@@ -292,8 +293,8 @@ def child(task: dict) -> dict:
                     {
                         "contender": row["contender"],
                         "length": max(task["lengths"]),
-                        "why": f"a step would take {longest:.0f} s or more (limit "
-                        f"{task['limit']:g} s)",
+                        "why": f"a step would take {longest:.0f} s or more "
+                        f"(limit {task['limit']:g} s)",
                     }
                 )
     rows.sort(key=lambda row: (row["length"], task["names"].index(row["contender"])))
@@ -308,8 +309,8 @@ def child(task: dict) -> dict:
 
 
 def _run(task: dict) -> dict:
-    """`child(task)` in a process of its own, which cannot see a GPU and whose allocator
-    nobody has touched.
+    """`child(task)` in a process of its own, which cannot see a GPU
+    and whose allocator nobody has touched.
     """
     clean = {k: v for k, v in without_gpu().items() if not k.startswith("MALLOC_")}
     return apart(
@@ -386,9 +387,7 @@ def _median(call: Callable[[], object], rounds: int = 9) -> float:
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """How many times as long as ours each other contender's step takes, by medians,
-    in the same run.
-    """
+    """How many times as long as ours each other step takes, by medians in the same run."""
     base = {
         (row["allocator"], row["length"]): row["median_ms"]
         for row in rows
@@ -409,8 +408,8 @@ def ratios(rows: list[dict]) -> list[dict]:
 def table(result: dict) -> str:
     """The rows in Markdown."""
     lines = [
-        "| contender | parameters | length | allocator | ms a step (quartiles, "
-        "rounds) | tokens/s | times ours |",
+        "| contender | parameters | length | allocator | ms a step (quartiles, rounds) "
+        "| tokens/s | times ours |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     times = {
@@ -419,9 +418,9 @@ def table(result: dict) -> str:
     for row in result["rows"]:
         key = row["contender"], row["length"], row["allocator"]
         lines.append(
-            "| {label} | {parameters:,} | {length} | {allocator} | {median_ms:.0f} "
-            "({q1_ms:.0f}–{q3_ms:.0f}, "
-            "n={count}) | {tokens_per_second:,.0f} | ".format(**row)
+            "| {label} | {parameters:,} | {length} | {allocator} "
+            "| {median_ms:.0f} ({q1_ms:.0f}–{q3_ms:.0f}, n={count}) "
+            "| {tokens_per_second:,.0f} | ".format(**row)
             + f"{times.get(key, '1')} |"
         )
     return "\n".join(lines)

@@ -27,8 +27,7 @@ LONG = {"x_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "y_ptr", "dy_ptr", "dx_
 
 
 def compiled(kernel, capability: float, dtype: torch.dtype, d_state: int = 16):
-    """One of `lib.scan.triton_kernel`'s kernels, compiled with all of its options for one
-    GPU generation.
+    """A kernel of `lib.scan.triton_kernel`, compiled for one GPU generation with all its options.
 
     Pointers and sizes are taken as multiples of 16, as they are at run time for most shapes: else
     every load would be scalar (and slow).
@@ -108,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("capability", type=float, nargs="*", default=[7.5, 8.0, 9.0])
     print(
-        "| compute capability | inputs | kernel | registers | spilled bytes | "
-        "instructions a state |"
+        "| compute capability | inputs | kernel | registers | spilled bytes "
+        "| instructions a state |"
     )
     print("|---|---|---|---|---|---|")
     for capability in parser.parse_args(argv).capability:
@@ -117,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
             for kernel in (scan_triton.forward_kernel, scan_triton.backward_kernel):
                 c = cost(kernel, capability, dtype)
                 print(
-                    f"| {capability} | {NAMES[dtype]} | "
-                    f"{kernel.fn.__name__.split('_')[0]} | {c['registers']} | "
-                    f"{c['spilled_bytes']} | {c['inner']:.1f} + {c['outer']:.1f} |",
+                    f"| {capability} | {NAMES[dtype]} | {kernel.fn.__name__.split('_')[0]} "
+                    f"| {c['registers']} | {c['spilled_bytes']} "
+                    f"| {c['inner']:.1f} + {c['outer']:.1f} |",
                     flush=True,
                 )

@@ -44,9 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--kept",
         type=Path,
-        help="where the figures of runs that have ended are kept, "
-        "small files that another machine goes "
-        "on from (default: kept in the folder of the runs)",
+        help="where the figures of runs that have ended are kept, small files "
+        "that another machine goes on from (default: kept in the folder of the runs)",
     )
     parser.add_argument("--results", type=Path, help="where the results go (default: data/results)")
     parser.add_argument(

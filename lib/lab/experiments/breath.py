@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> None:
             known |= {"seconds": SECONDS, "fewest_keys": FEWEST_KEYS, "longest_rest": LONGEST_REST}
             write_json(env.RESULTS / f"{NAME}.json", known)
             print(
-                f"{key}: {found['few_keys']} with few keys, worst rest {found['worst_rest']:.1f} "
-                f"s, {found['short_of_breath']} short of breath, {found['median_keys']:g} keys, "
+                f"{key}: {found['few_keys']} with few keys, "
+                f"worst rest {found['worst_rest']:.1f} s, "
+                f"{found['short_of_breath']} short of breath, {found['median_keys']:g} keys, "
                 f"{found['median_notes_a_second']:.1f} notes/s",
                 flush=True,
             )

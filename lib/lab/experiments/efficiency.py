@@ -101,8 +101,8 @@ class Bench:
     def generation(
         self, arch: str, position: int, tokens: int, batch: int = 1
     ) -> tuple[Callable, int]:
-        """(a call that generates so many tokens a row from a position, bytes of a
-        row's state there).
+        """(a call that generates so many tokens a row from a position,
+        bytes of a row's state there).
         """
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
@@ -134,8 +134,9 @@ class Bench:
         return work_in_cpp, fast.state_bytes() // batch
 
     def state(self, model: LanguageModel, position: int) -> State:
-        """The state at a position: random tokens are read up to there, or, where it grows,
-        noise fills the cache.
+        """The state at a position.
+
+        Random tokens are read up to there, or, where it grows, noise fills the cache.
         """
         state = None
         read = min(position, 64) if model.grows else position
@@ -151,9 +152,9 @@ class Bench:
 def turns(
     bench: Bench, works: dict[str, Callable], chosen, limit: set[str]
 ) -> dict[str, list[float]]:
-    """Times of each work, taking turns; one that takes longer than the limit gets one round and
-    stops for good.
+    """Times of each work, taking turns.
 
+    One that takes longer than the limit gets one round and stops for good.
     So does one for which memory runs out, without a time.
     """
     first, rounds = {}, {}
@@ -377,8 +378,8 @@ def label(arch: str) -> str:
 def table(result: dict) -> str:
     """The exponents in Markdown."""
     lines = [
-        "| architecture | training time | training memory | prefill time | time a token | "
-        "bytes of state |",
+        "| architecture | training time | training memory | prefill time | time a token "
+        "| bytes of state |",
         "|---|---|---|---|---|---|",
     ]
     for arch in dict.fromkeys(row["arch"] for row in result["exponents"]):
@@ -406,8 +407,9 @@ def fitted_on(result: dict, kind: str) -> str:
 
 
 def show(result: dict, arch: str, kind: str, quantity: str) -> str:
-    """One exponent of the upper half in words: below it,
-    fixed costs and a mixture of two powers bend the curve.
+    """One exponent of the upper half, in words.
+
+    Below that half, fixed costs and a mixture of two powers bend the curve.
     """
     for row in result.get("exponents", []):
         if (row["arch"], row["kind"], row["quantity"]) == (arch, kind, quantity):

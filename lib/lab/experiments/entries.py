@@ -1,5 +1,6 @@
-"""Who trains in the race of part (a), and how: its runs,
-as the protocol and the search decide them.
+"""Who trains in the race of part (a), and how.
+
+Its runs, as the protocol and the search decide them.
 """
 
 from collections.abc import Iterable, Iterator

@@ -159,9 +159,7 @@ def remembered(reads: Sequence[int], kib: Mapping[str, Sequence[float]]):
 
 
 def equal_time(speeds: Mapping[str, float], million: float, minutes: float):
-    """Million tokens that each architecture reads while Mamba reads `million`,
-    by tokens a second.
-    """
+    """Million tokens that each reads while Mamba reads `million`; `speeds` in tokens a second."""
     fig, ax = plots.figure(height=2.6)
     archs = sorted(speeds, key=speeds.get)
     for row, arch in enumerate(archs):
@@ -173,8 +171,8 @@ def equal_time(speeds: Mapping[str, float], million: float, minutes: float):
     ax.set(
         xlabel="million tokens",
         xlim=(0, None),
-        title=f"What each reads in the {minutes:.0f} minutes that Mamba needs for "
-        f"{million:.1f} million tokens",
+        title=f"What each reads in the {minutes:.0f} minutes "
+        f"that Mamba needs for {million:.1f} million tokens",
     )
     return fig
 
@@ -237,8 +235,8 @@ def rates(race: dict, tried: Sequence[float]):
         xscale="log",
         xlabel="learning rate",
         ylabel="bits a note, validation",
-        title=f"The best of {len(tried)} rates, for {edge} of {len(chosen)} at the "
-        "edge of the grid",
+        title=f"The best of {len(tried)} rates, "
+        f"for {edge} of {len(chosen)} at the edge of the grid",
     )
     ax.set_xticks(tried, [f"{rate:g}" for rate in tried])
     ax.minorticks_off()
@@ -248,8 +246,9 @@ def rates(race: dict, tried: Sequence[float]):
 
 
 def piece_by_piece(race: dict):
-    """Bits per note of Mamba against those of the Transformer, a point for each test piece,
-    the larger the longer.
+    """Bits per note of Mamba against those of the Transformer, a point for each test piece.
+
+    The longer the piece, the larger its point.
     """
     fig, ax = plots.figure(width=6.5, height=5.2)
     ax.set(xlabel="Transformer, bits a note", ylabel="Mamba, bits a note")
@@ -328,9 +327,7 @@ def efficiency(result: dict):
 
 
 def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "length") -> str:
-    """Mamba against the Transformer at the longest length, or the largest batch,
-    that both reached.
-    """
+    """Mamba against the Transformer at the longest length or largest batch that both reached."""
     found = {(row["arch"], row[axis]): row[quantity] for row in rows}
     both = [n for arch, n in found if arch == "mamba" and ("transformer", n) in found]
     if not both:
@@ -345,8 +342,8 @@ def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "leng
 def figure3(scan: dict, efficiency: dict):
     """Both halves of figure 3 (Gu and Dao 2023), which the original reprints, on this machine.
 
-    Left: the operation alone, from the result of `python -m lib.lab.bench scan`. Right:
-    tokens a second of the compared models, all pieces of a batch together.
+    Left: the operation alone, from the result of `python -m lib.lab.bench scan`.
+    Right: tokens a second of the compared models, all pieces of a batch together.
     """
     fig, axes = plots.figure(1, 2, height=4.6)
     if "figure3" in scan:
@@ -509,8 +506,8 @@ def curves(result: dict):
         }
         _title(
             ax,
-            f"Every run is a line: seeds of the Transformer end {spread['transformer']:.1f} bits "
-            f"apart, of Mamba {spread['mamba']:.1f}",
+            "Every run is a line: seeds of the Transformer end "
+            f"{spread['transformer']:.1f} bits apart, of Mamba {spread['mamba']:.1f}",
         )
     ax.set(xlabel="million tokens read", ylabel="bits a note, validation")
     return fig

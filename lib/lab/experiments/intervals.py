@@ -18,9 +18,7 @@ def mean_bits(bits: np.ndarray, notes: np.ndarray) -> float:
 
 
 def two_level(bits: np.ndarray, notes: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of `mean_bits`: seeds and pieces are drawn anew,
-    both with replacement.
-    """
+    """95 % bootstrap interval of `mean_bits`: seeds and pieces drawn anew, with replacement."""
     low, high = np.percentile(_draws(notes, bits, seed=seed)[0], (2.5, 97.5))
     return float(low), float(high)
 

@@ -216,8 +216,8 @@ def chosen_performances(lab) -> tuple[list, list]:
                 taken.add(title)
         if len(side) < count:
             raise UserError(
-                f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds are "
-                f"here, and {count} are needed: name the whole of MAESTRO in MAESTRO_DIR"
+                f"only {len(side)} {split} performances of {shortest:g} to {longest:g} seconds "
+                f"are here, and {count} are needed: name the whole of MAESTRO in MAESTRO_DIR"
             )
         sides.append(side)
     return sides[0], sides[1]
@@ -368,8 +368,8 @@ def table(result: dict) -> str:
     """What each repair is worth alone, and what is lost without it, in Markdown."""
     arms = {arm["arm"]: arm for arm in result["arms"]}
     lines = [
-        "| repair | alone, bits a note | it gains (95 %) | all but this, "
-        "bits a note | it was worth (95 %) |",
+        "| repair | alone, bits a note | it gains (95 %) | all but this, bits a note "
+        "| it was worth (95 %) |",
         "|---|---|---|---|---|",
     ]
     for name in (NOTHING, *REPAIRS, EVERYTHING):

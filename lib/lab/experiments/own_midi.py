@@ -144,7 +144,7 @@ def learn(init: Path, folder: Path, steps: int) -> dict:
             ]
         )
     found = read_json(facts, dict, do="delete that file, and it is measured again")
-    # as it is called from the root
+    # with paths as they are when it is called from the root
     return json.loads(json.dumps(found).replace(f"{env.ROOT}/", ""))
 
 

@@ -56,7 +56,7 @@ def continued(lab, one: Spec) -> list[int]:
 def table(result: dict) -> str:
     """How much each played, in words."""
     return "\n".join(
-        f"- {row['arch']}: {len(row['tokens'])} tokens after {len(result['prompt'])} of "
-        f"{result['title']}"
+        f"- {row['arch']}: {len(row['tokens'])} tokens "
+        f"after {len(result['prompt'])} of {result['title']}"
         for row in result["played"]
     )

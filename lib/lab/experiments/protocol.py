@@ -31,7 +31,7 @@ class Likelihood:
     grid_tokens: int = 1_500_000  # of each of these trials
     tokens: int = 6_000_000  # the budget of equal tokens
     rounds: int = 9  # training steps of each architecture that its speed is the median of
-    # tried by the headline pair in a check, on validation: does a longer warm-up turn the result?
+    # a longer warm-up, which the headline pair tries on validation: does it turn the result?
     warmup: float = 0.1
 
 
@@ -57,9 +57,7 @@ class Race:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Part (b): time and memory, on models of the same size with attention over all
-    that was read.
-    """
+    """Part (b): time and memory, on models of one size with attention over all that was read."""
 
     archs: tuple[str, ...] = ("lstm", "transformer", "s4d", "mamba", "hybrid")
     vocabulary: int = 580  # base tokens of the 10 ms grid
@@ -150,7 +148,8 @@ class Original:
     copies: int = 5  # augmented ones of each performance
     carry: int = 8  # crops that a row reads on, where performances are whole
     dropout: float = 0.1  # and as much weight decay: the regularisation
-    # theirs was 1e-4, for many more steps; cut tenfold after each third, or with warm-up and cosine
+    # the rate: cut tenfold after each third, or with warm-up and cosine;
+    # theirs was 1e-4, for many more steps
     lr: float = 3e-3
     penalty: float = 0.9  # the repetition penalty; 1 is none
     seeds: tuple[int, ...] = (0, 1)

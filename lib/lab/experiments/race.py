@@ -6,8 +6,8 @@ too. These read the test split as they end: by then everything has been chosen. 
 only counted is the floor.
 
 A day of one core goes into it. What a run that has ended leaves is a small file or two;
-where they lie, no machine trains it again: `python -m lib.lab.experiments --only race --jobs
-2 --kept data/results/race`.
+where they lie, no machine trains it again:
+`python -m lib.lab.experiments --only race --jobs 2 --kept data/results/race`.
 
 Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained
 again: from its bits at two budgets follows what a doubling of its tokens is worth to it, and so
@@ -88,9 +88,7 @@ def search(lab) -> list[dict]:
 
 
 def beyond(rows: list[dict]) -> float | None:
-    """Half or twice the best of the rates tried where it is the least or the largest of
-    them, else None.
-    """
+    """Half or twice the best of the rates tried where it is the least or the largest, else None."""
     bits = {row["lr"]: row["validation_bits_per_note"] for row in rows}
     best = min(bits, key=bits.get)
     if best == max(bits):
@@ -275,8 +273,8 @@ def table(result: dict) -> str:
     """The summary in Markdown."""
     first = LABELS[result["summary"]["first"]]
     lines = [
-        "| equal | architecture | seeds | bits a note, "
-        f"test (95 %) | {first} minus this (95 %) | over seeds alone |",
+        "| equal | architecture | seeds | bits a note, test (95 %) "
+        f"| {first} minus this (95 %) | over seeds alone |",
         "|---|---|---|---|---|---|",
     ]
     for budget, rows in result["summary"]["budgets"].items():

@@ -2,7 +2,7 @@
 
     likelihood   bits per note of the test split: equal tokens and equal time, each at its best rate
     race         the same by the second protocol: more tokens, more seeds, equal arithmetic
-    efficiency   training against length, generation and its state against position, exponents
+    efficiency   speed and memory: training against length, generation against position; exponents
     context      bits per note against position and against the number of tokens in reach
     playing      one opening, continued by each architecture
     tokens       time grids and byte-pair vocabularies, compared at 10 ms
@@ -183,8 +183,8 @@ class Lab:
     def all(self, work: Callable, items: Iterable) -> list:
         """`work(lab, item)` for every item, in order, shared out among the processes side by side.
 
-        `work` is a function of a module, and keeps what it has done: an error of one lets the
-        others end.
+        `work` is a function of a module, and keeps what it has done:
+        an error of one lets the others end.
         """
         items = list(items)
         if self.jobs == 1 or len(items) < 2:

@@ -139,8 +139,8 @@ class Run(Trainer):
         super().restore(tensors, facts)
         if "training_seconds" not in facts:
             raise UserError(
-                f"{self.folder} holds no run of an experiment: delete it, "
-                "or choose another --folder"
+                f"{self.folder} holds no run of an experiment: "
+                "delete it, or choose another --folder"
             )
         self.training_seconds = facts["training_seconds"]
         self.judged = list(facts.get("judged", []))
@@ -202,8 +202,8 @@ def train(
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         (folder / name).unlink(missing_ok=True)
     say(
-        f"{spec.name}: {run.best:.2f} bits a note on validation after "
-        f"{run.training_seconds / 60:.1f} minutes"
+        f"{spec.name}: {run.best:.2f} bits a note on validation "
+        f"after {run.training_seconds / 60:.1f} minutes"
     )
     return found
 

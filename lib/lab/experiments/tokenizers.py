@@ -114,8 +114,9 @@ def row(lab, arm: Arm, found: dict) -> dict:
 
 
 def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
-    """Bits of each measured piece at 10 ms, of an arm trained with this seed on so
-    many notes; kept.
+    """Bits of each measured piece at 10 ms, of an arm trained with this seed on so many notes.
+
+    They are kept.
     """
     arm, seed, notes = item
     streams, tokenizer = data(lab, arm)

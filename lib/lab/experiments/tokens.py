@@ -101,8 +101,8 @@ def rate_of(lab) -> float:
 def table(result: dict) -> str:
     """The rows in Markdown."""
     lines = [
-        "| grid | BPE | vocabulary | tokens a note | bits a note, "
-        "own grid | bits a note at 10 ms (95 %) | tokens |",
+        "| grid | BPE | vocabulary | tokens a note | bits a note, own grid "
+        "| bits a note at 10 ms (95 %) | tokens |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:

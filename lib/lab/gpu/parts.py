@@ -74,8 +74,8 @@ def collect(hour) -> None:
     """Everything that is carried back, anew: results and logs in one file,
     the flagship's best weights in parts.
 
-    Weights come back as float16. What would take more than eight files of 16 MiB stays
-    behind, and is said.
+    Weights come back as float16.
+    What would take more than eight files of 16 MiB stays behind, and is said.
     """
     shutil.rmtree(hour.out, ignore_errors=True)
     hour.out.mkdir(parents=True)

@@ -23,7 +23,7 @@ from lib.lab.bench.timing import spread, stopwatch, take_turns
 from lib.lab.gpu.hour import Hour, keep
 from lib.scan.selective import selective_scan
 
-# and the error that each explains
+# the types of number, and the error that each explains
 DTYPES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # (B, L, D, N): a single step, odd ones, across the borders of tiles, many states, a long one
 SHAPES = (
@@ -272,7 +272,7 @@ def flagship(hour: Hour, minutes: float) -> dict:
     from lib.train.checkpoints import exists
 
     folder = hour.work / "flagship"
-    # the rest: imports, compiling, validation
+    # what is kept back is for imports, compiling and validation
     budget = 0.05 if hour.tiny else max(0.2, minutes - 0.8)
     options = [
         "--preset",

@@ -17,8 +17,8 @@ from lib.train.bits import held_out, interval, piece_bits
 
 
 def bits_of(folder: Path, model, tokenizer, say=print) -> dict:
-    """Bits per note of every file of a folder, and of all together with a 95 % interval
-    over files.
+    """Bits per note of every file of a folder,
+    and of all together with a 95 % interval over files.
     """
     found = gather(folder, say)
     if not found:

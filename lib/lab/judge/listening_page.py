@@ -172,8 +172,8 @@ def report(result: dict) -> str:
     for row in result["comparisons"]:
         low, high = row["interval_95"]
         lines.append(
-            f"{row['first']} over {row['second']}: {row['preferred_first']:.0%} ({low:.0%} to "
-            f"{high:.0%}), {row['answers']} answers"
+            f"{row['first']} over {row['second']}: {row['preferred_first']:.0%} "
+            f"({low:.0%} to {high:.0%}), {row['answers']} answers"
         )
     return "\n".join(lines)
 

@@ -188,8 +188,8 @@ def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def yang_lerch(
     real: dict[str, np.ndarray], other: dict[str, np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-    """(overlap area, KL) of each feature: distances within the real set against those from
-    it to the other.
+    """(overlap area, KL) of each feature:
+    distances within the real set against those from it to the other.
 
     Yang and Lerch, "On the evaluation of generative models in music", 2020, section 3.3. An
     overlap of 1 means that the other pieces lie among the real ones as those lie among themselves.
@@ -249,8 +249,8 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     apart = a.mean(0) - b.mean(0)
     first = np.cov(a.T)
     second = np.cov(b.T)
-    # the trace of the root of first · second, by way of a symmetric matrix with the
-    # same eigenvalues
+    # the trace of the root of first · second,
+    # by way of a symmetric matrix with the same eigenvalues
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     shared = np.linalg.eigvalsh(root @ second @ root)

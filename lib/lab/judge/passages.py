@@ -1,5 +1,6 @@
-"""Is it copied, though some notes differ? The passage that a piece shares with training pieces,
-weighed by surprise.
+"""Is it copied, though some notes differ?
+
+The passage that a piece shares with training pieces, weighed by surprise.
 
 Both are read as keys in the order in which they are struck (`memorisation.keys`), at any
 transposition. Their best local alignment (Smith and Waterman 1981) is sought: a note that agrees

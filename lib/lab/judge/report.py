@@ -286,8 +286,8 @@ def main(argv: list[str] | None = None) -> None:
         or not 10 <= args.seconds <= 600
     ):
         raise UserError(
-            "these numbers are too small to say anything: eight pieces of ten seconds, five seeds "
-            f"and {100 * POINTS:,} tokens are the least"
+            "these numbers are too small to say anything: "
+            f"eight pieces of ten seconds, five seeds and {100 * POINTS:,} tokens are the least"
         )
     model, tokenizer = load_model(args.model)
     found = performances(quick=args.quick, say=note)
@@ -319,9 +319,9 @@ def summary(result: dict) -> str:
         copied = p["comparison"]["copied"]
         again = p["longest_exact_repetition"]
         lines += [
-            f"{p['count']} pieces: {p['invalid_tokens']} invalid tokens, {p['empty']} "
-            f"empty, {again['stuck']} stuck (longest repetition {again['model']} "
-            f"notes, real {again['real']})",
+            f"{p['count']} pieces: {p['invalid_tokens']} invalid tokens, "
+            f"{p['empty']} empty, {again['stuck']} stuck "
+            f"(longest repetition {again['model']} notes, real {again['real']})",
             "mean overlap area: " + ", ".join(f"{n} {v:.3f}" for n, v in mean.items()),
         ]
         shared = p["passages"]
@@ -338,15 +338,15 @@ def summary(result: dict) -> str:
     for name, row in result.get("controls", {}).items():
         lines.append(
             f"{name}: {row['before']:.3g} to {row['after']:.3g}, "
-            f"{row['in_the_stated_direction']} of "
-            f"{row['seeds']} seeds, p {row['wilcoxon_p_one_sided']:.1e}"
+            f"{row['in_the_stated_direction']} of {row['seeds']} seeds, "
+            f"p {row['wilcoxon_p_one_sided']:.1e}"
         )
     if "prefill" in result:
         p = result["prefill"]
         lines.append(
             f"prompt of {p['prompt_seconds'] / 60:.0f} minutes, {p['tokens']:,} tokens: "
-            f"{p['seconds']:.2f} s, {p['share']:.0%} of the matrix rate of "
-            f"{p['matmul_gflops']:.0f} GFLOP/s"
+            f"{p['seconds']:.2f} s, "
+            f"{p['share']:.0%} of the matrix rate of {p['matmul_gflops']:.0f} GFLOP/s"
         )
     if "continuation" in result:
         seconds = result["continuation"]["seconds"]

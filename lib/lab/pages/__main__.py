@@ -1,9 +1,9 @@
 """What keeps the README, the notebooks and a workshop's bundle in step.
 
 python -m lib.lab.pages stamp             write results and addresses into README and notebooks
-python -m lib.lab.pages lone 00 07        lone notebooks in fresh environments, up to their sound
+python -m lib.lab.pages lone 00 07        notebooks alone in fresh environments, to the first sound
 python -m lib.lab.pages teaching FOLDER   notebooks as pages, exercises without solutions, decks
-python -m lib.lab.pages workshop FOLDER   make or finish what a room without a network needs
+python -m lib.lab.pages workshop FOLDER   make, finish, check what a room without a network needs
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""Where a notebook that is opened alone, as on Colab,
-fetches the course from (what it installs: `lib.env.install`).
+"""Where a notebook that is opened alone, as on Colab, fetches the course from.
+
+What it installs stands in `lib.env.install`.
 
 The address stands here and nowhere else. It is the home that is planned for the course; a fork puts
 its own there and runs `python -m lib.lab.pages stamp`, which writes it into the first cell and the

@@ -150,9 +150,7 @@ def run_alone(name: str, python: Path, address: str, folder: Path) -> dict:
 
 
 def _worked() -> float:
-    """Seconds that the processors worked for the programs that this one started and
-    that have ended.
-    """
+    """Seconds that the processors worked for programs that this one started and that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -165,8 +163,8 @@ def _load() -> float | None:
 
 
 def main(names: list[str], say=print) -> None:
-    """Check the named notebooks, all for none, and merge their minutes into
-    data/results/colab.json.
+    """Check the named notebooks, all for none,
+    and merge their minutes into data/results/colab.json.
     """
     chosen = choose(names)
     for package in ("nbclient", "nbformat", "torch"):

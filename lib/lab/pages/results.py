@@ -95,8 +95,8 @@ def _scan(found: dict) -> str:
 def _scan_sizes(found: dict) -> str:
     shape = found["shape"]
     return (
-        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, N "
-        f"{shape['d_state']}, {found['dtypes'][0]})"
+        f" (B {shape['batch']}, L {found['key_length']:,}, D {shape['d_inner']:,}, "
+        f"N {shape['d_state']}, {found['dtypes'][0]})"
     )
 
 
@@ -108,9 +108,9 @@ def _generation(found: dict) -> str:
     first, *_, last = sorted(found["positions"])
     return (
         f"{min(speeds):,} to {max(speeds):,} tokens/s, "
-        f"as fast after {last:,} tokens as after {first:,}; Mamba in "
-        f"transformers takes {_range(times['transformers_mamba'].values())} as long, GPT-2 with "
-        f"the better of its two caches {_range(better)}"
+        f"as fast after {last:,} tokens as after {first:,}; "
+        f"Mamba in transformers takes {_range(times['transformers_mamba'].values())} as long, "
+        f"GPT-2 with the better of its two caches {_range(better)}"
     )
 
 
@@ -150,8 +150,8 @@ def _pick(found: dict, part: str, contender: str) -> dict:
 def _resume(found: dict) -> str:
     end = "the same weights at the end" if found["same_end"] else "other weights at the end"
     return (
-        f"{found['kills']} kills, {found['damaged']} damaged files, at most "
-        f"{found['most_lost']} steps lost; {end}"
+        f"{found['kills']} kills, {found['damaged']} damaged files, "
+        f"at most {found['most_lost']} steps lost; {end}"
     )
 
 
@@ -221,23 +221,23 @@ ROWS = (
     ),
     Row(
         "experiments_likelihood",
-        "Mamba minus Transformer, equal tokens, bits a note on test pieces (95 % "
-        "over pieces, not over seeds)",
+        "Mamba minus Transformer, equal tokens, bits a note on test pieces "
+        "(95 % over pieces, not over seeds)",
         f"{EXPERIMENTS} --only likelihood --jobs 2",
         _difference("tokens"),
     ),
     Row(
         "experiments_likelihood",
-        "Mamba minus Transformer, equal time, bits a note on test pieces (95 % "
-        "over pieces, not over seeds)",
+        "Mamba minus Transformer, equal time, bits a note on test pieces "
+        "(95 % over pieces, not over seeds)",
         f"{EXPERIMENTS} --only likelihood --jobs 2",
         _difference("minutes"),
     ),
     Row(
         "experiments_original",
         "the original's recipe in small, a few performances read many times: "
-        "bits a note on performances never "
-        "seen, and what repairs gain (95 %, over seeds and pieces)",
+        "bits a note on performances never seen, "
+        "and what repairs gain (95 %, over seeds and pieces)",
         f"{EXPERIMENTS} --only original --jobs 2",
         _repairs,
     ),

@@ -113,8 +113,9 @@ def _spine(block: str) -> str:
     texts = [(ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8") for name in SPINE]
     lines = sum(len(text.splitlines()) for text in texts)
     return (
-        f"The {len(SPINE)} files of the last column are the spine of the package, some "
-        f"{round(lines, -2):,} lines in all:\nwho has read them knows how the rest is put together."
+        f"The {len(SPINE)} files of the last column are the spine of the package, "
+        f"some {round(lines, -2):,} lines in all:\n"
+        "who has read them knows how the rest is put together."
     )
 
 
@@ -153,8 +154,8 @@ def notebook(text: str, name: str) -> str:
     start = next((cell for cell in book.cells if cell.cell_type == "code"), None)
     if start is None or "lib.env import" not in start.source:
         raise UserError(
-            f"the first code cell of {name}.ipynb is not the one that fetches the "
-            "course: put it back"
+            f"the first code cell of {name}.ipynb is not the one "
+            "that fetches the course: put it back"
         )
     start.source = colab.first_cell()
     return nbformat.writes(book) + "\n"

@@ -344,8 +344,8 @@ def main(folder: Path, *, check_only: bool = False, say=print) -> None:
             say(f"missing: {what}")
         many = f"{len(missing)} things are" if len(missing) > 1 else "one thing is"
         raise UserError(
-            f"not ready, {many} missing: run python -m lib.lab.pages workshop "
-            f"{folder}, with a network"
+            f"not ready, {many} missing: "
+            f"run python -m lib.lab.pages workshop {folder}, with a network"
         )
     bundle = read_list(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -229,8 +229,8 @@ PEERS = {
             "accelerated-scan",
             CUDA,
             True,
-            "its scan, with what it needs around it: the discretisation before, C h, "
-            "D x and gate after",
+            "its scan, with what it needs around it: the discretisation before, "
+            "C h, D x and gate after",
             lambda module=module: _accelerated(module),
         )
         for kind, module in (("triton", "scalar"), ("warp", "warp"))
@@ -249,8 +249,9 @@ def load(name: str) -> Callable:
 
 
 def version_of(name: str) -> str:
-    """The version of the peer's package; the one whose reference is fetched where it is
-    not installed.
+    """The version of the peer's package.
+
+    Where it is not installed, that of the one whose reference is fetched.
     """
     try:
         return version(PEERS[name].package)

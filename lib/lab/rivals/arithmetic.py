@@ -49,7 +49,7 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
     if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
         config = mixer.config
         chunk = min(CHUNK, length)
-        # C by B, of each head or once
+        # C by B: once for each head in Mamba-3, once for all in Mamba-2
         products = config.n_head if isinstance(mixer, Mamba3Mixer) else 1
         inside = 2 * chunk * (products * config.d_state + config.d_inner)  # and their mask by x
         return inside + 4 * config.d_inner * config.d_state  # into a chunk's state, and out of it

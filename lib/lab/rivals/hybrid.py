@@ -25,8 +25,8 @@ class HybridConfig(MambaConfig):
         object.__setattr__(self, "attention", tuple(self.attention))  # JSON knows lists only
         if any(not 0 <= i < self.n_layer for i in self.attention):
             raise UserError(
-                f"attention in layers {self.attention} does not fit {self.n_layer} "
-                "layers, counted from 0"
+                f"attention in layers {self.attention} does not fit "
+                f"{self.n_layer} layers, counted from 0"
             )
         if not self.tied:
             raise UserError(

@@ -109,9 +109,7 @@ def config_of(arch: str, vocab_size: int, size: Size = Size()):
 
 
 def _lstm(vocab_size: int, size: Size, wanted: int) -> LSTMConfig:
-    """Half as many layers: each is a sequence of small steps, which no machine likes,
-    and is wider for it.
-    """
+    """Half as many layers, and wider: each is a sequence of small steps, which no machine likes."""
     start = LSTMConfig(vocab_size, n_layer=max(1, round(size.n_layer / 2)), dropout=size.dropout)
     return _widen(lambda width: replace(start, d_model=width), wanted)
 
@@ -124,19 +122,20 @@ def _s4d(vocab_size: int, size: Size, wanted: int) -> S4DConfig:
 
 
 def _heads(kind: type, vocab_size: int, size: Size, wanted: int) -> Mamba2Config | Mamba3Config:
-    """Mamba's width and layers; what its step and its decays no longer cost goes into
-    a larger state.
+    """Mamba's width and layers, and a larger state.
+
+    Into the state goes what its step and its decays no longer cost.
     """
     channels = MambaConfig(vocab_size, size.d_model).d_inner
-    # two heads or more
+    # the widest head that leaves two or more of them
     head = next(p for p in (64, 32, 16, 8, 4, 2, 1) if channels % p == 0 and channels > p)
     start = kind(vocab_size, size.d_model, size.n_layer, head_dim=head, dropout=size.dropout)
     return _widen(lambda d_state: replace(start, d_state=d_state), wanted)
 
 
 def _transformer(vocab_size: int, size: Size, wanted: int) -> TransformerConfig:
-    """As many layers, heads of about 64, and a feed-forward part 8/3 as wide as the
-    residual, then fitted.
+    """As many layers, heads of about 64,
+    and a feed-forward part 8/3 as wide as the residual, then fitted.
     """
     heads = max(1, round(size.d_model / 80))
     start = TransformerConfig(
@@ -170,8 +169,8 @@ def _widen(config: Callable[[int], object], wanted: int):
     """Of `config(1)`, `config(2)`, …, which grow,
     the one whose number of parameters is nearest to `wanted`.
 
-    Matrix units like multiples of 8: one of them is taken where it is within half of
-    what is allowed.
+    Matrix units like multiples of 8:
+    one of them is taken where it is within half of what is allowed.
     """
 
     def nearest(step):
@@ -257,8 +256,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageMode
     config = read_json(folder / CONFIG, kind, do=AGAIN)
     if strange := description.keys() - {"architecture", *asdict(config)}:
         raise UserError(
-            f"{folder / CONFIG} is damaged ({min(strange)[:80]} is no fact of this "
-            f"architecture): {AGAIN}"
+            f"{folder / CONFIG} is damaged "
+            f"({min(strange)[:80]} is no fact of this architecture): {AGAIN}"
         )
     _check_sizes(config, folder / CONFIG)
     weights = load_tensors(folder / WEIGHTS, do=AGAIN)

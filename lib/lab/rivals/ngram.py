@@ -23,8 +23,9 @@ class Level:
 
 
 class NGram:
-    """`NGram(order, vocab_size).fit(streams)`; contexts are of 0 … order - 1 tokens of
-    the same piece.
+    """`NGram(order, vocab_size).fit(streams)`.
+
+    Contexts are of 0 … order - 1 tokens of the same piece.
     """
 
     def __init__(self, order: int, vocab_size: int):

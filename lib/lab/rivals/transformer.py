@@ -97,9 +97,7 @@ class Attention(nn.Module):
         return free * 2 * self.width * memory[0].element_size()
 
     def noise(self, memory: Memory, position: int, random: torch.Generator) -> Memory:
-        """A memory of these sizes as if `position` random positions had been read:
-        for measuring.
-        """
+        """A memory of these sizes, for measuring, as if `position` random tokens had been read."""
         ring, read = memory
         ring = torch.randn(ring.shape, generator=random, device=ring.device)
         return ring, torch.full_like(read, position)
@@ -180,9 +178,7 @@ class Attention(nn.Module):
         return torch.cat(parts, 2)
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """One position: its key and value are written into the ring that is given,
-        nothing is copied.
-        """
+        """One position: its key and value are written into the given ring, nothing is copied."""
         ring, position = memory
         at = position[:, 0].long()
         q, new = self.project(u[:, None], at)

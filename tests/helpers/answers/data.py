@@ -123,8 +123,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
                 number = number * 175 + steps[k:k + len(number)]
             return number
             """,
-            "the steps (87, -87, 87, -87, 87, -87, 39, 0) and (87, -87, 87, -87, 87, "
-            "-87, 39, 1) get the same",
+            "the steps (87, -87, 87, -87, 87, -87, 39, 0) "
+            "and (87, -87, 87, -87, 87, -87, 39, 1) get the same",
         ),
         (
             "a run too few",
@@ -264,8 +264,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
                 return 0
             return 1 + sum(row[i:i + len(w)] == w for w in vocabulary if len(w) > 1 for i in range(len(row)))
             """,
-            "PVPV with the merges (PV) can be cut in 4 ways (P·V·P·V, PV·P·V, "
-            "P·V·PV, PV·PV), and you count 3",
+            "PVPV with the merges (PV) can be cut in 4 ways "
+            "(P·V·P·V, PV·P·V, P·V·PV, PV·PV), and you count 3",
         ),
         (
             "nothing has no spelling",

@@ -54,8 +54,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             kept[stay] = p[stay]
             return kept / kept.sum()
             """,
-            "with a share of 0.1 you keep [0], and [1] have the surprise nearest to the "
-            "entropy of 1.46 nats",
+            "with a share of 0.1 you keep [0], "
+            "and [1] have the surprise nearest to the entropy of 1.46 nats",
         ),
         (
             "the least typical",

@@ -17,8 +17,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             """
             return torch.where(starts[..., None], 1, a)
             """,
-            "row 0, the piece that begins at step 17: its first state still holds something of "
-            "the piece before",
+            "row 0, the piece that begins at step 17: "
+            "its first state still holds something of the piece before",
         ),
         (
             "the whole piece forgets",
@@ -200,8 +200,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
                 steps *= 2
             return steps
             """,
-            "16 states, numbers of 4 bytes: with 32 steps in a block the kept states are "
-            "12.5% of the bytes",
+            "16 states, numbers of 4 bytes: "
+            "with 32 steps in a block the kept states are 12.5% of the bytes",
         ),
         (
             "one array instead of four",
@@ -221,8 +221,8 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
                 steps *= 2
             return steps
             """,
-            "16 states, numbers of 2 bytes: with 64 steps in a block the kept states are "
-            "12.5% of the bytes",
+            "16 states, numbers of 2 bytes: "
+            "with 64 steps in a block the kept states are 12.5% of the bytes",
         ),
         (
             "begins at two",
