@@ -321,10 +321,11 @@ def distances(
 
 
 SHARED = {  # how the groups of `lib.lab.judge.anchors.passages` are called in a drawing
-    "same title, other hands": ("the same title, other hands", plots.OTHER[0]),
-    "same composer": ("real, same composer", plots.INPUT),
-    "other composers": ("real, other composers", plots.INPUT),
+    "same title, other hands": ("same title, other hands", plots.OTHER[0]),
     "model": ("generated", plots.OUTPUT),
+    "other composers": ("real, other composers", plots.INPUT),
+    "same composer": ("real, same composer", plots.INPUT),
+    "other composers, as few notes": ("others, as few notes", plots.INPUT),
     "bigram": ("bigram", plots.GREY),
     "noise": ("shuffled tokens", plots.GREY),
 }

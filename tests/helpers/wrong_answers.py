@@ -27,7 +27,7 @@ def silent(code: str) -> list[str]:
 
 def said(code: str, answer: str, tmp_path, capsys) -> str:
     """What the exercise prints last when the lines of `answer` are the body of its function."""
-    head = STUB.search(code)[0].rpartition('    """')[0]
+    head = STUB.search(code)[0].partition('    """')[0]
     body = textwrap.indent(textwrap.dedent(answer).strip(), "    ")
     return outcome(STUB.sub(lambda _: f"{head}{body}\n", code), tmp_path, capsys)
 

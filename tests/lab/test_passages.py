@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lib.env.errors import UserError
-from lib.lab.judge.anchors import Anchors, passages
+from lib.lab.judge.anchors import Anchors, other_hands, passages
 from lib.lab.judge.passages import EDIT, Corpus, Shared, align
 from lib.music.maestro import Performance
 from lib.music.notes import make_notes
@@ -72,7 +72,7 @@ def test_what_was_made_up_shares_little_and_a_copy_much(corpus):
     assert copied > 3 * chance
 
 
-def test_scales_and_trills_are_worth_little_however_long(corpus):
+def test_scales_and_trills_are_worth_little_a_note(corpus):
     trill = np.tile([50, 52], 100)
     scale = 40 + np.arange(200) % 24
     short_copy = np.concatenate([melody(50, 400), corpus.pieces[1][100:115], melody(50, 401)])
@@ -113,3 +113,40 @@ def test_the_control_of_a_composers_style_leaves_out_the_piece_itself():
     )["groups"]
     assert found["same composer"]["most_bits"] < found["copies"]["most_bits"] / 3
     assert found["copies"]["top"]["piece"] == 0
+
+
+def test_a_copy_by_other_hands_is_no_second_track_of_one_evening():
+    """MAESTRO cuts recitals into tracks that all have the title of the whole set."""
+    tracks = [
+        ("MIDI-Unprocessed_SMF_07_R1_2004_01_ORIG_MID--AUDIO_07_R1_2004_08_Track08_wav", 2004),
+        ("MIDI-Unprocessed_SMF_07_R1_2004_01_ORIG_MID--AUDIO_07_R1_2004_09_Track09_wav", 2004),
+        ("MIDI-Unprocessed_XP_09_R1_2004_01_ORIG_MID--AUDIO_09_R1_2004_01_Track01_wav", 2004),
+        ("MIDI-Unprocessed_17_R1_2006_01-06_ORIG_MID--AUDIO_17_R1_2006_04_Track04_wav", 2006),
+    ]
+    facts = [
+        Performance(Path(f"{stem}.midi"), "X", title, year, "train", 60.0)
+        for (stem, year), title in zip(tracks, ("Preludes", "Preludes", "Preludes", "Alone"))
+    ]
+    found = other_hands(facts)
+    assert list(found) == [0]
+    assert found[0].tolist() == [False, False, True, False]
+
+
+def test_short_copies_are_seen_less_often_and_what_is_missed_is_named():
+    def notes(seed):
+        start = np.arange(200) * 0.3
+        return make_notes(start, start + 0.2, melody(200, seed), np.full(200, 60))
+
+    train = [notes(k) for k in (0, 0, 1, 2)]  # "Other" is two different pieces of one name
+    facts = [
+        Performance(Path(f"{k}.mid"), by, title, 2000, "train", 60.0)
+        for k, (by, title) in enumerate(
+            (("X", "Same"), ("X", "Same"), ("Y", "Other"), ("Y", "Other"))
+        )
+    ]
+    real = [notes(k) for k in range(10, 14)]
+    anchor = Anchors(60.0, real, [], ["Z"] * 4, list("abcd"), train, facts)
+    found = passages(anchor, {})
+    shares = {row["seconds"]: row["above"] for row in found["copies_seen"]}
+    assert shares[60.0] == 0.5 and shares[5.0] <= shares[10.0] <= shares[20.0] <= shares[60.0]
+    assert found["copies_unseen"] == ["Y, Other"]

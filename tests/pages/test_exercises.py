@@ -24,7 +24,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTION = re.compile(
     r"<details><summary>Solution</summary>\s*```python\n(.*?)```\s*</details>", re.DOTALL
 )
-STUB = re.compile(r"^(?:@triton\.jit\n)?def .*\n(?:    .*\n)*?    \.\.\.\n", re.MULTILINE)
+STUB = re.compile(r"^(?:@triton\.jit\n)?def .*\n(?:(?:    .*)?\n)*?    \.\.\.\n", re.MULTILINE)
 
 
 def exercises():

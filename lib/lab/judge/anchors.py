@@ -4,6 +4,7 @@ The real anchor are openings of MAESTRO's test pieces, the noise the same openin
 shuffled. All pass through the tokens, so that grid and pedal treat them alike.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -22,6 +23,7 @@ DRAWS = 20  # random halves for what real pieces differ by among themselves
 CLIP = 10.0  # seconds of an excerpt for the Fréchet distance
 FEW = 4  # notes: a piece with fewer is called empty
 EXCERPTS = 3000  # training excerpts that the embedding learns from
+COPIED = (5.0, 10.0, 20.0)  # seconds of a copy: how long must it be to be seen?
 
 
 @dataclass(frozen=True)
@@ -213,50 +215,103 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     return kinds
 
 
-def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
+def passages(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0) -> dict:
     """The most surprising passage of each piece that training pieces share, a group a row, in bits.
 
-    Beside the groups stand three controls. Openings of test pieces against training pieces of other
-    composers: what chance does; the largest percent of these is the threshold. Against other titles
-    of the same composer: what style does. And openings of training pieces against other
-    performances of the same title: what a copy by other hands looks like, and so what share of them
-    this check can see. Titles of which it sees nothing are named.
+    Beside the groups stand controls, all of real openings. Test pieces against training pieces of
+    other composers: what chance does; the largest percent of these is the threshold. Against other
+    titles of the same composer: what style does; beside it the same against as few notes by others.
+    And training pieces against recordings of the same title by other pianists: what a copy looks
+    like. Of these copies it is also counted how many are seen when only their first seconds are
+    given, and the titles of which nothing is seen are named.
     """
+    train = anchor.train_facts
     corpus = Corpus([keys(notes) for notes in anchor.train])
-    facts_of = anchor.train_facts
-    composer = np.array([p.composer for p in facts_of])
-    title = np.array([p.title for p in facts_of])
-    real = [keys(notes) for notes in anchor.real]
-    found = {
-        "other composers": [
-            corpus.shared(query, composer != mine) for query, mine in zip(real, anchor.composers)
+    found = chance_and_style(anchor, corpus, np.random.default_rng(seed))
+    threshold = float(np.percentile([one.bits for one in found["other composers"]], 99))
+    copies = other_hands(train)
+    seen = []
+    for seconds in sorted({*(t for t in COPIED if t < anchor.seconds), anchor.seconds}):
+        again = [
+            corpus.shared(keys(opening(anchor.train[number], seconds)), others)
+            for number, others in copies.items()
         ]
-    }
-    kin = [
-        (query, (composer == by) & (title != called))
-        for query, by, called in zip(real, anchor.composers, anchor.titles)
-    ]
-    kin = [(query, allowed) for query, allowed in kin if allowed.any()]
-    found["same composer"] = [corpus.shared(query, allowed) for query, allowed in kin]
-    again = []
-    names = []
-    for number, performance in enumerate(facts_of):
-        same = (composer == performance.composer) & (title == performance.title)
-        if same.argmax() == number and same.sum() > 1:
-            same[number] = False
-            again.append(corpus.shared(keys(opening(anchor.train[number], anchor.seconds)), same))
-            names.append(f"{performance.composer}, {performance.title}")
+        if again:
+            above = [one.bits > threshold for one in again]
+            seen.append({"seconds": seconds, "above": float(np.mean(above))})
     found["same title, other hands"] = again
     for name, pieces in groups.items():
         found[name] = [corpus.shared(keys(notes)) for notes in pieces]
-    threshold = float(np.percentile([one.bits for one in found["other composers"]], 99))
-    rows = {
-        name: _passage_facts(shared, threshold, facts_of)
-        for name, shared in found.items()
-        if shared
+    return {
+        "threshold_bits": threshold,
+        "groups": {
+            name: _passage_facts(shared, threshold, train)
+            for name, shared in found.items()
+            if shared
+        },
+        "copies_seen": seen,
+        "copies_unseen": [
+            f"{train[number].composer}, {train[number].title}"
+            for number, one in zip(copies, again)
+            if one.bits <= threshold
+        ],
     }
-    unseen = [name for name, one in zip(names, again) if one.bits <= threshold]
-    return {"threshold_bits": threshold, "groups": rows, "same_title_unseen": unseen}
+
+
+def chance_and_style(
+    anchor: Anchors, corpus: Corpus, rng: np.random.Generator
+) -> dict[str, list[Shared]]:
+    """What openings of test pieces share with other composers and with their own.
+
+    The own composer's other titles are few, and in fewer notes less is found by chance: so a third
+    group, random pieces by others with as few notes.
+    """
+    composer = np.array([p.composer for p in anchor.train_facts])
+    title = np.array([p.title for p in anchor.train_facts])
+    count = np.array([len(notes) for notes in anchor.train])
+    found: dict[str, list[Shared]] = {
+        "other composers": [],
+        "other composers, as few notes": [],
+        "same composer": [],
+    }
+    for notes, by, called in zip(anchor.real, anchor.composers, anchor.titles):
+        query = keys(notes)
+        others = composer != by
+        kin = ~others & (title != called)
+        found["other composers"].append(corpus.shared(query, others))
+        if kin.any():
+            order = rng.permutation(np.flatnonzero(others))
+            enough = np.searchsorted(count[order].cumsum(), count[kin].sum())
+            few = np.isin(np.arange(len(composer)), order[: enough + 1])
+            found["other composers, as few notes"].append(corpus.shared(query, few))
+            found["same composer"].append(corpus.shared(query, kin))
+    return found
+
+
+def other_hands(train: list[Performance]) -> dict[int, np.ndarray]:
+    """For the first recording of each title those of it by others, bool (pieces,).
+
+    A title that only one pianist has in one year has no entry.
+    """
+    piece = np.array([f"{p.composer}, {p.title}" for p in train])
+    evening = np.array([_evening(p) for p in train])
+    found = {}
+    for number in range(len(train)):
+        same = piece == piece[number]
+        others = same & (evening != evening[number])
+        if same.argmax() == number and others.any():
+            found[number] = others
+    return found
+
+
+def _evening(performance: Performance) -> str:
+    """Year and pianist, as MAESTRO's file names tell.
+
+    A set of pieces may lie in several files of one evening, all under its title.
+    """
+    evening, _, recorded = performance.path.stem.lower().partition("_mid--")
+    pianist = re.search(r"(\d+)_r\d_\d{4}", recorded)
+    return f"{performance.year} {pianist[1] if pianist else evening}"
 
 
 def _passage_facts(shared: list[Shared], threshold: float, train: list[Performance]) -> dict:

@@ -2,9 +2,9 @@
 
 What it plays is the anchor that music must beat.
 
-Shuffled tokens are a poor floor: whatever keeps to the grammar and to the frequency of pairs
-comes nearer to real music than they do. So a measure means something where a model lies clearly
-above this one.
+Shuffled tokens alone are no floor: in overlap and Fréchet distance this player lies below them,
+though it keeps to the grammar and to the frequency of pairs. So a model should lie clearly above
+both.
 """
 
 from types import SimpleNamespace

@@ -6,7 +6,7 @@ Both are read as keys in the order in which they are struck (`memorisation.keys`
 transposition. Their best local alignment (Smith and Waterman 1981) is sought: a note that agrees
 earns its surprise in bits, what a model of short contexts, counted on the training pieces, did not
 expect of it; a note that was changed, left out or put in costs `EDIT` bits. So a trill, a scale or
-a repeated note is worth little however long it is, and one wrong note does not end a passage.
+a repeated note is worth little a note, and one wrong note does not end a passage.
 
 Aligning everything with everything would take too long. Only where a few notes on end agree exactly
 is an alignment begun (as in Altschul et al. 1990, BLAST).
@@ -25,7 +25,7 @@ SEED = 6  # intervals on end that must agree for an alignment to begin there
 LEAP = 24  # semitones; wider intervals count as this
 ORDER = 4  # of the model of surprise: an interval after the three before it
 COMMON = 3000  # places of a seed in the corpus from which on it says nothing
-CANDIDATES = 12  # alignments tried for each query, those with most agreeing seeds first
+CANDIDATES = 40  # alignments tried for each query, those with most agreeing seeds first
 BAND = 32  # notes that an alignment may wander from where its seeds lie
 FACTOR = np.uint64(2 * LEAP + 1)
 
