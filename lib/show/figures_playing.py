@@ -338,8 +338,8 @@ def shared(found: Mapping, title: str, width: float = 9, height: float = 3.4):
     spread = np.random.default_rng(0)
     for row, ((_, colour), group) in enumerate(reversed(groups)):
         bits = np.maximum(group["bits"], 5)
-        height_of = row + spread.uniform(-0.26, 0.26, len(bits))
-        ax.plot(bits, height_of, ".", color=colour, markersize=3.5)
+        scattered = row + spread.uniform(-0.26, 0.26, len(bits))
+        ax.plot(bits, scattered, ".", color=colour, markersize=3.5)
         ax.plot(np.median(bits), row, "|", color=plots.INK, markersize=18, markeredgewidth=2)
         ax.text(5500, row, f"{group['above']:.0%}", ha="right", va="center", color=colour)
     threshold = found["threshold_bits"]

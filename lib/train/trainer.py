@@ -347,7 +347,7 @@ def prepare_processor(say: Callable[[str], None]) -> None:
     """Build the fused scan before the first step, and keep the memory that a step lets go.
 
     Numbers below 1e-38 count as zero from here on:
-    a processor is many times slower with them, and sharp attention is full of them.
+    a processor is slower with them, and sharp attention is full of them.
     """
     from lib.scan import cpu as scan_cpu
 

@@ -525,3 +525,15 @@ def test_compiled_it_is_the_same_run(tmp_path):
     assert done.returncode == 0, done.stderr[-1000:]
     plain, compiled = ([float(v) for v in line.split()] for line in done.stdout.splitlines()[-2:])
     assert len(plain) == 3 and compiled == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_run_on_a_processor_counts_subnormal_numbers_as_zero(tmp_path):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush them")
+    tiny = torch.tensor([1e-38, 1.0])
+    assert (tiny * 0.01)[0] != 0
+    try:
+        Trainer(make_streams(), TINY, tmp_path, device="cpu", say=quiet)
+        assert (tiny * 0.01)[0] == 0
+    finally:
+        torch.set_flush_denormal(False)

@@ -54,6 +54,7 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
         inside = 2 * chunk * (products * config.d_state + config.d_inner)  # and their mask by x
         return inside + 4 * config.d_inner * config.d_state  # into a chunk's state, and out of it
     if isinstance(mixer, S4DMixer):
+        # by FFT, the fewest that are known; in chunks, as it runs here, they are more and faster
         channels = mixer.config.d_inner
         points = 2 * length  # padded, so that the end does not run into the beginning
         transforms = 3 * 2.5 * points * math.log2(points) + 6 * (

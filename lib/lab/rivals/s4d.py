@@ -2,8 +2,8 @@
 selective scan.
 
 Projections, convolution, gate and residual are Mamba's; the difference is that A, B, C and the step
-do not depend on the input (the ablation of Gu and Dao 2023, table 8 ff.). Whole sequences are
-convolved by FFT, single tokens run through the recurrence.
+do not depend on the input (the ablation of Gu and Dao 2023, table 8 ff.). Sequences go
+through `lib.scan.ssm.chunked`, single tokens through the recurrence.
 """
 
 import math
