@@ -4,6 +4,7 @@ its numbers are what they say they are.
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -357,9 +358,7 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
     assert equal["transformer"]["bits_per_note"] == pytest.approx(moved)
     assert equal["mamba"]["bits_per_note"] == pytest.approx(rows["mamba"]["bits_per_note"])
     assert "not shown" in race.table(result) and "-gram, counted" in race.table(result)
-    monkeypatch.setattr(
-        race, "best_model", lambda *args: pytest.fail("the test split was opened again")
-    )
+    monkeypatch.setattr(Lab, "model", lambda *args: pytest.fail("the test split was opened again"))
     assert race.run(lab)["summary"] == json.loads(json.dumps(result["summary"]))
 
 
@@ -382,7 +381,7 @@ def test_what_ended_on_one_machine_is_not_trained_again_on_another(
     lab, found, tmp_path, monkeypatch
 ):
     result = race.run(lab)
-    monkeypatch.setattr(race, "best_model", lambda *args: pytest.fail("no weights came along"))
+    monkeypatch.setattr(Lab, "model", lambda *args: pytest.fail("no weights came along"))
     monkeypatch.setattr(Lab, "train", lambda *args: pytest.fail("trained again"))
 
     def elsewhere(protocol):
@@ -395,6 +394,21 @@ def test_what_ended_on_one_machine_is_not_trained_again_on_another(
     others = elsewhere(replace(TINY, config=replace(TINY.config, transpose=3)))
     with pytest.raises(UserError, match="another protocol"):
         race.trained(others, race.trial(others, "lstm", 1e-3, 0.1))
+
+
+def test_weights_that_stayed_on_another_machine_are_trained_again(lab):
+    result = race.run(lab)
+    name = next(row["name"] for row in result["runs"] if row["arch"] == "mamba")
+    test = f"{name.replace('/', '-')}-test"
+    kept = {}
+    for one in (test, "context-mamba", "playing-mamba"):
+        path = lab.kept / f"{one}.json"
+        kept[path] = path.read_text()
+        path.unlink()
+    shutil.rmtree(lab.place(name))
+    lab.path("race").unlink()
+    assert json.dumps(race.run(lab)["test"]) == json.dumps(result["test"])
+    assert {path: path.read_text() for path in kept} == kept
 
 
 def test_context_counts_each_token_at_its_place(lab):

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from lib.lab.experiments.entries import shown
-from lib.lab.experiments.runs import Spec, best_model
+from lib.lab.experiments.runs import Spec
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import token_nats, window_nats
 from lib.music.token_names import count_in
@@ -38,7 +38,7 @@ def curves(lab, one: Spec) -> dict:
     def work():
         lab.say(f"context: {one.arch}")
         pieces = validation_pieces(lab.base, chosen.tokens)
-        return measure(best_model(lab.place(one.name), lab.device), lab.base, pieces, chosen)
+        return measure(lab.model(one, lab.base), lab.base, pieces, chosen)
 
     return lab.once(f"context-{one.arch}", work, dict[str, list[dict]])
 

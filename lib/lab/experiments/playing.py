@@ -7,7 +7,7 @@ Kept as tokens, so that a notebook can show and play them.
 from lib.env.schema import Count
 from lib.generate.player import continuations, hear_prompt
 from lib.lab.experiments.entries import shown
-from lib.lab.experiments.runs import Spec, best_model
+from lib.lab.experiments.runs import Spec
 from lib.music.maestro import Performance
 from lib.music.notes import read_midi
 from lib.music.tokens import Tokenizer, first_seconds
@@ -43,7 +43,7 @@ def continued(lab, one: Spec) -> list[int]:
 
     def work():
         piece, tokenizer = opening(lab)
-        model = best_model(lab.place(one.name), lab.device)
+        model = lab.model(one, lab.base)
         music = read_midi(piece.path)
         start, _, begin = hear_prompt(model, tokenizer, music, chosen.prompt_seconds)
         until = begin + chosen.seconds

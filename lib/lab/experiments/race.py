@@ -23,7 +23,7 @@ from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
 from lib.lab.experiments.entries import best_of, entries, is_shown, trial
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
-from lib.lab.experiments.runs import Spec, best_model, completed
+from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import LABELS, build
 from lib.lab.rivals.ngram import NGram
@@ -123,8 +123,7 @@ def judged(lab, one: Spec) -> tuple[dict, list[float]]:
 
     def test():
         lab.say(f"{one.name}: test")
-        model = best_model(lab.place(one.name), lab.device)
-        found = model_bits(model, lab.base, lab.base.select("test"))
+        found = model_bits(lab.model(one, lab.base), lab.base, lab.base.select("test"))
         return [round(float(bits), 3) for bits in found]
 
     row = trained(lab, one)

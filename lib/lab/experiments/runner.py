@@ -33,7 +33,7 @@ from lib.env.errors import UserError
 from lib.env.files import whole
 from lib.env.schema import read_json
 from lib.lab.experiments.protocol import Protocol
-from lib.lab.experiments.runs import OutOfTime, Spec, completed, train
+from lib.lab.experiments.runs import OutOfTime, Spec, best_model, completed, train
 from lib.lab.experiments.runs import Protocol as Recorded
 from lib.music.streams import Piece, Streams
 
@@ -163,6 +163,11 @@ class Lab:
             device=self.device,
             say=self.say,
         )
+
+    def model(self, spec: Spec, streams: Streams):
+        """The best weights of a run, trained again where this machine does not have them."""
+        self.train(spec, streams)
+        return best_model(self.place(spec.name), self.device)
 
     @property
     def threads(self) -> int:

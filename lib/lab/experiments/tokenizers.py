@@ -21,7 +21,7 @@ import numpy as np
 
 from lib.env.schema import Number
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
-from lib.lab.experiments.runs import Spec, best_model
+from lib.lab.experiments.runs import Spec
 from lib.lab.experiments.tokens import drawn, rate_of
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import build
@@ -133,11 +133,10 @@ def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
     )
     name = f"tokenizers/{arm.name}-{notes}-seed{seed}"
     one = Spec(name, "mamba", lab.protocol.size, config)
-    lab.train(one, streams)
     pieces = drawn(streams.select("validation"), lab.protocol.tokenizers.measured)
 
     def work():
-        model = best_model(lab.place(name), lab.device)
+        model = lab.model(one, streams)
         added = [dequantisation_bits(tokenizer, streams.stream(piece)) for piece in pieces]
         return (model_bits(model, streams, pieces) + added).tolist()
 
