@@ -45,6 +45,15 @@ def test_probabilities_are_those_of_the_recursion(order):
         np.testing.assert_allclose(model.probabilities(stream), wanted, rtol=1e-12)
 
 
+def test_a_context_that_only_ended_pieces_leaves_it_to_the_shorter_ones():
+    train = [np.array(one, np.uint16) for one in ([0, 1, 2], [3, 4, 1], [0, 6])]
+    model = NGram(3, VOCAB).fit(train)
+    stream = np.array([2, 0, 6, 1, 4, 1, 5], np.uint16)
+    history = stream.tolist()
+    wanted = [by_hand(train, history[:t], history[t], 3) for t in range(len(history))]
+    np.testing.assert_allclose(model.probabilities(stream), wanted, rtol=1e-12)
+
+
 def test_after_any_history_the_probabilities_sum_to_one():
     model = NGram(4, VOCAB).fit(streams_of(0))
     for history in ([], [3], [3, 4], [0, 0, 0], [6, 0, 3, 3, 2]):

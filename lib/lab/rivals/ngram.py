@@ -35,7 +35,7 @@ class NGram:
 
     def fit(self, streams: list[np.ndarray]) -> "NGram":
         """Count token streams, each an integer array (length,)."""
-        self.levels = []
+        self.levels, contexts = [], 1
         tokens = np.concatenate(streams).astype(np.int64)
         first = np.concatenate([np.arange(len(stream)) for stream in streams])  # place in its piece
         context = np.zeros(len(tokens), np.int64)
@@ -47,9 +47,9 @@ class NGram:
                 return_counts=True,
             )
             behind = grams // self.vocab_size
-            self.levels.append(
-                Level(grams, counts, np.bincount(behind, weights=counts), np.bincount(behind))
-            )
+            totals, kinds = (np.bincount(behind, weights, contexts) for weights in (counts, None))
+            self.levels.append(Level(grams, counts, totals, kinds))
+            contexts = len(grams)
             # the next token's longer context is this one with this token behind it
             longer = np.full(len(tokens), UNSEEN)
             longer[here] = which
@@ -62,14 +62,16 @@ class NGram:
         found = np.full(len(tokens), 1 / self.vocab_size)
         context = np.zeros(len(tokens), np.int64)
         for level in self.levels:
-            known = context != UNSEEN
+            # one that only ended pieces has nothing behind it
+            known = (context != UNSEEN) & (level.totals[context] > 0)
             key = context * self.vocab_size + tokens
             place = np.searchsorted(level.grams, key).clip(max=len(level.grams) - 1)
             met = known & (level.grams[place] == key)
             count = np.where(met, level.counts[place], 0)
             total = level.totals[context]
             kinds = level.kinds[context]
-            found = np.where(known, (count + kinds * found) / (total + kinds), found)
+            mixed = (count + kinds * found) / np.maximum(total + kinds, 1)
+            found = np.where(known, mixed, found)
             longer = np.where(met, place, UNSEEN)
             context = np.concatenate([[UNSEEN], longer[:-1]])
         return found
