@@ -44,11 +44,8 @@ CONFIG = TrainConfig(
 )
 MODULE = "lib.lab.bench.interruptions"  # this file, as a process of its own
 STEPS_A_KILL = 18
-ONE_THREAD = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}  # a model this small wants no more
+# a model this small wants no more
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def store(streams: Streams, folder: Path, names: list[str] | None = None) -> Streams:

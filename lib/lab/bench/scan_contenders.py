@@ -31,12 +31,13 @@ def arguments(batch, length, d_inner, d_state, dtype=torch.float32, device="cpu"
         "C": draw(batch, length, d_state),
         "D": torch.ones(d_inner),
         "z": draw(batch, length, d_inner),
-        "delta_bias": steps + torch.log(-torch.expm1(-steps)),
-    }  # softplus of it is `steps`
+        "delta_bias": steps + torch.log(-torch.expm1(-steps)),  # softplus of it is `steps`
+    }
+    # the parameters stay in float32, as in mixed precision
     return {
         name: t.to(device, torch.float32 if name in ("A", "D", "delta_bias") else dtype)
         for name, t in found.items()
-    }  # the parameters stay in float32, as in mixed precision
+    }
 
 
 def lay_out(given: dict, channels_first: bool = False) -> dict:

@@ -33,9 +33,8 @@ RATES, SEEDS = (0.005, 0.01, 0.02, 0.04), (0, 1, 2)
 HIGHER = (0.08, 0.16)  # for the layers that were best at the largest of RATES
 LONGER = 2000  # steps, five times as many
 
-Task = tuple[
-    Tensor, Tensor, Tensor
-]  # inputs (B, L, 1 or 2), target (B, L, 1), and where it counts (B, L, 1)
+# inputs (B, L, 1 or 2), target (B, L, 1), and where it counts (B, L, 1)
+Task = tuple[Tensor, Tensor, Tensor]
 
 
 # ---- melodies and tasks -------------------------------------------------------------------

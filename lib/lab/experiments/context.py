@@ -46,9 +46,8 @@ def curves(lab, one: Spec) -> dict:
 def measure(model, streams, pieces, chosen) -> dict:
     """Rows of both curves for one model."""
     counts = note_counts(streams)
-    notes = [
-        counts[streams.stream(p)[1:]] for p in pieces
-    ]  # notes that each predicted token begins
+    # notes that each predicted token begins
+    notes = [counts[streams.stream(piece)[1:]] for piece in pieces]
     nats, rows = token_nats(model, streams, pieces), []
     for begin, end in zip(chosen.bins, (*chosen.bins[1:], None)):
         rows.append({"from": begin, "to": end, **_bits(nats, notes, begin, end)})

@@ -55,9 +55,8 @@ def difference(first: np.ndarray, second: np.ndarray, notes: np.ndarray, seed: i
 def _draws(notes: np.ndarray, *models: np.ndarray, seed: int) -> list[np.ndarray]:
     """`mean_bits` of each model in every draw, (DRAWS,) each."""
     rng = np.random.default_rng(seed)
-    pieces = rng.multinomial(
-        len(notes), np.full(len(notes), 1 / len(notes)), size=DRAWS
-    )  # how often each
+    # how often each piece is drawn, (DRAWS, pieces)
+    pieces = rng.multinomial(len(notes), np.full(len(notes), 1 / len(notes)), size=DRAWS)
     drawn_notes = pieces @ notes
     found = []
     for bits in models:

@@ -292,9 +292,8 @@ def chunks(
     for number, name in enumerate(dict.fromkeys(piece.name for piece in pieces)):
         copies = [piece for piece in pieces if piece.name == name]
         rng = np.random.default_rng([1, number])
-        held_out = (
-            rng.random(max(piece.length for piece in copies)) < 0.2
-        )  # by the number of the chunk
+        longest = max(piece.length for piece in copies)
+        held_out = rng.random(longest) < 0.2  # by the number of the chunk
         for piece in copies:
             begins = range(0, max(1, piece.length - length), length - overlap)
             for chunk, begin in enumerate(begins):
@@ -353,9 +352,8 @@ def penalised_bits(
         for begin in range(0, piece.length - 1, segment):
             part = ids[begin : begin + segment + 1]
             logits, state = model(part[None, :-1], state, return_state=True)
-            had = (
-                F.one_hot(part[:-1], streams.vocab_size).cumsum(0).bool() | seen
-            )  # up to and with the input
+            # up to and with the input
+            had = F.one_hot(part[:-1], streams.vocab_size).cumsum(0).bool() | seen
             seen = had[-1]
             logits = logits[0].float()
             changed = torch.where(logits > 0, logits / penalty, logits * penalty)

@@ -76,22 +76,10 @@ class Efficiency:
 class Context:
     """Part (c): how far back a model looks, on validation pieces."""
 
-    lengths: tuple[int, ...] = (
-        16,
-        64,
-        256,
-        512,
-        1024,
-        2048,
-    )  # tokens in reach; only tokens behind the last count
-    bins: tuple[int, ...] = (
-        0,
-        64,
-        256,
-        1024,
-        4096,
-        16384,
-    )  # positions in the piece at which a bin begins
+    # tokens in reach; only tokens behind the last count
+    lengths: tuple[int, ...] = (16, 64, 256, 512, 1024, 2048)
+    # positions in the piece at which a bin begins
+    bins: tuple[int, ...] = (0, 64, 256, 1024, 4096, 16384)
     tokens: int = 300_000  # of the validation pieces, about
 
 

@@ -211,17 +211,14 @@ def summarise(result: dict, first: str) -> dict:
     for budget in ("tokens", "arithmetic"):
         rows = {}
         for arch, mine in models.items():
-            share = (
-                result["operations"][first] / result["operations"][arch]
-                if budget == "arithmetic"
-                else 1.0
-            )
-            moved = (
-                mine + math.log2(share) * worth[arch] * notes
-            )  # bits of each piece with so many more tokens
+            share = 1.0
+            if budget == "arithmetic":
+                share = result["operations"][first] / result["operations"][arch]
+            # bits of each piece with so many more tokens
+            moved = mine + math.log2(share) * worth[arch] * notes
+            tokens = max(row["tokens"] for row in result["runs"] if row["arch"] == arch)
             rows[arch] = {
-                "tokens": share
-                * max(row["tokens"] for row in result["runs"] if row["arch"] == arch),
+                "tokens": share * tokens,
                 **estimate(moved, notes),
                 "without_leaks": estimate(moved[:, honest], notes[honest]),
             }

@@ -229,11 +229,11 @@ class Lab:
         """Keep a part's result, with the device, the versions, the command,
         the seed and the protocol.
         """
-        command = (
-            f"python -m lib.lab.experiments --only {part}"
-            + ("" if self.protocol.scale == "cpu" else f" --scale {self.protocol.scale}")
-            + (f" --jobs {self.jobs}" if self.jobs > 1 else "")
-        )  # speeds hang on it
+        command = f"python -m lib.lab.experiments --only {part}"
+        if self.protocol.scale != "cpu":
+            command += f" --scale {self.protocol.scale}"
+        if self.jobs > 1:  # speeds hang on it
+            command += f" --jobs {self.jobs}"
         result = env.provenance(command) | {"protocol": self._protocol(part), **result}
         with whole(self.path(part)) as file:
             file.write_text(

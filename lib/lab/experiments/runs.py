@@ -46,9 +46,8 @@ class Outcome(TypedDict):
     tokens_per_second: Amount
     validation_bits_per_note: Amount
     best_step: Count
-    judged: NotRequired[
-        list[Amount]
-    ]  # bits a note of the pieces in `judge`, at each row of the log
+    # bits a note of the pieces in `judge`, at each row of the log
+    judged: NotRequired[list[Amount]]
     log: Annotated[list[checkpoints.Row], Field(min_length=1, max_length=1_000_000)]
 
 

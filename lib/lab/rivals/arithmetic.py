@@ -43,9 +43,8 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
     if isinstance(mixer, Selective):
         mixer = mixer.mamba
     if isinstance(mixer, MambaMixer):
-        return (
-            9 * mixer.config.d_inner * mixer.config.d_state
-        )  # Gu and Dao 2023, figure 8's count of the scan
+        # Gu and Dao 2023, figure 8's count of the scan
+        return 9 * mixer.config.d_inner * mixer.config.d_state
     if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
         config = mixer.config
         chunk = min(CHUNK, length)
@@ -57,12 +56,10 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
         # by FFT, the fewest that are known; in chunks, as it runs here, they are more and faster
         channels = mixer.config.d_inner
         points = 2 * length  # padded, so that the end does not run into the beginning
-        transforms = 3 * 2.5 * points * math.log2(points) + 6 * (
-            length + 1
-        )  # of a row of reals, and their product
-        kernel = (
-            16 * length * mixer.config.d_state / 2
-        )  # complex powers and sums, once for all rows
+        # of a row of reals, and their product
+        transforms = 3 * 2.5 * points * math.log2(points) + 6 * (length + 1)
+        # complex powers and sums, once for all rows
+        kernel = 16 * length * mixer.config.d_state / 2
         return channels * (transforms + kernel / batch) / length
     if isinstance(mixer, LSTMMixer):
         return 0  # all its products are by weights
