@@ -314,7 +314,7 @@ def token_time():
 
 
 def side_by_side():
-    """Tokens a second of all pieces of a batch: figure 3, right, on this machine."""
+    """Tokens a second of all pieces of a batch: the original's figure 3, right, on this machine."""
     return _lines(
         _rows("efficiency", "throughput"),
         "batch",

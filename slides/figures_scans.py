@@ -509,7 +509,7 @@ def scan_on_cpu():
 
 def figure3():
     """The scan against attention and a long convolution,
-    as in figure 3 (left) of Gu and Dao (2023), on a CPU.
+    as in figure 8 (left) of Gu and Dao (2023), on a CPU.
     """
     fig, ax = _figure(height=3.9)
     scan_figures.draw_figure3(env.read_results("scan_cpu_2_cores"), ax=ax)

@@ -69,7 +69,8 @@ def draw(result: dict, kind: str = "forward_backward", ax=None):
 
 def draw_figure3(result: dict, kind: str = "forward_backward", ax=None):
     """Scan, plain PyTorch scan, long convolution and attention against length,
-    as in figure 3 (left) of Gu and Dao (2023), on this machine; returns the figure.
+    as in figure 8 (left) of Gu and Dao (2023), which is the original's figure 3, on this machine;
+    returns the figure.
     """
     if ax is None:
         _, ax = plots.figure(height=4.8)

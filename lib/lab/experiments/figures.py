@@ -340,7 +340,7 @@ def _ends(rows: list[dict], quantity: str, less: bool = False, axis: str = "leng
 
 
 def figure3(scan: dict, efficiency: dict):
-    """Both halves of figure 3 (Gu and Dao 2023), which the original reprints, on this machine.
+    """Both halves of the original's figure 3 on this machine: figure 8 of Gu and Dao (2023).
 
     Left: the operation alone, from the result of `python -m lib.lab.bench scan`.
     Right: tokens a second of the compared models, all pieces of a batch together.

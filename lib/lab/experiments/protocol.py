@@ -65,7 +65,7 @@ class Efficiency:
     positions: tuple[int, ...] = (512, 2048, 8192, 32768)  # at which tokens are generated
     prefill: tuple[int, ...] = (512, 2048, 8192)  # lengths of prompts
     batches: tuple[int, ...] = (1, 4, 16, 64)  # pieces generated side by side
-    prompt: int = 2048  # tokens that each of them begins with, as in figure 3 of the Mamba paper
+    prompt: int = 2048  # tokens that each of them begins with, as in figure 8 of the Mamba paper
     repeats: int = 5
     tokens: int = 48  # generated in each round
     seconds: float = 2.5  # a slow one gets fewer rounds, though three, where they would take longer
