@@ -227,6 +227,24 @@ def test_the_fixed_system_is_known_again_after_every_change_of_its_parameters():
         same(by_steps(model, ids)[0], model(ids))
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_that_a_model_knew_before_a_training_step_is_used_after_it(arch):
+    """A fused optimiser changes the numbers, and the tensors do not count it."""
+    model, ids = make(arch), tokens(1, 10)
+    with torch.inference_mode():
+        model(ids)
+        by_steps(model, ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(ids, targets=tokens(1, 10, seed=2)).backward()
+    optimizer.step()
+    fresh = make(arch, seed=7)
+    fresh.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        wanted = fresh(ids)
+        same(model(ids), wanted)
+        same(by_steps(model, ids)[0], wanted)
+
+
 def test_weight_decay_spares_the_systems_rates():
     model = make("s4d")
     spared = {id(p) for p in parameter_groups(model, 0.1)[1]["params"]}

@@ -41,17 +41,22 @@ class Systems(DiagonalSystems):
 
     def __init__(self, channels: int, d_state: int):
         super().__init__(channels, d_state)
-        self._known = None, None
+        self._known = [], ()
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Without gradients computed once for the parameters as they are, not at every token."""
-        # tensors made for inference count no changes
-        if torch.is_grad_enabled() or self.D.is_inference():
+        """Without gradients computed once for the parameters as they are, not at every token.
+
+        What they are is asked of their numbers: a fused optimiser changes these and leaves the
+        version counters of the tensors as they were.
+        """
+        if torch.is_grad_enabled():
             return super().system()
-        key = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._known[0] != key:
-            self._known = key, super().system()
-        return self._known[1]
+        before, known = self._known
+        now = list(self.parameters())
+        if not before or not all(map(_same, now, before)):
+            known = super().system()
+            self._known = [one.clone() for one in now], known
+        return known
 
 
 class S4DMixer(nn.Module):
@@ -94,6 +99,10 @@ class S4DMixer(nn.Module):
         x, after = self.convolve(x[:, None], before)
         y, h = self.ssm.step(x[:, 0], _complex(h))
         return self.out_proj(y * F.silu(z)), (after, _real(h))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _complex(h: Tensor) -> Tensor:
