@@ -19,7 +19,15 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.lab.experiments import __main__ as command
 from lib.lab.experiments import context as experiment_context
-from lib.lab.experiments import efficiency, intervals, likelihood, original, race, tokenizers
+from lib.lab.experiments import (
+    efficiency,
+    entries,
+    intervals,
+    likelihood,
+    original,
+    race,
+    tokenizers,
+)
 from lib.lab.experiments import figures as experiment_figures
 from lib.lab.experiments import playing as experiment_playing
 from lib.lab.experiments import tokens as token_part
@@ -317,9 +325,12 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
         }
         inside = min(rates) < min(rates, key=rates.get) < max(rates)
         assert inside or len(rates) == 2 + race.WIDEST  # a best rate at the edge widened the grid
-        best = min(trials, key=lambda row: row["validation_bits_per_note"])
+        ties = [row for row in result["ties"] if row["arch"] == arch]
+        best = min(ties or trials, key=lambda row: row["validation_bits_per_note"])
         assert result["best"][arch] == {"lr": best["lr"], "warmup": best["warmup"]}
+        assert [row["steps"] for row in ties] in ([], [4, 4])
         assert {row["warmup"] for row in trials} == {0.1, 0.02}
+    assert result["ties"]  # or the protocol of these tests does not try what is decided by them
     whole = [row for row in result["runs"] if row["steps"] == 4]
     assert {
         arch: [row["seed"] for row in whole if row["arch"] == arch] for arch in TINY.race.archs
@@ -370,6 +381,18 @@ def test_a_grid_is_widened_while_its_best_rate_lies_at_an_edge():
     assert race.beyond(rows({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0})) == 8e-3
     assert race.beyond(rows({1e-3: 1.0, 2e-3: 2.0, 4e-3: 3.0})) == 5e-4
     assert race.beyond(rows({1e-3: 3.0, 2e-3: 1.0, 4e-3: 2.0})) is None
+
+
+def test_of_trials_that_tie_the_smallest_rate_is_tried_beside_the_best():
+    trials = [
+        {"lr": lr, "warmup": 0.1, "validation_bits_per_note": bits}
+        for lr, bits in ((1e-3, 20.0), (2e-3, 19.45), (4e-3, 19.49), (8e-3, 19.4))
+    ]
+    trials.append({"lr": 2e-3, "warmup": 0.02, "validation_bits_per_note": 19.46})
+    best, gentle = {"lr": 8e-3, "warmup": 0.1}, {"lr": 2e-3, "warmup": 0.1}
+    assert entries.tied(trials, 0.1) == [best, gentle]
+    assert entries.tied(trials, 0.01) == [best]
+    assert entries.tied(trials[:1], 0.1) == [{"lr": 1e-3, "warmup": 0.1}]
 
 
 def test_a_doubling_is_worth_what_the_last_two_budgets_say():

@@ -48,6 +48,10 @@ class Race:
     # shares of a run: the rates with the first, then the best rate with the others
     warmups: tuple[float, ...] = (0.1, 0.02)
     trial_tokens: int = 2_500_000  # of each trial
+    # bits a note: of trials as near to the best as this, the one with the smallest rate trains a
+    # whole run beside the best, and validation decides. Added when Mamba-2, whose trials are alike
+    # from 0.008 to 0.064, learned little for most of a whole run at the largest
+    tie: float = 0.1
     tokens: int = 10_000_000  # of each run
     # shorter runs, first seed: do lines cross?
     budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)

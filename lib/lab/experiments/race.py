@@ -1,9 +1,9 @@
 """Part (a), second protocol: which architecture predicts held-out music best.
 
 Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the
-budget. Then all train at their best, with several seeds; and with the first seed at shorter budgets
-too. These read the test split as they end: by then everything has been chosen. An n-gram that was
-only counted is the floor.
+budget, and where trials are alike, with whole runs. Then all train at their best, with several
+seeds; and with the first seed at shorter budgets too. These read the test split as they end: by
+then everything has been chosen. An n-gram that was only counted is the floor.
 
 A day of one core goes into it. What a run that has ended leaves is a small file or two;
 where they lie, no machine trains it again:
@@ -21,7 +21,7 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
-from lib.lab.experiments.entries import best_of, entries, is_shown, trial
+from lib.lab.experiments.entries import best_of, entries, is_shown, tied, trial, whole
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
@@ -49,10 +49,7 @@ def run(lab) -> dict:
     if result.get("summary"):
         return result
     result["trials"] = search(lab)
-    result["best"] = {
-        arch: best_of(row for row in result["trials"] if row["arch"] == arch)
-        for arch in chosen.archs
-    }
+    result["ties"], result["best"] = decide(lab, result["trials"])
     lab.write("race", result)
     ended = lab.all(judged, list(entries(lab, result["best"])))
     result["runs"], result["test"] = map(list, zip(*ended, strict=True))
@@ -85,6 +82,27 @@ def search(lab) -> list[dict]:
         trained, [trial(lab, arch, best[arch], share) for arch in chosen.archs for share in others]
     )
     return rows
+
+
+def decide(lab, trials: list[dict]) -> tuple[list[dict], dict[str, dict]]:
+    """Whole runs where trials are too near to each other to decide; and every one's choice."""
+    chosen = lab.protocol.race
+    choices = {
+        arch: tied([row for row in trials if row["arch"] == arch], chosen.tie)
+        for arch in chosen.archs
+    }
+    ties = [
+        whole(lab, arch, choice)
+        for arch, found in choices.items()
+        if len(found) > 1
+        for choice in found
+    ]
+    rows = lab.all(trained, ties)
+    best = {}
+    for arch, found in choices.items():
+        tried = [row for row in rows if row["arch"] == arch]
+        best[arch] = best_of(tried) if tried else found[0]
+    return rows, best
 
 
 def beyond(rows: list[dict]) -> float | None:
