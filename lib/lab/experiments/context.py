@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from lib.lab.experiments.entries import shown
+from lib.lab.experiments.entries import kept_as, shown
 from lib.lab.experiments.runs import Spec
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import token_nats, window_nats
@@ -40,7 +40,7 @@ def curves(lab, one: Spec) -> dict:
         pieces = validation_pieces(lab.base, chosen.tokens)
         return measure(lab.model(one, lab.base), lab.base, pieces, chosen)
 
-    return lab.once(f"context-{one.arch}", work, dict[str, list[dict]])
+    return lab.once(f"{kept_as(one)}-context", work, dict[str, list[dict]])
 
 
 def measure(model, streams, pieces, chosen) -> dict:

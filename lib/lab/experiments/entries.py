@@ -88,3 +88,8 @@ def shown(lab) -> list[Spec]:
     if not best:
         raise UserError("the race comes first: python -m lib.lab.experiments --only race")
     return [one for one in entries(lab, best) if is_shown(lab, one)]
+
+
+def kept_as(one: Spec) -> str:
+    """The name of a run among what is kept."""
+    return one.name.replace("/", "-")

@@ -6,7 +6,7 @@ Kept as tokens, so that a notebook can show and play them.
 
 from lib.env.schema import Count
 from lib.generate.player import continuations, hear_prompt
-from lib.lab.experiments.entries import shown
+from lib.lab.experiments.entries import kept_as, shown
 from lib.lab.experiments.runs import Spec
 from lib.music.maestro import Performance
 from lib.music.notes import read_midi
@@ -50,7 +50,7 @@ def continued(lab, one: Spec) -> list[int]:
         played = continuations(model, tokenizer, [start], [chosen.seed], until=until)[1]
         return [int(token) for token in played[0]]
 
-    return lab.once(f"playing-{one.arch}", work, list[Count])
+    return lab.once(f"{kept_as(one)}-playing", work, list[Count])
 
 
 def table(result: dict) -> str:

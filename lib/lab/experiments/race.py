@@ -21,7 +21,7 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
-from lib.lab.experiments.entries import best_of, entries, is_shown, tied, trial, whole
+from lib.lab.experiments.entries import best_of, entries, is_shown, kept_as, tied, trial, whole
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
@@ -151,11 +151,6 @@ def judged(lab, one: Spec) -> tuple[dict, list[float]]:
         if not lab.base_folder:  # a machine without the music libraries reads streams alone
             playing.continued(lab, one)
     return row, bits
-
-
-def kept_as(one: Spec) -> str:
-    """The name of a run among what is kept."""
-    return one.name.replace("/", "-")
 
 
 # ---- floors and arithmetic -------------------------------------------------------------------
