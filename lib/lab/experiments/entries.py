@@ -32,28 +32,30 @@ def trial(lab, arch: str, lr: float, warmup: float) -> Spec:
     return spec(lab, arch, lr=lr, warmup=warmup, seed=chosen.seeds[0], tokens=chosen.trial_tokens)
 
 
-def whole(lab, arch: str, choice: dict) -> Spec:
+def whole(lab, arch: str, best: dict) -> Spec:
     """The first seed's run of all tokens with this rate and warm-up."""
     chosen = lab.protocol.race
-    return spec(lab, arch, **choice, seed=chosen.seeds[0], tokens=chosen.tokens)
+    return spec(lab, arch, **best, seed=chosen.seeds[0], tokens=chosen.tokens)
 
 
 def best_of(rows: Iterable[dict]) -> dict:
     """The rate and the warm-up of the run that validation likes best."""
-    best = min(rows, key=lambda row: row["validation_bits_per_note"])
-    return {"lr": best["lr"], "warmup": best["warmup"]}
+    return choice(min(rows, key=lambda row: row["validation_bits_per_note"]))
+
+
+def choice(row: dict) -> dict:
+    """What a run was tried for: its rate and its warm-up."""
+    return {"lr": row["lr"], "warmup": row["warmup"]}
 
 
 def tied(rows: list[dict], tie: float) -> list[dict]:
     """The best rate and warm-up of some trials; behind it those of the smallest rate
     that comes as near as `tie` bits a note, where that is another.
     """
-    best = best_of(rows)
     least = min(row["validation_bits_per_note"] for row in rows)
     near = [row for row in rows if row["validation_bits_per_note"] <= least + tie]
-    gentle = min(near, key=lambda row: row["lr"])
-    found = [best, {"lr": gentle["lr"], "warmup": gentle["warmup"]}]
-    return found[:1] if found[0] == found[1] else found
+    best, gentle = best_of(rows), choice(min(near, key=lambda row: row["lr"]))
+    return [best] if best == gentle else [best, gentle]
 
 
 def entries(lab, best: dict[str, dict]) -> Iterator[Spec]:

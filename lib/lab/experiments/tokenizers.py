@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lib.env.schema import Number
+from lib.lab.experiments.entries import kept_as
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
 from lib.lab.experiments.runs import Spec
 from lib.lab.experiments.tokens import drawn, rate_of
@@ -140,7 +141,7 @@ def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
         added = [dequantisation_bits(tokenizer, streams.stream(piece)) for piece in pieces]
         return (model_bits(model, streams, pieces) + added).tolist()
 
-    return lab.once(name.replace("/", "-"), work, list[Number])
+    return lab.once(kept_as(one), work, list[Number])
 
 
 def data(lab, arm: Arm):

@@ -43,7 +43,7 @@ def mixing_operations(mixer: nn.Module, model: LanguageModel, batch: int, length
     if isinstance(mixer, Selective):
         mixer = mixer.mamba
     if isinstance(mixer, MambaMixer):
-        # Gu and Dao 2023, figure 8's count of the scan
+        # as a parallel scan: Gu, in issue 110 of state-spaces/mamba
         return 9 * mixer.config.d_inner * mixer.config.d_state
     if isinstance(mixer, Mamba2Mixer | Mamba3Mixer):
         config = mixer.config
