@@ -601,7 +601,7 @@ def ratings(home: Path) -> SPOILT:
     good = {"format": "listening 1", "listener": "one", "ratings": answers}
 
     def use():
-        return report(analyse([read_ratings(path)], draws=5))
+        return report(analyse(read_ratings([path]), draws=5))
 
     write_text(path, json.dumps(good))
     yield "", use

@@ -18,7 +18,7 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
     is made. An operating system's error becomes a `UserError` that says what could not be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = _beside(path)
     with os_errors(f"write {what or path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -27,6 +27,30 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `UserError` where `whole` could not write this file: to be asked before long work.
+
+    Nothing is left behind, and an older file is not touched.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    part, missing = _beside(path), [one for one in path.parents if not one.exists()]
+    with os_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.touch()
+            part.unlink()
+        finally:
+            for folder in missing:
+                folder.rmdir()
+
+
+def _beside(path: Path) -> Path:
+    """The temporary name that a file has until it is whole."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
 def check_regular(path: str | Path) -> os.stat_result:

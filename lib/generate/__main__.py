@@ -6,12 +6,15 @@ python -m lib.generate jam --in PORT --out PORT           in turns with you, at 
 """
 
 import argparse
+import itertools
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from lib.env.errors import UserError
+from lib.env.files import check_writable
 from lib.generate import jam
 from lib.generate import moment as moments
 from lib.generate.breath import short_of_breath
@@ -24,6 +27,7 @@ from lib.generate.player import (
     MODEL,
     Player,
     check_seconds,
+    check_seed,
     continuations,
     hear_prompt,
     join,
@@ -32,27 +36,30 @@ from lib.generate.player import (
 from lib.generate.sampling import Sampling
 from lib.music.notes import Music, read_midi, write_midi
 
+PROMPT_SECONDS = 10.0  # that are read of a prompt
+LONGEST_STEM = 80  # bytes of a file's name in those that are made of it; systems take 255 in all
+ENDINGS = (".mid", ".mp3", ".png", ".safetensors")
+MOST = "-1000.safetensors"  # the longest that is put behind a name
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked before anything slow begins."""
-    parser = argparse.ArgumentParser(prog="python -m lib.generate", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.generate",
+        description=main.__doc__,
+        epilog="python -m lib.generate jam --help: in turns with you, at a MIDI keyboard",
+    )
     add = parser.add_argument
     add("--prompt", help="MIDI file to continue (default: start from nothing)")
     add(
         "--prompt-seconds",
         type=float,
-        default=10,
-        help="how much of it to read, from its first note on (%(default)s); a shorter one is heard "
-        "out, and keys held at the end sound on",
+        help=f"how much of it to read, from its first note on ({PROMPT_SECONDS:g}); a shorter one "
+        "is heard out, and keys held at the end sound on",
     )
     add("--from", dest="before", help="MIDI file to lead on from, heard to its end, with --to")
     add("--to", dest="after", help="MIDI file to lead to, after --seconds of new music (8)")
-    add(
-        "--rows",
-        type=int,
-        default=ROWS,
-        help="ways across that are played side by side with --to (%(default)s)",
-    )
+    add("--rows", type=int, help=f"ways across that are played side by side with --to ({ROWS})")
     add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
     add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
     add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
@@ -129,8 +136,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(
             f"variations {args.variations} is outside 1 to 1000: choose how many pieces to play"
         )
-    if not 0 <= args.seed < 2**63 - 1000:
-        raise UserError(f"seed {args.seed} is outside 0 to 2^63: give a small whole number")
+    check_seed(args.seed)
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file: give a folder with --out")
     if args.prompt and args.state:
@@ -148,11 +154,20 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(
             "--stream plays one piece at the model's own tempo: leave out --variations and --tempo"
         )
+    if args.stream and args.keep_state:
+        raise UserError("--stream keeps no state: leave out one of the two")
+    if args.prompt_seconds is not None and not args.prompt:
+        raise UserError("--prompt-seconds says how much of a --prompt is read: name one")
+    if args.rows is not None and not args.after:
+        raise UserError(
+            "--rows are ways across from one file to another: name them, --from and --to"
+        )
     if not args.stream:
         check_seconds(args.seconds, "seconds")
     elif args.seconds is not None and not args.seconds > 0:
         raise UserError(f"seconds {args.seconds} is no length: give more than 0")
-    check_seconds(args.prompt_seconds, "prompt-seconds")
+    if args.prompt_seconds is not None:
+        check_seconds(args.prompt_seconds, "prompt-seconds")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -165,6 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     prompt = read_midi(args.prompt) if args.prompt else None
     if args.after:
         return play_bridges(args)
+    stem = short(args.prompt or args.state or "new")
+    check_writable(args.out / f"{stem}-seed{args.seed}{MOST}")
     model, tokenizer = load_model(args.model)
     origin = 0.0  # where in the piece the file begins
     if args.state:
@@ -172,8 +189,9 @@ def main(argv: list[str] | None = None) -> None:
         before = NoteReader(tokenizer).notes([])
         origin = begin = start.grammar.seconds
     else:
-        start, before, begin = hear_prompt(model, tokenizer, prompt, args.prompt_seconds)
-    stem = Path(args.prompt or args.state or "new").stem
+        start, before, begin = hear_prompt(
+            model, tokenizer, prompt, args.prompt_seconds or PROMPT_SECONDS
+        )
     if args.stream:
         player = Player(model, tokenizer, [start], [args.seed], args.sampling, args.controls)
         path = args.out / f"{stem}-seed{args.seed}-stream.mid"
@@ -185,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
         music = join(before, notes, begin, args.seconds, args.tempo)
         music.notes["start"] -= origin
         music.notes["end"] -= origin
-        name = f"{stem}-seed{seed}"
+        name = free(args.out, f"{stem}-seed{seed}")
         write(music, args.out / name, f"{stem}, seed {seed}", begin if prompt else None)
         warn(music, begin - origin, begin - origin + args.seconds)
         if args.keep_state:
@@ -230,8 +248,9 @@ def play_bridges(args) -> None:
     """A .mid, an .mp3 and a .png for each variation of the way from one file to the other."""
     before = read_midi(args.before)
     after = read_midi(args.after)
+    name = f"{short(args.before)}-to-{short(args.after)}"
+    check_writable(args.out / f"{name}-seed{args.seed}{MOST}")
     model, tokenizer = load_model(args.model)
-    name = f"{Path(args.before).stem}-to-{Path(args.after).stem}"
     for seed in range(args.seed, args.seed + args.variations):
         music, begin, end = bridge(
             model,
@@ -239,15 +258,33 @@ def play_bridges(args) -> None:
             before,
             after,
             seconds=args.seconds,
-            rows=args.rows,
+            rows=ROWS if args.rows is None else args.rows,
             seed=seed,
             sampling=args.sampling,
             controls=args.controls,
         )
         way = f"from second {begin:.1f} to second {end:.1f}"
-        write(music, args.out / f"{name}-seed{seed}", f"{name}, seed {seed}: new {way}", begin)
+        target = args.out / free(args.out, f"{name}-seed{seed}")
+        write(music, target, f"{name}, seed {seed}: new {way}", begin)
         print(f"the bridge goes {way}")
         warn(music, begin, end)
+
+
+def short(path: str | Path) -> str:
+    """A file's name without its ending, cut where a name made of it could grow too long."""
+    stem = Path(path).stem
+    letters = os.fsencode(stem)
+    if len(letters) <= LONGEST_STEM:
+        return stem
+    return letters[:LONGEST_STEM].decode("utf-8", "ignore")
+
+
+def free(folder: Path, name: str) -> str:
+    """This name, or with a number behind it where files are called so: what was played stays."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(
+        one for one in names if not any((folder / f"{one}{end}").exists() for end in ENDINGS)
+    )
 
 
 def warn(music: Music, begin: float, end: float) -> None:

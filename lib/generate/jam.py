@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError
+from lib.env.files import check_writable
 from lib.generate.control import Controls
 from lib.generate.grammar import NoteReader
 from lib.generate.moment import Moment, hear
-from lib.generate.player import MODEL, Player, load_model
+from lib.generate.player import MODEL, Player, check_seconds, check_seed, load_model
 from lib.generate.sampling import Sampling
 from lib.music.midi import SUSTAIN
 from lib.music.notes import HIGHEST, LOWEST, Music, make_notes, read_midi, sustain, write_midi
@@ -159,19 +160,20 @@ class Partner:
     def message(self, message) -> None:
         """A MIDI message from your keyboard, as mido has them."""
         strikes = message.type == "note_on" and message.velocity > 0
+        control = message.control if message.type == "control_change" else None
         if strikes and LOWEST <= message.note <= HIGHEST:
             if self.zero is None:
                 self.zero = self.clock()
             if self.playing:
                 self.stop()
             self.ear.strike(message.note, message.velocity, self.now)
+        elif control == SUSTAIN:  # it may go down before the first note
+            self.ear.press(message.value >= 64, 0.0 if self.zero is None else self.now)
         elif self.zero is None:
             return
         elif message.type == "note_off" or message.type == "note_on":
             self.ear.release(message.note, self.now)
-        elif message.type == "control_change" and message.control == SUSTAIN:
-            self.ear.press(message.value >= 64, self.now)
-        elif message.type == "control_change" and message.control == self.pedal:
+        elif control == self.pedal:
             if message.value >= 64 and not self.playing:
                 self.take_over()
 
@@ -292,6 +294,13 @@ class Partner:
         self.playing = False
         self.asked = None
 
+    def end(self) -> None:
+        """The last of the piece: fall silent, or read what you played and what still sounds."""
+        if self.playing:
+            self.stop()
+        elif self.zero is not None:
+            self.read(self.words(self.ear.take(np.inf, self.now)))
+
 
 # ---- a session ------------------------------------------------------------------------------
 
@@ -321,8 +330,7 @@ def session(
     except KeyboardInterrupt:
         say("stopped")
     finally:
-        if partner.playing:
-            partner.stop()
+        partner.end()
 
 
 class Clock:
@@ -340,16 +348,18 @@ class Clock:
 
 
 class File:
-    """A file in the place of a keyboard: its keys go down and up as the clock says."""
+    """A file in the place of a keyboard: its keys go down and up as the clock says.
+
+    Its pedal must be in the lengths of its notes (`lib.music.notes.sustain`).
+    """
 
     def __init__(self, music: Music, clock: Callable[[], float]):
         from mido import Message
 
         self.clock = clock
-        sound = sustain(music).notes
-        first = sound["start"].min()
+        first = music.notes["start"].min()
         events = []
-        for start, end, pitch, velocity in sound.tolist():
+        for start, end, pitch, velocity in music.notes.tolist():
             events.append((start - first, Message("note_on", note=pitch, velocity=velocity)))
             events.append((end - first, Message("note_off", note=pitch)))
         self.left = deque(sorted(events, key=lambda event: event[0]))
@@ -447,6 +457,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.mock and (args.source or args.sink):
         raise UserError("--mock plays without hardware: leave out --in and --out")
+    check_seconds(args.mock_seconds, "mock-seconds")
+    if args.seconds is not None:
+        check_seconds(args.seconds, "seconds")
+    check_seed(args.seed)
     if not 0.2 <= args.silence <= 60:
         raise UserError(f"silence {args.silence} is outside 0.2 to 60 seconds: choose another")
     if not 0 <= args.pedal <= 127 or args.pedal == SUSTAIN:
@@ -460,8 +474,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Play with the Mamba in turns, at a MIDI keyboard."""
     args = parse(argv)
+    if args.keep:
+        check_writable(args.keep)
     if args.mock:
-        music = read_midi(args.mock)
+        music = sustain(read_midi(args.mock))
         first = music.notes["start"].min()
         music = Music(music.notes[music.notes["start"] < first + args.mock_seconds])
     elif not (args.source and args.sink):

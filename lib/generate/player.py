@@ -217,6 +217,12 @@ def check_seconds(value: float, name: str) -> None:
         raise UserError(f"{name} {value} is outside 0 to {LONGEST}: choose another length")
 
 
+def check_seed(seed: int) -> None:
+    """Raise `UserError` for a seed that the dice do not take."""
+    if not 0 <= seed < 2**63 - 1000:
+        raise UserError(f"seed {seed} is outside 0 to 2^63: give a small whole number")
+
+
 def prompt_end(prompt: Music, prompt_seconds: float) -> float:
     """The second at which the continuation begins, counted from the prompt's first note.
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -248,6 +248,15 @@ def _write(target: Path, tokens: np.ndarray, index: dict, tokenizer) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def chosen(args: argparse.Namespace) -> dict:
+    """What the command line says about the tokens."""
+    words = {"grid_ms": args.grid_ms, "pedal": args.pedal, "vocab_size": args.vocab_size}
+    found = {name: value for name, value in words.items() if value is not None}
+    if found.get("vocab_size") == 0:
+        found["vocab_size"] = None
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     """`python -m lib.music encode`: build the streams of MAESTRO and say what they are."""
     from lib.music.maestro import performances
@@ -258,14 +267,22 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("folder", nargs="?", help="MAESTRO, as a folder or a zip (default: what is found)")
     add("--quick", action="store_true", help="the ten sample pieces only")
-    add("--grid-ms", type=float, default=default.grid_ms)
-    add("--pedal", choices=["extend", "tokens", "drop"], default=default.pedal)
-    add("--vocab-size", type=int, default=default.vocab_size, help="0: no byte-pair encoding")
+    add("--grid-ms", type=float, help=f"onsets are rounded to this ({default.grid_ms:g})")
+    add(
+        "--pedal",
+        choices=["extend", "tokens", "drop"],
+        help=f"extend notes by it, write it as tokens, or drop it ({default.pedal})",
+    )
+    add(
+        "--vocab-size",
+        type=int,
+        help=f"tokens after byte-pair encoding; 0: none ({default.vocab_size})",
+    )
     add(
         "--copies",
         type=int,
         default=Augmentation.copies,
-        help="augmented copies of each train piece",
+        help="augmented copies of each train piece (%(default)s)",
     )
     add("--seed", type=int, default=Augmentation.seed, help="of the copies")
     add(
@@ -275,9 +292,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--workers", type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
     known = Tokenizer.load(args.tokenizer) if args.tokenizer else None
-    config = None if known else TokenConfig(args.grid_ms, args.pedal, args.vocab_size or None)
+    config = None if known else replace(default, **chosen(args))
+    if known and chosen(args):
+        raise UserError(
+            "the tokenizer's folder says how to encode: leave out --grid-ms, --pedal and "
+            "--vocab-size, or --tokenizer"
+        )
+    if args.copies < 0:
+        raise UserError(f"{args.copies} copies make no sense: give 0 or more")
+    if config:
+        Tokenizer(config)  # refused now, where its vocabulary is too small, and not in an hour
     found = performances(args.folder, quick=args.quick)
-    augmentation = Augmentation(copies=max(0, args.copies), seed=args.seed)
+    augmentation = Augmentation(copies=args.copies, seed=args.seed)
     streams, tokenizer = build(found, config, augmentation, tokenizer=known, workers=args.workers)
     print(tokenizer)
     for split in ("train", "validation", "test"):

@@ -11,11 +11,14 @@ with other voices, or a short passage that two pieces share.
 """
 
 import hashlib
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lib.env.errors import UserError, os_errors
 from lib.music.maestro import Performance
@@ -68,7 +71,7 @@ def gather(folder: str | Path, say=print) -> list[Found]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: name one with MIDI files")
     with os_errors(f"read {folder}"):
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        paths = sorted(p for p in below(folder) if p.suffix.lower() in ENDINGS and p.is_file())
     if not paths:
         raise UserError(f"there is no MIDI file in {folder}: name a folder with .mid files")
     found, left_out = read_all(paths, folder)
@@ -78,6 +81,18 @@ def gather(folder: str | Path, say=print) -> list[Found]:
         else:
             say(f"left out {len(files)} files (the first is {files[0]}): each {kind}")
     return found
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Everything in a folder and below it, linked folders too, each folder once."""
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        yield from (Path(here, name) for name in names)
 
 
 def pieces_in(groups: np.ndarray) -> str:
@@ -104,7 +119,7 @@ def read_all(paths: list[Path], folder: Path) -> tuple[list[Found], dict[str, li
     found: list[Found] = []
     left_out: dict[str, list[str]] = {}
     seen: set[bytes] = set()
-    for path in paths:
+    for path in tqdm(paths, desc="reading", unit=" files", leave=False, disable=None):
         try:
             music = read_midi(path)
             kind = unfit(music, seen)
@@ -161,20 +176,26 @@ def together(found: list[Found]) -> np.ndarray:
 
     if not found:
         return np.zeros(0, int)
-    near = in_common([one.shingles for one in found]) >= NEAR
+    near = in_common([one.shingles for one in found])
+    near.data = near.data >= NEAR
+    near.eliminate_zeros()
     return connected_components(near, directed=False)[1]
 
 
-def in_common(found: list[np.ndarray]) -> np.ndarray:
-    """The share of the shorter one's shingles that two files have in common, (files, files)."""
+def in_common(found: list[np.ndarray]):
+    """The share of the shorter one's shingles that two files have in common.
+
+    A sparse array (files, files): of thousands of files most pairs have none.
+    """
     from scipy.sparse import csr_array
 
     sizes = np.array([len(mine) for mine in found])
     _, column = np.unique(np.concatenate(found), return_inverse=True)
     row_ends = np.append(0, np.cumsum(sizes))
     table = csr_array((np.ones(len(column), np.int32), column, row_ends))
-    shared = (table @ table.T).toarray()
-    return shared / np.minimum.outer(sizes, sizes)
+    shared = (table @ table.T).tocoo()
+    shares = shared.data / np.minimum(sizes[shared.row], sizes[shared.col])
+    return csr_array((shares, (shared.row, shared.col)), shape=shared.shape)
 
 
 def split(groups: np.ndarray, contents: list[str]) -> list[str]:

@@ -57,7 +57,7 @@ class TokenConfig:
             raise UserError(f"kind={self.kind!r} is unknown: choose {', '.join(KINDS)}")
         if self.kind != "REMI" and self.vocab_size is not None:
             raise UserError(
-                f"merges are learnt bar by bar, and {self.kind} has no bars: give vocab_size=None"
+                f"{self.kind} is here for comparisons, without merges: give vocab_size=None"
             )
         if self.vocab_size is not None and not self.vocab_size <= 65_535:
             raise UserError(
@@ -119,6 +119,12 @@ class Tokenizer:
         self.config = config
         self.base = base or _miditok(config)
         self._refresh()
+        size = config.vocab_size
+        if size is not None and size <= self.base_size:
+            raise UserError(
+                f"vocab_size={size} leaves no room for merges: there are "
+                f"{self.base_size} base tokens; choose more, or None"
+            )
 
     def _refresh(self):
         model = self.base._model
@@ -239,22 +245,14 @@ class Tokenizer:
         size = self.config.vocab_size
         if size is None:
             return
-        if size <= self.base_size:
-            raise UserError(
-                f"vocab_size={size} leaves no room for merges: there are "
-                f"{self.base_size} base tokens; choose more, or None"
-            )
-        from miditok import TokSequence
-
-        bars = []  # each as MidiTok's learner reads it: a letter a base token
-        for stream in base_streams:
-            sequence = TokSequence(ids=[int(i) for i in stream])
-            self.base.complete_sequence(sequence)
-            for bar in sequence.split_per_bars():
-                if len(bar):
-                    bars.append(self.base._ids_to_bytes([bar.ids], as_one_str=True))
+        # each piece as MidiTok's learner reads it: a letter a base token
+        pieces = [
+            self.base._ids_to_bytes([[int(i) for i in stream]], as_one_str=True)
+            for stream in base_streams
+            if len(stream)
+        ]
         with _no_blank_lines():
-            self.base.train(vocab_size=size, iterator=bars)
+            self.base.train(vocab_size=size, iterator=pieces)
         self._refresh()
 
     def save(self, folder: str | Path) -> None:

@@ -42,14 +42,14 @@ def boxes(tokens: Sequence[tuple[str, Sequence[str]]], title: str):
     return fig
 
 
-def next_key(keys: Sequence[float], played: int, who: str):
+def next_key(keys: Sequence[float], played: int):
     """Probability of each of 128 keys, and the one that was really struck."""
     place = int((np.array(keys) > keys[played]).sum()) + 1
     fig, ax = plots.figure(height=2.9)
     ax.bar(range(128), keys, color=plots.OUTPUT, width=0.8)
     ax.bar([played], [keys[played]], color=plots.INPUT, width=0.8)
     ax.annotate(
-        f"what {who} wrote",
+        "what was played",
         (played, keys[played]),
         (played, 1.2 * max(keys)),
         ha="center",

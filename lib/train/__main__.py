@@ -69,7 +69,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line: where and from what, and an option for each choice of `TrainConfig`."""
     parser = argparse.ArgumentParser(prog="python -m lib.train", description=main.__doc__)
     add = parser.add_argument
-    add("--preset", choices=PRESETS, default="laptop")
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="laptop",
+        help="what is chosen where no option says otherwise (%(default)s)",
+    )
     add(
         "--out",
         default=None,

@@ -1,6 +1,8 @@
 """What is chosen about a training run: sizes, data, schedule, precision; and the named presets."""
 
+import inspect
 import math
+import re
 from dataclasses import dataclass, fields
 
 from lib.env.errors import UserError
@@ -27,9 +29,9 @@ NOT_NEGATIVE = ("transpose", "louder", "patience", "weight_decay", "seed")
 class TrainConfig:
     """One training run. What is reached first ends it: `steps`, `minutes` or `patience`."""
 
-    d_model: int = 256
-    n_layer: int = 5
-    d_state: int = 16
+    d_model: int = 256  # width of the residual
+    n_layer: int = 5  # blocks
+    d_state: int = 16  # numbers of state a channel
     dropout: float = 0.0  # on each block's output
     batch: int = 8  # sequences a step, of all processes together
     length: int = 512  # tokens a sequence
@@ -37,8 +39,8 @@ class TrainConfig:
     copies: bool = True  # also the augmented copies that the streams hold
     transpose: int = 0  # semitones, down or up, drawn at each jump; needs streams of base tokens
     louder: int = 0  # levels of loudness, softer or louder, likewise
-    steps: int = 1_000_000
-    minutes: float = 60.0
+    steps: int = 1_000_000  # after which the run ends
+    minutes: float = 60.0  # of training, after which it ends
     patience: int = 0  # validations without a new best after which the run ends; 0: never
     lr: float = 3e-3  # at the end of the warm-up
     warmup: float = 0.02  # share of the run
@@ -46,7 +48,7 @@ class TrainConfig:
     final_lr: float = 0.05  # share of `lr` left at the end of the cosine
     optimizer: str = "adamw"  # or muon, for the blocks' matrices alone
     weight_decay: float = 0.1  # not on A_log, D, norms and biases
-    beta2: float = 0.95
+    beta2: float = 0.95  # of Adam: how slowly its mean of squares forgets
     clip: float = 1.0  # largest norm of all gradients together
     precision: str = "auto"  # auto, fp32, bf16 or fp16
     accumulate: int = 1  # parts that a batch is read in: less memory, the same gradient
@@ -55,7 +57,7 @@ class TrainConfig:
     eval_every: int = 500  # steps between validations
     eval_tokens: int = 100_000  # of whole validation pieces, about
     save_every: int = 200  # steps between checkpoints to resume from
-    seed: int = 0
+    seed: int = 0  # of weights, crops and dropout
 
     def __post_init__(self):
         for name in AT_LEAST_ONE:
@@ -152,11 +154,13 @@ PRESETS = {
 
 
 def add_options(parser) -> None:
-    """An option for every field of `TrainConfig`."""
+    """An option for every field of `TrainConfig`, explained by the comment behind it."""
+    explained = dict(re.findall(r"^    (\w+): .*  # (.+)$", inspect.getsource(TrainConfig), re.M))
     for field in fields(TrainConfig):
         kind = truth if isinstance(field.default, bool) else type(field.default)
         option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=kind, default=None, metavar=kind.__name__)
+        text = explained[field.name].replace("%", "%%")
+        parser.add_argument(option, type=kind, default=None, metavar=kind.__name__, help=text)
 
 
 def truth(text: str) -> bool:

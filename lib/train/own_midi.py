@@ -137,7 +137,9 @@ def report(trainer, init: str | Path, command: str, say=print) -> dict:
     result |= provenance(command, seed=trainer.config.seed)
     write_json(best / FACTS, result)
     with whole(best / "README.md") as part:
-        part.write_text(card(result, best, after.parameter_count()), encoding="utf-8")
+        # a folder's name may hold bytes that are no UTF-8
+        text = card(result, best, after.parameter_count())
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
     for line in lines(result):
         say(line)
     say(f"the model, its card and these figures are in {best}")

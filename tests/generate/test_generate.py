@@ -30,7 +30,7 @@ from lib.generate.player import (
     variations,
 )
 from lib.generate.sampling import draw
-from lib.music.notes import Music, make_notes, read_midi
+from lib.music.notes import Music, make_notes, read_midi, write_midi
 from lib.music.tokens import TokenConfig, Tokenizer, first_seconds
 from lib.show.listen import check
 
@@ -470,6 +470,9 @@ def test_a_users_mistake_shows_no_traceback(tmp_path):
         ["--stream", "--variations", "2"],
         ["--stream", "--seconds", "-1"],
         ["--prompt", "a.mid", "--state", "b"],
+        ["--stream", "--keep-state"],
+        ["--prompt-seconds", "5"],
+        ["--rows", "8"],
     ],
 )
 def test_a_bad_setting_is_one_sentence(tmp_path, arguments):
@@ -483,6 +486,27 @@ def test_the_folder_cannot_be_a_file(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         main(["--seconds", "3", "--out", str(tmp_path / "out")])
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_where_nothing_can_be_written_nothing_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.generate.__main__.load_model", lambda folder: pytest.fail("too late"))
+    (tmp_path / "a.mid").write_text("mine")
+    for folder in (tmp_path / "a.mid" / "sub", "/proc/nowhere"):
+        with pytest.raises(UserError, match="could not write .*new-seed1"):
+            main(["--seconds", "3", "--out", str(folder)])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mid"]
+
+
+def test_a_second_try_keeps_the_first_and_long_names_are_cut(tmp_path, shipped, opening):
+    prompt = tmp_path / f"{'夜' * 80}.mid"
+    write_midi(opening, tmp_path / "short.mid")
+    (tmp_path / "short.mid").rename(prompt)
+    for temperature in ("1", "0.5", "0.5"):
+        words = ["--prompt", str(prompt), "--seconds", "0.5", "--temperature", temperature]
+        main([*words, "--out", str(tmp_path / "out")])
+    stem = f"{'夜' * 26}-seed1"
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {f"{stem}{n}.{e}" for n in ("", "-2", "-3") for e in ("mid", "mp3", "png")}
 
 
 def test_the_shipped_folder_is_small_and_complete():

@@ -181,6 +181,24 @@ def test_what_you_play_becomes_the_tokens_that_a_file_of_it_would_be(tiny):
     assert table.partner.tokens == wanted
 
 
+def test_what_still_sounds_at_the_end_is_kept_and_all_that_waited_for_it(tiny):
+    table = Table(tiny)
+    held = [(0.0, Message("note_on", note=36, velocity=70))]
+    table.play([*held, *[e for i in range(20) for e in key(0.25 + i * 0.5, 60 + i % 12)]], 10.5)
+    table.partner.end()
+    notes = NoteReader(table.partner.tokenizer).notes(table.partner.tokens)
+    assert len(notes) == 21 and notes["pitch"][0] == 36
+    assert notes["end"][0] == pytest.approx(10.5, abs=0.3)
+    assert notes["pitch"][1:].tolist() == [60 + i % 12 for i in range(20)]
+
+
+def test_a_pedal_that_was_down_before_the_first_key_lets_it_ring(tiny):
+    table = Table(tiny)
+    table.play([pedal(0.0, control=64), *key(0.1, 60), pedal(1.1, control=64, value=0)], 1.5)
+    (note,) = table.partner.ear.notes
+    assert note.end == pytest.approx(1.0, abs=0.01)
+
+
 def test_the_pedal_lets_notes_ring_and_a_key_struck_again_ends_them():
     ear = Ear()
     ear.press(True, 0.0)
@@ -231,9 +249,8 @@ def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
     monkeypatch.setattr(jam.time, "monotonic", clock)
     monkeypatch.setattr(jam.time, "sleep", clock.wait)
     start = np.arange(8) * 0.2
-    write_midi(
-        Music(make_notes(start, start + 0.1, 60 + np.arange(8), np.full(8, 70))), tmp_path / "a.mid"
-    )
+    notes = make_notes(start, start + 0.1, 60 + np.arange(8), np.full(8, 70))
+    write_midi(Music(notes, np.array([[0.0, 1.0]])), tmp_path / "a.mid")
     jam.main(
         ["--mock", str(tmp_path / "a.mid"), "--seconds", "6", "--keep", str(tmp_path / "both.mid")]
     )
@@ -241,6 +258,7 @@ def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
     assert "takeover 1" in said and "in 1 takeovers" in said
     notes = read_midi(tmp_path / "both.mid").notes
     assert (notes["pitch"][:8] == 60 + np.arange(8)).all() and len(notes) > 8
+    assert notes["end"][0] == pytest.approx(1.0, abs=0.02), "the file's pedal holds the first note"
 
 
 @pytest.mark.parametrize(
@@ -250,6 +268,13 @@ def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
         (["--silence", "0"], "outside 0.2 to 60"),
         (["--pedal", "64"], "64 has music to do"),
         (["--mock", "nowhere.mid"], "there is no file"),
+        (["--mock", "a.mid", "--mock-seconds", "0"], "mock-seconds 0.0 is outside"),
+        (["--mock", "a.mid", "--mock-seconds", "nan"], "mock-seconds nan is outside"),
+        (["--seconds", "0"], "seconds 0.0 is outside"),
+        (["--seconds", "-3"], "seconds -3.0 is outside"),
+        (["--seed", "-1"], "seed -1 is outside"),
+        (["--mock", "a.mid", "--keep", "/"], "is a folder: give the name of a file"),
+        (["--mock", "a.mid", "--keep", "/proc/nowhere/both.mid"], "could not write /proc/nowhere"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(words, says):

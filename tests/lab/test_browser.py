@@ -24,7 +24,7 @@ from lib.generate.player import Player, load_model, prompt_end
 from lib.generate.sampling import Sampling
 from lib.lab.browser import build
 from lib.lab.browser.__main__ import main
-from lib.music.notes import Music, make_notes, read_midi, write_midi
+from lib.music.notes import Music, make_notes, read_midi, sustain, write_midi
 from lib.music.tokens import first_seconds, prompt_music
 
 STEPS = 200  # tokens a run: logits differ by some 2e-5, so once in thousands a token may be another
@@ -218,6 +218,42 @@ def test_a_file_becomes_the_opening_that_lib_makes_of_it(page, shipped, tmp_path
     assert np.allclose(opening["notes"], prompt_music(music, end).notes.tolist(), atol=1e-6)
     tokens = call(page, "(notes) => new lib.Encoder(lib.rules).encode(notes)", opening["notes"])
     assert tokens == first_seconds(tokenizer, music, end).tolist()
+
+
+def midi_file(*tracks, behind=b""):
+    """A file of 480 ticks a quarter note."""
+    chunks = b"".join(b"MTrk" + len(t).to_bytes(4) + t for t in tracks)
+    return b"MThd" + bytes([0, 0, 0, 6, 0, 1, 0, len(tracks), 1, 224]) + chunks + behind
+
+
+GM_RESET = b"\x00\xf0\x05\x7e\x7f\x09\x01\xf7"
+SLOW = b"\x00\xff\x51\x03\x0f\x42\x40"  # 60 BPM
+STRIKE, LET_UP = b"\x00\x90\x3c\x50", b"\x83\x60\x80\x3c\x00"  # a quarter note apart
+END_AT_ONCE, END_LATER = b"\x00\xff\x2f\x00", b"\x87\x40\xff\x2f\x00"
+FOREIGN = {
+    "a reset before the tempo": midi_file(
+        GM_RESET + SLOW + END_AT_ONCE, STRIKE + LET_UP + END_AT_ONCE
+    ),
+    "a message of the system inside a note": midi_file(
+        STRIKE + GM_RESET + b"\x00\xf8" + LET_UP + END_AT_ONCE
+    ),
+    "a key that never comes up": midi_file(STRIKE + END_LATER),
+    "all notes off": midi_file(STRIKE + b"\x83\x60\xb0\x7b\x00" + END_LATER),
+    "a pedal that a reset lifts": midi_file(
+        b"\x00\xb0\x40\x7f" + STRIKE + LET_UP + b"\x83\x60\xb0\x79\x00" + END_LATER
+    ),
+    "something behind the last track": midi_file(STRIKE + LET_UP + END_AT_ONCE, behind=b"MTrk" * 3),
+}
+
+
+@needs_browser
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_programs_are_read_as_lib_reads_them(page, tmp_path, name):
+    (tmp_path / "foreign.mid").write_bytes(FOREIGN[name])
+    data = base64.b64encode(FOREIGN[name]).decode()
+    notes = page.run(f"readMidi(Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0)))")
+    ours = sustain(read_midi(tmp_path / "foreign.mid")).notes.tolist()
+    assert len(notes) == 1 and np.allclose(notes, ours, atol=1e-9)
 
 
 @needs_browser

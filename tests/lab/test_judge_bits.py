@@ -1,11 +1,13 @@
 """Claims about `python -m lib.lab.judge bits`: it counts what the model needs, file by file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lib.env.errors import UserError
 from lib.generate.player import load_model
-from lib.lab.judge.__main__ import main
+from lib.lab.judge.__main__ import main, name_of
 from lib.lab.judge.bits import bits_of
 from lib.music.notes import Music, make_notes, write_midi
 
@@ -40,6 +42,16 @@ def test_the_command_prints_a_line_a_file_and_the_sum(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("to " + lines[-1].split()[-1]) and "160 notes in all" in lines[-1]
     assert {line.split()[-1] for line in lines[-3:-1]} == {"a.mid", "below/b.mid"}
+
+
+def test_a_folder_called_like_an_anchor_is_not_taken_for_it(tmp_path, monkeypatch):
+    assert [name_of(tmp_path / name) for name in ("mine", "real", "noise")] == [
+        "mine",
+        "real (yours)",
+        "noise (yours)",
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert name_of(Path(".")) == tmp_path.name
 
 
 def test_a_folder_without_music_is_one_sentence(tmp_path):

@@ -112,7 +112,23 @@ def test_the_analysis_counts_sides_and_ties():
 def test_a_file_that_holds_no_ratings_is_one_sentence(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(UserError, match="is damaged .*: export it again"):
-        read_ratings(tmp_path / "r.json")
+        read_ratings([tmp_path / "r.json"])
+
+
+def test_every_file_is_a_listener_whatever_name_was_given_and_none_counts_twice(tmp_path):
+    answers = [("m", "n", "a")] * 6
+    named = [file_of(name, answers) for name in "xyz"] + [file_of("w", [("n", "m", "a")] * 6)]
+    nameless = [{**file, "listener": "anonymous"} for file in named]
+    assert analyse(nameless) == analyse(named)
+    paths = []
+    for number, file in enumerate(nameless):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps({**file, "who": f"{number % 3}"}))
+    assert len(read_ratings(paths[:3])) == 3
+    with pytest.raises(UserError, match="0.json and .*3.json are by one listener"):
+        read_ratings(paths)
+    with pytest.raises(UserError, match="1.json and .*1.json are by one listener"):
+        read_ratings([paths[1], paths[1]])
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):

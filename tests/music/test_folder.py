@@ -52,6 +52,21 @@ def test_a_near_copy_is_known_and_another_piece_is_not(how):
     assert shares[0, 1] >= 0.3 and shares[0, 2] < 0.02
 
 
+def test_linked_folders_are_read_once_and_no_circle_is_walked(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "own").mkdir()
+    fill(tmp_path / "elsewhere", {name: melody(i) for i, name in enumerate("abc")})
+    (tmp_path / "own" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "own")
+    assert set(sides(tmp_path / "own")) == set("abc")
+
+
+def test_what_files_have_in_common_is_kept_for_those_alone_that_have_something():
+    runs = [shingles(key_steps(melody(seed, notes=60).notes)) for seed in range(300)]
+    shares = in_common([*runs, runs[7]])
+    assert shares.nnz < 301 * 301 / 4 and shares[7, 300] == shares[300, 7] == 1
+
+
 def test_copies_of_a_piece_land_on_one_side_however_they_are_called(tmp_path):
     for piece in range(8):
         fill(

@@ -249,6 +249,27 @@ def test_missing_streams_say_how_to_make_them(tmp_path):
         Streams.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            ["--tokenizer", str(ROOT / "data" / "model"), "--grid-ms", "20"],
+            "leave out --grid-ms, --pedal",
+        ),
+        (
+            ["--tokenizer", str(ROOT / "data" / "model"), "--vocab-size", "0"],
+            "leave out --grid-ms, --pedal",
+        ),
+        (["--vocab-size", "100"], "leaves no room for merges"),
+        (["--copies", "-1"], "-1 copies make no sense"),
+    ],
+)
+def test_the_command_refuses_what_it_could_not_do_before_it_reads_a_file(words, says, monkeypatch):
+    monkeypatch.setattr("lib.music.maestro.performances", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(UserError, match=says):
+        module.main(words)
+
+
 # ---- what goes in -----------------------------------------------------------------------------
 
 

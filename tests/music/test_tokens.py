@@ -204,7 +204,7 @@ def test_begin_and_end_are_where_they_are_asked_for(trained):
 
 def test_no_room_for_merges_is_one_sentence():
     with pytest.raises(UserError, match="no room for merges"):
-        Tokenizer(TokenConfig(vocab_size=500)).learn([np.zeros(4, np.uint16)])
+        Tokenizer(TokenConfig(vocab_size=500))
 
 
 def test_learning_prints_nothing_where_there_is_no_terminal():
@@ -406,8 +406,8 @@ def test_other_languages_say_the_same_notes_and_are_not_played(kind):
         Grammar(tokenizer)
 
 
-def test_an_unknown_language_and_merges_without_bars_are_refused():
+def test_an_unknown_language_and_merges_of_one_for_comparisons_are_refused():
     with pytest.raises(UserError, match="kind='ABC' is unknown: choose REMI, TSD, MIDILike"):
         TokenConfig(kind="ABC")
-    with pytest.raises(UserError, match="TSD has no bars"):
+    with pytest.raises(UserError, match="TSD is here for comparisons"):
         TokenConfig(kind="TSD")

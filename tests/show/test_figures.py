@@ -119,7 +119,7 @@ def test_memory_names_the_bytes_that_do_not_grow():
 def test_the_key_that_was_struck_is_named_with_its_rank():
     keys = np.zeros(128)
     keys[[60, 64, 67]] = 0.5, 0.3, 0.2
-    ax = figures_playing.next_key(keys, 64, "Bach").axes[0]
+    ax = figures_playing.next_key(keys, 64).axes[0]
     assert title(ax) == "The key that came next had 30.0%: number 2 of 88 guesses"
 
 

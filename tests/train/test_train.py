@@ -6,7 +6,7 @@ import copy
 import math
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from lib.scan import native
 from lib.scan.native import compiler
 from lib.train.__main__ import main
 from lib.train.bits import bits_per_note, counting_baselines, piece_bits
-from lib.train.config import OPTIMIZERS
+from lib.train.config import OPTIMIZERS, TrainConfig
 from lib.train.cost import plan, rehearse
 from lib.train.optim import optimizers, recompute
 from lib.train.trainer import (
@@ -537,3 +537,14 @@ def test_a_run_on_a_processor_counts_subnormal_numbers_as_zero(tmp_path):
         assert (tiny * 0.01)[0] == 0
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_the_help_explains_every_choice(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for field in fields(TrainConfig):
+        option = f"--{field.name.replace('_', '-')} "
+        assert option in said
+        words = said.split(option)[-1].split("\n  --")[0].split()
+        assert len(words) > 1, f"{option}has no word of help"

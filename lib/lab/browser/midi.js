@@ -1,6 +1,7 @@
 // MIDI files: what a piano would make of one, and a file of what was played. Simpler than lib/music/midi.py: one
 // sustain pedal for all channels, and no other pedal.
-const SUSTAIN = 64, DRUMS = 9, LOWEST = 21, HIGHEST = 108, LARGEST = 10_000_000;
+const SUSTAIN = 64, SOUND_OFF = 120, RESET = 121, NOTES_OFF = 123; // controllers
+const DRUMS = 9, LOWEST = 21, HIGHEST = 108, LARGEST = 10_000_000;
 
 // The notes of a file, [start, end, pitch, velocity] in seconds, the pedal in their lengths, by start and pitch.
 // Throws an Error with a sentence for the reader.
@@ -12,15 +13,24 @@ function readMidi(bytes) {
   let at = name(0) === "RIFF" ? Math.max(0, [...bytes.subarray(0, 64).keys()].findIndex((i) => name(i) === "MThd")) : 0;
   if (name(at) !== "MThd") throw new Error("This is not a MIDI file. Choose a file that ends in .mid.");
   try {
-    const division = view.getInt16(at + 12);
+    const count = Math.max(1, view.getUint16(at + 10)), division = view.getInt16(at + 12);
     at += 8 + view.getUint32(at + 4);
     const events = [];
-    for (let track = 0; at + 8 <= bytes.length; track++) {
-      const length = view.getUint32(at + 4), kind = name(at);
-      at += 8;
-      if (at + length > bytes.length) throw new RangeError();
-      if (kind === "MTrk") readTrack(view, at, at + length, track, events);
-      at += length;
+    let track = 0;
+    while (at + 8 <= bytes.length) {
+      const begin = at + 8, end = begin + view.getUint32(at + 4), known = events.length;
+      try {
+        if (end > bytes.length) throw new RangeError();
+        if (name(at) === "MTrk") {
+          readTrack(view, begin, end, track, events);
+          track++;
+        }
+      } catch (error) {
+        if (track < count) throw error;
+        events.length = known; // behind the tracks that the header counts anything may lie
+        break;
+      }
+      at = end;
     }
     events.sort((a, b) => a.tick - b.tick);
     return sounding(timed(events, division));
@@ -54,8 +64,11 @@ function readTrack(view, at, end, track, events) {
       if (type === 0x51 && length === 3) events.push({ tick, tempo: view.getUint32(at - 1) & 0xffffff });
       at += length;
       if (type === 0x2f) break;
-    } else if (first >= 0xf0) {
-      at += variable();
+    } else if (first === 0xf0 || first === 0xf7) {
+      const length = variable(); // it moves `at`, so it comes first
+      at += length;
+    } else if (first > 0xf0) {
+      at += [0xf1, 0xf3].includes(first) ? 1 : first === 0xf2 ? 2 : 0;
     } else {
       const running = first < 0x80;
       if (!running) status = first;
@@ -65,6 +78,7 @@ function readTrack(view, at, end, track, events) {
       if ((status & 15) !== DRUMS) events.push({ tick, type, a, b, voice: (track * 16 + (status & 15)) * 128 + a });
     }
   }
+  events.push({ tick }); // what is still down ends here
 }
 
 // Events with their seconds: a division below zero counts frames, another counts quarter notes.
@@ -90,6 +104,11 @@ function sounding(events) {
     note[1] = seconds;
     if (pedal) ringing.add(note);
   };
+  const lift = (seconds) => {
+    for (const note of ringing) note[1] = seconds;
+    ringing.clear();
+    pedal = false;
+  };
   for (const { type, a, b, voice, seconds } of events) {
     if (type === 9 && b) {
       const note = [seconds, end, a, b];
@@ -100,11 +119,15 @@ function sounding(events) {
       const note = down.get(voice)?.shift();
       if (note) release(note, seconds);
     } else if (type === 11 && a === SUSTAIN) {
-      if (pedal && b < 64) {
-        for (const note of ringing) note[1] = seconds;
-        ringing.clear();
+      if (b < 64) lift(seconds);
+      else pedal = true;
+    } else if (type === 11 && a === RESET) {
+      lift(seconds);
+    } else if (type === 11 && (a === SOUND_OFF || a >= NOTES_OFF)) {
+      for (const [other, held] of down) {
+        if (other >> 7 === voice >> 7) for (const note of held.splice(0)) release(note, seconds);
       }
-      pedal = b >= 64;
+      if (a === SOUND_OFF) lift(seconds);
     }
   }
   for (const note of ringing) note[1] = end;

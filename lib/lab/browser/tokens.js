@@ -31,7 +31,7 @@ class Encoder {
   }
 
   // Base tokens of notes [start, end, pitch, velocity] in the order of start and pitch: a list for each bar with
-  // notes. Bars without go with the next one, as MidiTok cuts a piece where it merges.
+  // notes. Bars without go with the next one. No merge of the model reaches from a note into the next bar.
   bars(notes) {
     const { grid, bar, barToken } = this.rules;
     const perBar = Math.round(bar / grid);

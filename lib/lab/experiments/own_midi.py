@@ -164,7 +164,7 @@ def near_copies(found: list[Performance]) -> dict:
     arrays = note_arrays(found, progress=False)
     every = [shingles(key_steps(notes)) for notes in arrays]
     first, second = np.triu_indices(len(found), 1)
-    near = in_common(every)[first, second] >= NEAR
+    near = in_common(every).toarray()[first, second] >= NEAR
     composer = np.array([p.composer for p in found])
     title = np.array([p.title for p in found])
     side = np.array([p.split for p in found])

@@ -41,6 +41,12 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
     return {name: opening(notes, seconds) for name, notes in pieces.items()}, seconds
 
 
+def name_of(folder: Path) -> str:
+    """What a folder's pieces are called beside the anchors."""
+    name = folder.resolve().name
+    return f"{name} (yours)" if name in ("", "real", "noise") else name
+
+
 def main(argv: list[str] | None = None) -> None:
     """Set the MIDI files of a folder beside real test pieces and beside noise;
     or analyse listeners' ratings.
@@ -58,7 +64,12 @@ def main(argv: list[str] | None = None) -> None:
     if words[:1] == ["bits"]:
         bits.main(words[1:])
         return
-    parser = argparse.ArgumentParser(prog="python -m lib.lab.judge", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.lab.judge",
+        description=main.__doc__,
+        epilog="python -m lib.lab.judge bits --help: bits a note by the model; "
+        "python -m lib.lab.judge page --help: a page for listeners",
+    )
     parser.add_argument("folder", nargs="?", type=Path, help="folder of MIDI files")
     parser.add_argument(
         "--seconds", type=float, help="of each piece (default: the median piece, at most 60)"
@@ -75,9 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if args.ratings:
         print(
-            listening_page.report(
-                listening_page.analyse([listening_page.read_ratings(p) for p in args.ratings])
-            )
+            listening_page.report(listening_page.analyse(listening_page.read_ratings(args.ratings)))
         )
         return
     if args.folder is None:
@@ -86,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"there is no folder {args.folder}: check the name")
     pieces, seconds = read_folder(args.folder, args.seconds)
     anchor = anchors.anchors(performances(quick=args.quick), Tokenizer.load(args.model), seconds)
-    result = anchors.compare(anchor, {args.folder.name: list(pieces.values())})
+    result = anchors.compare(anchor, {name_of(args.folder): list(pieces.values())})
     write_json(args.folder / "evaluation.json", result)
     with whole(args.folder / "evaluation.png") as part:
         part.write_bytes(plots.png_bytes(anchors.plot(result)))

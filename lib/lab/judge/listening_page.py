@@ -16,7 +16,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
 from pydantic import Field
@@ -49,6 +49,7 @@ class Ratings(TypedDict):
 
     format: Literal[FORMAT]
     listener: Annotated[str, Field(max_length=1000)]
+    who: NotRequired[Annotated[str, Field(max_length=100)]]  # drawn at random, of each listener
     ratings: Annotated[list[Answer], Field(max_length=10_000)]
 
 
@@ -113,29 +114,37 @@ def page(
         part.write_text(text, encoding="utf-8")
 
 
-def read_ratings(path: Path) -> dict:
-    """An exported file, checked."""
-    return read_json(path, Ratings, do="export it again from the listening page")
+def read_ratings(paths: Sequence[Path]) -> list[dict]:
+    """Exported files, checked. Raises `UserError` where two are by one listener."""
+    do = "export it again from the listening page"
+    files = [read_json(path, Ratings, do=do) for path in paths]
+    seen: dict[str, Path] = {}
+    for path, file in zip(paths, files, strict=True):
+        who = file.get("who") or str(path.resolve())
+        if who in seen:
+            raise UserError(f"{seen[who]} and {path} are by one listener: leave out one of them")
+        seen[who] = path
+    return files
 
 
 def analyse(files: Sequence[dict], *, draws: int = 2000, seed: int = 0) -> dict:
     """How often each group was preferred to each other, with 95 % intervals over listeners.
 
-    A choice counts 1, "no preference" one half. The interval resamples listeners, and the answers
-    within each, because one person's answers are alike.
+    Each file is one listener. A choice counts 1, "no preference" one half. The interval resamples
+    listeners, and the answers within each, because one person's answers are alike.
     """
     names = sorted(
         {clip.rpartition("/")[0] for f in files for row in f["ratings"] for clip in row["clips"]}
     )
     answers: dict[tuple[str, str], list[list[float]]] = {}
     for pair in itertools.combinations(names, 2):
-        by_listener: dict[str, list[float]] = {}
-        for f in files:
+        by_listener: dict[int, list[float]] = {}
+        for number, f in enumerate(files):
             for row in f["ratings"]:
                 clips = tuple(clip.rpartition("/")[0] for clip in row["clips"])
                 if set(clips) == set(pair):
                     won = CHOICES[row["choice"]]
-                    by_listener.setdefault(f["listener"], []).append(
+                    by_listener.setdefault(number, []).append(
                         won if clips[0] == pair[0] else 1 - won
                     )
         if by_listener:
@@ -158,7 +167,7 @@ def analyse(files: Sequence[dict], *, draws: int = 2000, seed: int = 0) -> dict:
                 "interval_95": [float(v) for v in np.percentile(means, (2.5, 97.5))],
             }
         )
-    return {"listeners": len({f["listener"] for f in files}), "comparisons": out}
+    return {"listeners": len(files), "comparisons": out}
 
 
 def report(result: dict) -> str:
@@ -166,7 +175,7 @@ def report(result: dict) -> str:
     if not result["comparisons"]:
         return "no ratings yet"
     lines = [
-        f"{result['listeners']} listeners; the share of answers that preferred the first, "
+        f"listeners: {result['listeners']}; the share of answers that preferred the first, "
         "half a point for none"
     ]
     for row in result["comparisons"]:
