@@ -113,7 +113,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="folder of a checkpoint (default: the shipped one)",
     )
-    add("--out", default="out", type=Path, help="folder for what is played (%(default)s)")
+    add(
+        "--out",
+        default="out",
+        type=Path,
+        help="folder for what is played; what lies there stays (%(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.seconds is None and not args.stream:
         args.seconds = 8.0 if args.after else 60.0
