@@ -445,7 +445,7 @@ def _block_backward_fake(
     dlast,
 ):
     weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
-    memory = x.new_empty(before.shape), x.new_empty(len(x), *A_log.shape)
+    memory = x.new_empty(before.shape), x.new_empty(x.shape[0], *A_log.shape)
     return (
         x.new_empty(x.shape),
         *memory,
@@ -552,17 +552,46 @@ def precision(x: Tensor) -> torch.dtype | None:
     return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
 
 
+def as_made(module: nn.Module, kind: type) -> bool:
+    """Whether a module is of this very kind and nobody listens at it: its weights say all it does.
+
+    An adapter in the place of a projection, say, is of another kind.
+    """
+    listeners = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is kind and not any(listeners)
+
+
+def inside_as_made(block: nn.Module) -> bool:
+    """Whether all modules inside a `MambaBlock` are those that it was made with."""
+    from lib.mamba.model import MambaMixer, RMSNorm
+
+    mixer = block.mixer
+    if not as_made(mixer, MambaMixer):
+        return False
+    linear = mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj
+    return (
+        as_made(block.norm, RMSNorm)
+        and as_made(block.dropout, nn.Dropout)
+        and as_made(mixer.conv1d, nn.Conv1d)
+        and all(as_made(one, nn.Linear) for one in linear)
+    )
+
+
 def suits(block: nn.Module, x: Tensor) -> bool:
     """Whether `block` can run fused.
 
-    Its weights have to be float32 beside x, and nobody may listen at its inner modules.
+    Its weights have to be float32 beside x, and its inner modules as they were made.
     """
+    if not inside_as_made(block) or not block.dropout.p < 1:
+        return False
     plain = all(p.dtype == torch.float32 and p.device == x.device for p in block.parameters())
-    watched = any(
-        m._forward_hooks or m._forward_pre_hooks for m in block.modules() if m is not block
-    )
     few_taps = block.mixer.conv1d.weight.shape[-1] <= MOST_TAPS
-    return plain and few_taps and not watched and precision(x) is not None and scan_cpu.available()
+    return plain and few_taps and precision(x) is not None and scan_cpu.available()
 
 
 def block(

@@ -84,7 +84,13 @@ NO_MATTER = set(
 
 
 def save(model: MambaLM, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json and model.safetensors, whole or not at all, as transformers reads them."""
+    """Write config.json and model.safetensors, whole or not at all, as transformers reads them.
+
+    Raises `UserError` for another model than a `MambaLM`.
+    """
+    if not isinstance(model, MambaLM):
+        kind = type(model).__name__
+        raise UserError(f"a {kind} is no Mamba of transformers: save its state_dict yourself")
     config, folder = model.config, Path(folder)
     description = {
         "architectures": ["MambaForCausalLM"],

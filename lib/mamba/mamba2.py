@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory, RMSNorm
+from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory, RMSNorm, precise
 from lib.scan.ssd import ssd_scan, ssd_step
 
 
@@ -75,7 +75,7 @@ class GatedRMSNorm(RMSNorm):
     def forward(
         self, y: Float[Tensor, "*any D"], z: Float[Tensor, "*any D"]
     ) -> Float[Tensor, "*any D"]:
-        return super().forward(y.float() * F.silu(z.float()))
+        return super().forward(precise(y) * F.silu(precise(z)))
 
 
 class Mamba2Mixer(nn.Module):
@@ -127,7 +127,7 @@ class Mamba2Mixer(nn.Module):
     def new_memory(self, batch: int = 1) -> Memory:
         """The memory before the first position: zeros."""
         config = self.config
-        zeros = self.D.new_zeros
+        zeros = precise(self.D).new_zeros
         window = zeros(batch, config.d_conv - 1, config.d_mixed)
         return window, zeros(batch, config.d_inner, config.d_state)
 
@@ -135,7 +135,7 @@ class Mamba2Mixer(nn.Module):
         """Gate z, what goes through the convolution, and the positive step of each head."""
         config = self.config
         z, mixed, delta = self.in_proj(u).split([config.d_inner, config.d_mixed, config.n_head], -1)
-        return z, mixed, F.softplus(delta.float() + self.dt_bias.float())
+        return z, mixed, F.softplus(precise(delta) + precise(self.dt_bias))
 
     def heads(self, mixed: Float[Tensor, "*any X"]) -> tuple[Tensor, Tensor, Tensor]:
         """x (…, H, P), B and C (…, N) of what the convolution gave."""
@@ -167,7 +167,7 @@ class Mamba2Mixer(nn.Module):
     @property
     def A(self) -> Tensor:
         """One rate a head (H,), negative."""
-        return -torch.exp(self.A_log.float())
+        return -torch.exp(precise(self.A_log))
 
 
 class Mamba2LM(LanguageModel):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.mamba.mamba2 import Heads
-from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm
+from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, precise
 from lib.scan.trapezoid import angles, trapezoid_scan, turn
 
 SLOWEST = 1e-4  # the least rate of decay, as published: a state never grows
@@ -93,7 +93,7 @@ class Mamba3Mixer(nn.Module):
     def new_memory(self, batch: int = 1) -> Memory:
         """The memory before the first position: zeros."""
         config = self.config
-        zeros = self.D.new_zeros
+        zeros = precise(self.D).new_zeros
         before = zeros(batch, config.n_head, config.n_angle + config.d_state + config.head_dim)
         return before, zeros(batch, config.d_inner, config.d_state)
 
@@ -109,18 +109,18 @@ class Mamba3Mixer(nn.Module):
             [config.n_angle, config.d_state, config.head_dim], -1
         )
         z, x, B, C, delta, rate, lam, speed = self.in_proj(u).split(self.sizes, -1)
-        delta = F.softplus(delta.float() + self.dt_bias.float())  # (B, L, H)
-        log_decay = -F.softplus(rate.float()).clamp(min=SLOWEST) * delta
-        lam = torch.sigmoid(lam.float()) if config.trapezoid else torch.ones_like(delta)
+        delta = F.softplus(precise(delta) + precise(self.dt_bias))  # (B, L, H)
+        log_decay = -F.softplus(precise(rate)).clamp(min=SLOWEST) * delta
+        lam = torch.sigmoid(precise(lam)) if config.trapezoid else torch.ones_like(delta)
         theta = angles(speed, delta, theta)  # (B, L, H, R)
-        B = turn(self.B_norm(B)[:, :, None] + self.B_bias[:, 0].float(), theta)  # (B, L, H, N)
-        C = turn(self.C_norm(C)[:, :, None] + self.C_bias[:, 0].float(), theta)
+        B = turn(self.B_norm(B)[:, :, None] + precise(self.B_bias[:, 0]), theta)  # (B, L, H, N)
+        C = turn(self.C_norm(C)[:, :, None] + precise(self.C_bias[:, 0]), theta)
         x = x.unflatten(-1, (config.n_head, config.head_dim))
         state = h.unflatten(1, x.shape[2:]), B_before, x_before
         y, (h, B, x) = trapezoid_scan(
             x, delta, log_decay, B, C, lam, self.D, state, backend=backend
         )
-        y = y.flatten(2) * F.silu(z.float())
+        y = (y.flatten(2) * F.silu(precise(z))).to(z.dtype)
         after = torch.cat([theta[:, -1].to(B.dtype), B, x], -1)
         return self.out_proj(y), (after, h.flatten(1, 2))
 

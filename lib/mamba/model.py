@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lib.env.errors import UserError
 from lib.mamba import block_cpu
+from lib.scan.operators import wants_gradient
 from lib.scan.selective import selective_scan, selective_step
 
 # One layer's memory: two tensors of three axes, the batch first. Zeros are the memory of nothing:
@@ -88,7 +90,10 @@ class RMSNorm(nn.Module):
 
 
 class MambaMixer(nn.Module):
-    """The Mamba block's inside: (B, L, d_model) to (B, L, d_model)."""
+    """The Mamba block's inside: (B, L, d_model) to (B, L, d_model).
+
+    `conv1d` and `dt_proj` hold weights and are not called: who replaces them changes nothing.
+    """
 
     def __init__(self, config: MambaConfig):
         super().__init__()
@@ -271,6 +276,9 @@ class LanguageModel(nn.Module):
     """
 
     carries = True  # whether it trains and is judged with its state carried from segment to segment
+    # gradient checkpointing: in training a block keeps what goes into it, and computes the rest
+    # again on the way back
+    recomputes = False
 
     def __init__(self, config: Any, blocks: Iterable[Block]):
         super().__init__()
@@ -314,9 +322,11 @@ class LanguageModel(nn.Module):
 
         A target of -1 counts nothing.
         """
-        dtype = block_cpu.precision(x)
-        if dtype is not None and self.head.dtype == torch.float32:
-            norm = self.backbone.norm_f
+        norm, dtype = self.backbone.norm_f, block_cpu.precision(x)
+        suits = dtype is not None and self.head.dtype == torch.float32
+        # the fused rows have no gradient, their sum has
+        suits = suits and (total or not wants_gradient(x, norm.weight, self.head))
+        if suits and block_cpu.as_made(norm, RMSNorm):
             return block_cpu.cross_entropy(
                 x, norm.weight, self.head, targets, norm.eps, dtype, total
             )
@@ -326,7 +336,7 @@ class LanguageModel(nn.Module):
         return nats if total else nats.view(targets.shape)
 
     def residual(
-        self, tokens: Int[Tensor, "..."], state: State | None = None, **options
+        self, tokens: Integer[Tensor, "..."], state: State | None = None, **options
     ) -> tuple[Float[Tensor, "B L M"], State]:
         """tokens (B, L) to what the last block leaves, and the state after the last token.
 
@@ -335,26 +345,54 @@ class LanguageModel(nn.Module):
         layers = self.backbone.layers
         if tokens.dim() != 2:
             raise UserError(f"the model needs tokens of shape (B, L), not {tuple(tokens.shape)}")
-        if state is not None and len(state) != len(layers):
-            raise UserError(
-                f"the state has {len(state)} layers, the model {len(layers)}: take `new_state`"
-            )
-        state = state or self.new_state(len(tokens))
-        x = precise(self.backbone.embeddings(tokens))
+        if state is None:
+            state = self.new_state(tokens.shape[0])
+        x = self._embed(tokens, state)
         after = []
         for layer, memory in zip(layers, state):
-            x, memory = layer(x, memory, **options)
+            if self.recomputes and torch.is_grad_enabled():
+                x, memory = checkpoint(layer, x, memory, use_reentrant=False, **options)
+            else:
+                x, memory = layer(x, memory, **options)
             after.append(memory)
         return x, after
 
+    def _embed(self, tokens: Integer[Tensor, "..."], state: State) -> Float[Tensor, "... M"]:
+        """The residual before the first block.
+
+        Raises `UserError` for what are no tokens of the vocabulary, and for a state of other
+        layers or rows.
+        """
+        layers, rows = self.backbone.layers, tokens.shape[0]
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise UserError(f"the model reads whole numbers as tokens, not {tokens.dtype}")
+        if len(state) != len(layers):
+            raise UserError(
+                f"the state has {len(state)} layers, the model {len(layers)}: take `new_state`"
+            )
+        for memory in state:
+            if any(part.shape[0] != rows for part in memory):
+                raise UserError(
+                    f"the state is one of {memory[0].shape[0]} rows, and tokens have {rows}: "
+                    "take `new_state`"
+                )
+        try:
+            # streams hold 16 bits, which the embedding does not take
+            return precise(self.backbone.embeddings(tokens.long()))
+        except IndexError as error:  # on a CPU
+            raise UserError(
+                f"a token is outside the vocabulary of {self.config.vocab_size}: "
+                "was it made by another tokenizer?"
+            ) from error
+
     def forward(
         self,
-        tokens: Int[Tensor, "..."],
+        tokens: Integer[Tensor, "..."],
         state: State | None = None,
         *,
         return_state: bool = False,
         last_only: bool = False,
-        targets: Int[Tensor, "..."] | None = None,
+        targets: Integer[Tensor, "..."] | None = None,
         **options,
     ) -> Tensor | tuple[Tensor, State]:
         """tokens (B, L) to logits at every position (B, L, V).
@@ -374,20 +412,32 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def prefill(
-        self, tokens: Int[Tensor, "B L"], state: State | None = None
+        self, tokens: Integer[Tensor, "B L"], state: State | None = None
     ) -> tuple[Float[Tensor, "B V"], State]:
-        """Read a prompt at once: logits of the next token and the state."""
+        """Read a prompt at once: logits of the next token and the state.
+
+        They are made in inference mode, as those of `step` are: to train from such a state, clone
+        it first. Raises `UserError` for a prompt of no token.
+        """
+        if not tokens.numel():
+            raise UserError("a prompt needs one token at least: take `new_state` for none")
         logits, state = self(tokens, state, return_state=True, last_only=True)
         return logits[:, -1], state
 
     @torch.inference_mode()
-    def step(self, tokens: Int[Tensor, "B"], state: State) -> tuple[Float[Tensor, "B V"], State]:
-        """Read one token a sequence: logits of the next and the new state.
+    def step(
+        self, tokens: Integer[Tensor, "..."], state: State | None
+    ) -> tuple[Float[Tensor, "B V"], State]:
+        """Read one token a sequence, tokens (B,): logits of the next and the new state.
 
         An attention layer writes into the cache that it is given: to go on twice from one moment,
-        copy the state first.
+        copy the state first. Raises `UserError` for tokens or a state of another shape.
         """
-        x = precise(self.backbone.embeddings(tokens))
+        if tokens.dim() != 1 or state is None:
+            raise UserError(
+                "a step reads tokens of shape (B,) and goes on from a state: take `new_state`"
+            )
+        x = self._embed(tokens, state)
         after = []
         for layer, memory in zip(self.backbone.layers, state):
             x, memory = layer.step(x, memory)

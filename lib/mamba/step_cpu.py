@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.mamba.block_cpu import check_weights, weights_of
-from lib.mamba.model import MambaLM, State
+from lib.mamba.block_cpu import as_made, check_weights, inside_as_made, weights_of
+from lib.mamba.model import MambaBlock, MambaLM, RMSNorm, State
 from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
 
@@ -130,9 +130,23 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     return torch.cat([piece.flatten() for piece in pieces])
 
 
+def is_as_made(model: MambaLM) -> bool:
+    """Whether the weights say all that the model does: no module was replaced or is listened at."""
+    layers = model.backbone.layers
+    blocks = all(as_made(layer, MambaBlock) and inside_as_made(layer) for layer in layers)
+    return blocks and as_made(model.backbone.norm_f, RMSNorm)
+
+
 def _check_model(model: MambaLM) -> None:
-    """Raise `UserError` naming the first weight whose shape is not the configuration's."""
+    """Raise `UserError` for modules that are not the model's own, and naming the first weight whose
+    shape is not the configuration's.
+    """
     c, what = model.config, "the whole-model step"
+    if not is_as_made(model):
+        raise UserError(
+            f"{what} knows Mamba's own modules, and one of this model's was replaced or has a "
+            "hook: use the model's own `step`"
+        )
     if len(model.backbone.layers) != c.n_layer:
         raise UserError(
             f"{what} needs a model of {c.n_layer} layers, as its configuration says, "
@@ -278,13 +292,11 @@ class Stepper:
             )
         width = lanes()
         missing = -c.d_inner % width
-        for (window, h), (own_window, own_h) in zip(state, self._views()):
-            own_window.copy_(
-                F.pad(window, (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3)
-            )
-            own_h.copy_(
-                F.pad(h.transpose(1, 2), (0, missing)).unflatten(2, (-1, width)).permute(2, 0, 1, 3)
-            )
+        with torch.no_grad():
+            for (window, h), (own_window, own_h) in zip(state, self._views()):
+                for own, t in ((own_window, window), (own_h, h.transpose(1, 2))):
+                    tiles = F.pad(t, (0, missing)).unflatten(2, (-1, width))
+                    own.copy_(tiles.permute(2, 0, 1, 3))
 
     def state(self) -> State:
         """A copy of the state, as `MambaLM.step` and `forward` take it."""
@@ -303,9 +315,10 @@ class Stepper:
 
 
 def stepper(model: MambaLM, batch: int = 1) -> Stepper | None:
-    """A `Stepper`; None where the model is no Mamba, is not on a CPU, or there is no compiler.
+    """A `Stepper`; None where the model is no Mamba as it was made, is not on a CPU, or there is
+    no compiler.
 
     A missing compiler is said once a process.
     """
-    mine = isinstance(model, MambaLM) and model.device.type == "cpu"
+    mine = isinstance(model, MambaLM) and model.device.type == "cpu" and is_as_made(model)
     return Stepper(model, batch) if mine and KERNEL.available() else None

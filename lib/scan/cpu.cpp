@@ -7,6 +7,7 @@
 // bfloat16 (T), and the rows of a tensor may be parts of longer rows; every sum and the running
 // state are float.
 #include "simd.h"
+#include <new>
 #include <vector>
 
 namespace {
@@ -363,8 +364,13 @@ extern "C" {
 void scan_forward(const Scan* s, int half) {
   half ? all_forward<bf16>(*s) : all_forward<float>(*s);
 }
-void scan_backward(const Scan* s, int half) {
-  half ? all_backward<bf16>(*s) : all_backward<float>(*s);
+int scan_backward(const Scan* s, int half) {  // 1 where there is no memory for the sums
+  try {
+    half ? all_backward<bf16>(*s) : all_backward<float>(*s);
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
 }
 
 // One step of time: h (B, D, N) is written over; x, delta, z, y (B, D); B, C (B, N).

@@ -125,7 +125,9 @@ def _forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tens
     last = A.new_empty(batch, channels, states)
     kept = None
     if keep:
-        kept = A.new_empty(kept_shape(*x.shape, states))
+        # vectors of fewer lanes leave the end of the last tile as it is
+        new = A.new_zeros if channels % LANES else A.new_empty
+        kept = new(kept_shape(*x.shape, states))
     call = _call(given)
     call.y = _rows(y)
     call.h0, call.kept, call.last = address(h0), address(kept), address(last)
@@ -170,7 +172,10 @@ def _backward(
     call.dA, call.dD, call.dbias, call.dh0 = map(
         address, (found.A, found.D, found.delta_bias, found.h0)
     )
-    KERNEL.library.scan_backward(ctypes.byref(call), x.dtype == torch.bfloat16)
+    if KERNEL.library.scan_backward(ctypes.byref(call), x.dtype == torch.bfloat16):
+        raise UserError(
+            "there is not enough memory for the scan's gradient: take fewer or shorter sequences"
+        )
     return found
 
 
@@ -200,7 +205,7 @@ def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0, keep):
 
 
 def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0, keep):
-    last = A.new_empty(len(x), *A.shape)
+    last = A.new_empty(x.shape[0], *A.shape)
     return x.new_empty(x.shape), last, A.new_empty(kept_shape(*x.shape, A.shape[1]) if keep else 0)
 
 
@@ -222,7 +227,7 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
         A.new_empty(channels),
         x.new_empty(0) if z is None else new(z),
         A.new_empty(channels),
-        A.new_empty(len(x), *A.shape),
+        A.new_empty(x.shape[0], *A.shape),
     )
 
 

@@ -14,6 +14,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,6 +117,7 @@ class Kernel:
     def __init__(self, source: str | Path, what: str, instead: str):
         self.source, self.what, self.instead = Path(source), what, instead
         self._library, self._tried = None, False
+        self._lock = threading.Lock()
 
     def target(self, threads: Sequence[str] = THREADS[0], folder: Path | None = None) -> Path:
         """Where this machine's library is kept."""
@@ -223,9 +225,10 @@ class Kernel:
 
         Tries, and says so, once a process.
         """
-        if not self._tried:
-            self._tried = True
-            self.build()
+        with self._lock:  # whoever asks meanwhile waits for the answer
+            if not self._tried:
+                self._tried = True
+                self.build()
         return self._library is not None
 
     @property

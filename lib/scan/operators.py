@@ -113,10 +113,14 @@ def _function(call, keep: Callable, gradients: Callable) -> Callable:
 
 
 def wants_gradient(*arguments) -> bool:
-    """Whether a backward pass may come, so that what it needs must be kept."""
-    return torch.is_grad_enabled() and any(
-        isinstance(a, Tensor) and a.requires_grad for a in arguments
-    )
+    """Whether a backward pass may come, so that what it needs must be kept.
+
+    Under vmap and the like a tensor does not say whether somebody outside wants its gradient.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    mapped = torch._C._functorch.peek_interpreter_stack() is not None
+    return mapped or any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 def saved(ctx, what: str) -> tuple[Tensor | None, ...]:

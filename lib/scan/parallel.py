@@ -87,8 +87,8 @@ def linear_recurrence(
 ) -> Tensor:
     """All h[t] = a[t] h[t-1] + b[t], t = 0 … L-1, with gradients for a, b and h0.
 
-    a, b: (B, L, …) of one shape. h0: the state before the first step, (B, …); zero when None.
-    Returns h (B, L, …). `UserError` for other shapes or an unknown method.
+    a, b: (B, L, …) of one shape, real or complex. h0: the state before the first step, (B, …);
+    zero when None. Returns h (B, L, …). `UserError` for other shapes or an unknown method.
     """
     _same_shape(a, b)
     wanted = b.shape[:1] + b.shape[2:]
@@ -99,11 +99,13 @@ def linear_recurrence(
 
 class _LinearRecurrence(Function):
     @staticmethod
-    def forward(ctx, a, b, h0, scan):
-        h = _states(a.clone(), b.clone(), h0, scan)
-        ctx.save_for_backward(a, h, h0)
-        ctx.scan = scan
-        return h
+    def forward(a, b, h0, scan):
+        return _states(a.clone(), b.clone(), h0, scan)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, _, h0, ctx.scan = inputs
+        ctx.save_for_backward(a, output, h0)
 
     @staticmethod
     @once_differentiable
@@ -123,18 +125,20 @@ def _states(a: Tensor, b: Tensor, h0: Tensor | None, scan) -> Tensor:
 def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
     """Gradients of a, b and h0 from that of h: the same recurrence, backwards in time.
 
-    g[t] = dh[t] + a[t+1] g[t+1];  db = g,  da[t] = g[t] h[t-1],  dh0 = a[0] g[0].
+    g[t] = dh[t] + a[t+1] g[t+1];  db = g,  da[t] = g[t] h[t-1],  dh0 = a[0] g[0];  of complex a and
+    h the conjugates.
     """
+    a, h = a.conj(), h.conj()
     if not a.shape[1]:
         dh0 = None if h0 is None else torch.zeros_like(h0)
         return a, dh, dh0
     # from the last step to the first; the last has no later one, and a scan never reads its first a
     first = a[:, :1]
     later = a[:, 1:].flip(1)
-    g = scan(torch.cat([first, later], 1), dh.flip(1)).flip(1)
+    g = scan(torch.cat([first, later], 1).resolve_conj(), dh.flip(1)).flip(1)
     da = torch.empty_like(g)
     torch.mul(g[:, 1:], h[:, :-1], out=da[:, 1:])
-    da[:, 0] = 0 if h0 is None else g[:, 0] * h0
+    da[:, 0] = 0 if h0 is None else g[:, 0] * h0.conj()
     dh0 = a[:, 0] * g[:, 0]
     return da, g, dh0
 
@@ -166,7 +170,8 @@ def parallel(
         if rows < batch:  # too wide for one chunk
             return _some_rows_at_a_time(rows, x, delta, A, B, C, h0, method)
         chunk = max(SHORTEST_CHUNK, elements // max(1, h0.numel()))
-    return _Parallel.apply(x, delta, A, B, C, h0, _method(method), chunk)
+    y, last, *_ = _Parallel.apply(x, delta, A, B, C, h0, _method(method), chunk)
+    return y, last
 
 
 def _some_rows_at_a_time(rows: int, x, delta, A, B, C, h0, method: str) -> tuple[Tensor, Tensor]:
@@ -183,24 +188,32 @@ def _some_rows_at_a_time(rows: int, x, delta, A, B, C, h0, method: str) -> tuple
 
 class _Parallel(Function):
     @staticmethod
-    def forward(ctx, x, delta, A, B, C, h0, scan, chunk):
-        h = h0
-        carried = []  # the state before each chunk
+    def forward(x, delta, A, B, C, h0, scan, chunk):
+        """y, the last state, and the state before each chunk but the first."""
+        carried = [h0]
         ys = []
         chunks = zip(*(t.split(chunk, 1) for t in (x, delta, B, C)))
         for x_c, delta_c, B_c, C_c in chunks:
-            carried.append(h)
-            states = _states(*_discretise(x_c, delta_c, A, B_c), h, scan)  # (B, chunk, D, N)
+            # (B, chunk, D, N)
+            states = _states(*_discretise(x_c, delta_c, A, B_c), carried[-1], scan)
             ys.append((states @ C_c[..., None])[..., 0])
-            h = states[:, -1].clone()  # a view would keep the whole chunk alive
-        ctx.save_for_backward(x, delta, A, B, C, *carried)
-        ctx.scan = scan
-        ctx.chunk = chunk
-        return torch.cat(ys, 1), h
+            carried.append(states[:, -1].clone())  # a view would keep the whole chunk alive
+        return torch.cat(ys, 1), carried[-1], *carried[1:-1]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.scan, ctx.chunk = inputs
+        carried = output[2:]
+        ctx.save_for_backward(*tensors, *carried)
+        ctx.mark_non_differentiable(*carried)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy, dh):
+    def backward(ctx, dy, dh, *_):
+        x, *_, h0 = ctx.saved_tensors[:6]
+        dy = torch.zeros_like(x) if dy is None else dy
+        dh = torch.zeros_like(h0) if dh is None else dh
         with without_autocast(dy.device):  # where it is called inside one
             return _Parallel.gradients(ctx, dy, dh)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
+from lib.scan.parallel import without_autocast
 
 METHODS = ("zoh", "bilinear", "euler", "mamba")
 CHUNK = 32  # steps of time that `chunked` does at once
@@ -332,7 +333,8 @@ class DiagonalSystems(nn.Module):
             y = convolve(x, kernel(A_bar, B_bar, C, length).real)
         else:
             state = self.new_state(batch) if state is None else state
-            y, state = chunked(A_bar, B_bar, C, x, state)
+            with without_autocast(x.device):  # whose products would be rounded, and the state too
+                y, state = chunked(A_bar, B_bar, C, x, state)
         y = self.mix((y + self.D * x).to(u.dtype))
         return (y, state) if return_state else y
 

@@ -314,7 +314,7 @@ def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
 
 
 def _scan_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
-    return like(x), A.new_empty(len(x), *A.shape), A.new_empty(kept_shape(x, A))
+    return like(x), A.new_empty(x.shape[0], *A.shape), A.new_empty(kept_shape(x, A))
 
 
 def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy, dlast):
@@ -384,7 +384,7 @@ def _backward_fake(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, dy
         A.new_empty(channels),
         x.new_empty(0) if z is None else like(z),
         A.new_empty(channels),
-        A.new_empty(len(x), *A.shape),
+        A.new_empty(x.shape[0], *A.shape),
     )
 
 

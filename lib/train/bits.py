@@ -6,6 +6,7 @@ was played is set beside real music and beside noise (`lib.lab.judge.anchors`).
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def piece_bits(
     bits = np.zeros(len(pieces))
     total = sum(p.length for p in pieces)
     bar = tqdm(total=total, desc="evaluating", unit="token", unit_scale=True, disable=not progress)
-    with bar:
+    with bar, _judging(model):
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             side_by_side = [pieces[i] for i in rows]
@@ -52,6 +53,17 @@ def piece_bits(
     return bits
 
 
+@contextmanager
+def _judging(model) -> Iterator[None]:
+    """The model without dropout, and afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _segments(
     model, streams: Streams, pieces: list[Piece], segment: int, autocast: torch.dtype | None
 ) -> Iterator[list[float]]:
@@ -59,7 +71,6 @@ def _segments(
 
     Pieces come longest first, so that rows which have ended are dropped from the batch's end.
     """
-    model.eval()
     state = model.new_state(len(pieces))
     alive = len(pieces)
     for begin in range(0, pieces[0].length - 1, segment):

@@ -75,7 +75,11 @@ def _device() -> torch.device:
 
 def start(device: str | None = None) -> tuple[World, torch.device]:
     """(world, device) of this process: torchrun's environment, or a world of one."""
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    choices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if wanted.split(":")[0] not in choices:
+        raise UserError(f"there is no device {wanted!r} here: choose {' or '.join(choices)}")
+    kind = torch.device(wanted)
     if "LOCAL_RANK" not in os.environ:
         return World(), kind
     if not dist.is_available():

@@ -1,6 +1,6 @@
 """What a step of training does beside the model.
 
-That is optimisers, the learning rate, precision, and recomputing.
+That is optimisers, the learning rate, and precision.
 """
 
 import math
@@ -19,7 +19,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """AdamW's two groups: matrices decay; A, D, norms, biases and the convolution do not."""
     decay, rest = [], []
     for name, parameter in model.named_parameters():
-        plain = parameter.dim() < 2 or name.endswith(("A_log", "A_imag")) or "conv1d" in name
+        named = name.endswith(("A_log", "A_imag", "bias")) or "conv1d" in name
+        plain = parameter.dim() < 2 or named  # Mamba-3 has biases of three axes
         (rest if plain else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
@@ -74,21 +75,3 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
     if wanted not in choices:
         raise UserError(f"precision {wanted!r} is unknown: choose auto, {', '.join(choices)}")
     return choices[wanted]
-
-
-def recompute(model: nn.Module) -> None:
-    """Gradient checkpointing: blocks keep only their input and compute the rest again backward."""
-    from torch.utils.checkpoint import checkpoint
-
-    def wrap(forward):
-        def again(*args):
-            return (
-                checkpoint(forward, *args, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else forward(*args)
-            )
-
-        return again
-
-    for layer in model.backbone.layers:
-        layer.forward = wrap(layer.forward)

@@ -33,7 +33,7 @@ from lib.train.bits import piece_bits
 from lib.train.checkpoints import LAST, LOG, LOG_FIELDS
 from lib.train.config import FIXED, PRESETS, TrainConfig
 from lib.train.distributed import World
-from lib.train.optim import choose_precision, learning_rate, optimizers, parameter_groups, recompute
+from lib.train.optim import choose_precision, learning_rate, optimizers, parameter_groups
 from lib.train.snapshots import flat, load_optimizer, random_states, restore_random_states, under
 from lib.train.warm_start import TOKENIZER_FILES, sizes_of, warm_start
 
@@ -102,7 +102,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.optimizers = optimizers(self.model, config, self.device)
         if config.recompute:
-            recompute(self.model)
+            self.model.recomputes = True
         self.wrapped = distributed.wrap(self.model, self.world)
         self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
         fp16 = self.precision is torch.float16
@@ -144,6 +144,9 @@ class Trainer:
         self, progress: bool = True, watch: Callable[["Trainer"], None] | None = None
     ) -> list[dict]:
         """Train to the end; returns the rows of the log. `watch` is called after every step."""
+        if self.save_model is mamba.save and not isinstance(self.model, MambaLM):
+            kind = type(self.model).__name__
+            raise UserError(f"the trainer keeps a MambaLM by itself: give `save` for a {kind}")
         before = time.monotonic()
         lock = checkpoints.alone(self.folder) if self.world.first else nullcontext()
         with lock, progress_bar(self, progress) as bar:

@@ -15,6 +15,7 @@ from lib.lab.rivals import matched as baselines
 from lib.lab.rivals import windows
 from lib.lab.rivals.hybrid import HybridConfig
 from lib.lab.rivals.matched import ARCHS, Size, build
+from lib.lab.rivals.s4d import S4DLM, S4DConfig
 from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM, copy_state
 from lib.music.streams import Piece, Streams
 from lib.train import bits as evaluate
@@ -253,6 +254,49 @@ def test_weight_decay_spares_the_systems_rates():
             assert id(parameter) in spared, name
         elif name.endswith(("proj.weight", "ssm.C")):
             assert id(parameter) not in spared, name
+
+
+@pytest.mark.parametrize("arch", ["mamba2", "mamba3", "s4d"])
+def test_weight_decay_spares_every_bias(arch):
+    model = make(arch)
+    decayed = {id(p) for p in parameter_groups(model, 0.1)[0]["params"]}
+    biases = [name for name, p in model.named_parameters() if "bias" in name and id(p) in decayed]
+    assert not biases
+
+
+def test_the_systems_states_are_no_coarser_under_autocast():
+    model = make("s4d").backbone.layers[0].mixer.ssm
+    x = torch.randn(2, 70, model.d_model)
+    wanted = model(x, return_state=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x, return_state=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_reads_and_steps(arch, dtype):
+    ids, exact = tokens(2, 12), make(arch).double()
+    model = make(arch).to(dtype)
+    logits, (steps, _) = model(ids), by_steps(model, ids)
+    assert logits.dtype == steps.dtype == dtype
+    close = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(logits.double(), exact(ids), **close)
+    torch.testing.assert_close(steps.double(), exact(ids), **close)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_steps(make(arch), ids)
+
+
+def test_a_transformer_in_bfloat16_counts_beyond_256():
+    model = make("transformer").bfloat16()
+    _, state = model.prefill(tokens(1, 300))
+    assert state[0][1].item() == 300
+
+
+def test_a_convolution_without_a_bias_has_none():
+    model = S4DLM(S4DConfig(VOCAB, 8, 1, 4, conv_bias=False))
+    model(tokens(1, 5)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def attention_by_hand(layer, u):

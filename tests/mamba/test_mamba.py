@@ -1,7 +1,9 @@
 """Claims about lib.mamba: step is forward, segments are the whole, checkpoints come back."""
 
+import copy
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lib.env.errors import UserError
 from lib.mamba import checkpoint
 from lib.mamba import model as mamba
 from lib.mamba.model import MambaConfig, MambaLM
+from lib.mamba.step_cpu import Stepper, stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,6 +196,121 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
 def test_tokens_of_a_wrong_shape_are_one_sentence():
     with pytest.raises(UserError, match=r"shape \(B, L\)"):
         make()(torch.zeros(5, dtype=torch.long))
+
+
+def test_what_the_model_cannot_read_is_one_sentence():
+    model = make()
+    ids = tokens(CONFIGS[0], 2, 5)
+    state = model.new_state(2)
+    for call, says in (
+        (lambda: model(ids + 50), "outside the vocabulary of 50"),
+        (lambda: model(ids, state[:1]), "has 1 layers, the model 2"),
+        (lambda: model(ids, model.new_state(3)), "one of 3 rows, and tokens have 2"),
+        (lambda: model(ids, model.new_state(1), backend="loop"), "one of 1 rows"),
+        (lambda: model.prefill(ids[:, :0]), "one token at least"),
+        (lambda: model.step(ids[:, 0], state[:1]), "has 1 layers, the model 2"),
+        (lambda: model.step(ids[:, 0], model.new_state(1)), "one of 1 rows"),
+        (lambda: model.step(ids[:, :1], state), r"tokens of shape \(B,\)"),
+        (lambda: model.step(ids[:, 0], None), "take `new_state`"),
+    ):
+        with pytest.raises(UserError, match=says):
+            call()
+    assert torch.equal(model(ids.to(torch.uint16)), model(ids)), "streams hold 16 bits"
+
+
+class Adapted(torch.nn.Linear):
+    """A projection with a low-rank adapter beside it (Hu et al. 2021)."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+        self.down = torch.nn.Parameter(torch.randn(2, linear.in_features))
+        self.up = torch.nn.Parameter(torch.randn(linear.out_features, 2))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.down.T @ self.up.T
+
+
+def adapt(model):
+    for layer in model.backbone.layers:
+        layer.mixer.in_proj = Adapted(layer.mixer.in_proj)
+
+
+def other_norm(model):
+    for layer in model.backbone.layers:
+        layer.norm = torch.nn.LayerNorm(24)
+
+
+def no_dropout(model):
+    for layer in model.backbone.layers:
+        layer.dropout = torch.nn.Identity()
+
+
+@pytest.mark.parametrize("change", [adapt, other_norm, no_dropout])
+def test_modules_that_were_replaced_are_the_ones_that_run(change):
+    model, ids = make(), tokens(CONFIGS[0], 2, 7)
+    change(model)
+    logits = model(ids)
+    torch.testing.assert_close(logits, model(ids, backend="loop"), rtol=1e-4, atol=1e-5)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    last, _ = model.prefill(ids)
+    assert stepper(model, 2) is None
+    state = model.new_state(2)
+    for column in ids.unbind(1):
+        one, state = model.step(column, state)
+    torch.testing.assert_close(one, last, rtol=1e-4, atol=1e-5)
+
+
+def test_whoever_listens_at_a_module_hears_it():
+    model, ids, heard = make().train(), tokens(CONFIGS[0], 2, 7), []
+    model.backbone.norm_f.register_forward_hook(lambda *_: heard.append("norm"))
+    layer = model.backbone.layers[0].mixer.in_proj
+    layer.register_full_backward_hook(lambda *_: heard.append("gradient"))
+    model(ids[:, :-1], targets=ids[:, 1:]).backward()
+    assert heard == ["norm", "gradient"]
+    with pytest.raises(UserError, match="was replaced or has a hook"):
+        Stepper(model, 2)
+
+
+def test_a_copy_of_a_model_that_recomputes_has_weights_of_its_own():
+    model, ids = make(), tokens(CONFIGS[0], 2, 7)
+    model.recomputes = True
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    wanted = twin(ids)
+    torch.testing.assert_close(model(ids, backend="loop"), wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(ids), wanted)
+
+
+def test_every_way_to_the_cross_entropy_has_the_same_gradient():
+    model, ids = make(), tokens(CONFIGS[0], 2, 7)
+    weight = torch.rand(2, 6)
+
+    def gradients(model):
+        x, _ = model.residual(ids[:, :-1])
+        (model.nats(x, ids[:, 1:]) * weight.to(x.dtype)).sum().backward()
+        return [p.grad.float() for p in model.parameters()]
+
+    exact = gradients(copy.deepcopy(model).double())
+    torch.testing.assert_close(gradients(model), exact, rtol=1e-3, atol=1e-5)
+
+
+def test_torch_s_own_ensemble_of_models_learns():
+    models, ids = [make(seed=seed) for seed in (1, 2)], tokens(CONFIGS[0], 2, 7)
+    weights, _ = torch.func.stack_module_state(models)
+
+    def loss(weights):
+        given = (ids[:, :-1],), {"targets": ids[:, 1:]}
+        return torch.func.functional_call(models[0], weights, *given)
+
+    torch.func.vmap(loss)(weights).sum().backward()
+    for number, model in enumerate(models):
+        model(ids[:, :-1], targets=ids[:, 1:]).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(weights[name].grad[number], parameter.grad)
 
 
 class OnAGPU(torch.Tensor):

@@ -237,6 +237,17 @@ def test_state_of_another_model_is_one_sentence():
             fast.load(state)
 
 
+@needs_compiler
+def test_a_state_that_was_made_with_gradients_is_taken():
+    model = ours(TEN[0])
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    logits, state = model(ids, return_state=True)
+    fast = Stepper(model, 2)
+    fast.load(state)
+    wanted, _ = model.step(ids[:, 0], state)
+    torch.testing.assert_close(fast.step(ids[:, 0]), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_no_rows_is_one_sentence():
     with pytest.raises(UserError, match="batch 0 is no number of sequences"):
         Stepper(ours(TEN[0]), 0)

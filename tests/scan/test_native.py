@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def script(path, text):
     path.write_text("#!/bin/sh\n" + text)
     path.chmod(0o755)
     return str(path)
+
+
+@needs_compiler
+def test_whoever_asks_while_another_thread_compiles_waits_for_the_answer(
+    cache, source, monkeypatch
+):
+    def slow(kernel, build=Kernel.build):
+        time.sleep(0.3)
+        return build(kernel)
+
+    monkeypatch.setattr(Kernel, "build", slow)
+    kernel = Kernel(source, "a test", "plain Python")
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: kernel.available(), range(3)))
+    assert found == [True] * 3
 
 
 @needs_compiler

@@ -137,6 +137,34 @@ def test_gradients_of_the_recurrence_are_numerical_gradients(method, length):
 
 
 @each_method
+@pytest.mark.parametrize("length", [1, 2, 5, 9])
+def test_a_complex_recurrence_and_its_gradients_are_those_of_the_loop(method, length):
+    a, b, h0 = (torch.complex(t, t.flip(-1) / 2).requires_grad_() for t in chain(length, 3))
+    ours = linear_recurrence(a, b, h0, method)
+    torch.testing.assert_close(ours, steps_one_by_one(a, b, h0), rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradcheck(lambda *t: linear_recurrence(*t, method=method), (a, b, h0))
+
+
+def test_torch_func_differentiates_the_plain_scan():
+    torch.manual_seed(0)
+    x, delta = torch.randn(2, 7, 2).double(), torch.rand(2, 7, 2).double()
+    A, B, C = -torch.rand(2, 4).double(), *torch.randn(2, 2, 7, 4).double()
+
+    def gradients(how):
+        def loss(*given):
+            y, last = how(*given, None)
+            return y.square().sum() + last.sum()
+
+        return torch.func.grad(loss, (0, 1, 2, 3, 4))(x, delta, A, B, C)
+
+    torch.testing.assert_close(gradients(partial(parallel, chunk=3)), gradients(loop))
+    found = torch.func.grad(lambda a: linear_recurrence(a, x).square().sum())(delta)
+    delta.requires_grad_()
+    linear_recurrence(delta, x).square().sum().backward()
+    torch.testing.assert_close(found, delta.grad)
+
+
+@each_method
 @pytest.mark.parametrize("length", LENGTHS)
 def test_gradients_of_the_recurrence_are_those_of_the_loop(method, length):
     arguments = [t.requires_grad_() for t in chain(length, 5, 3)]

@@ -103,4 +103,4 @@ def test_ratings_are_analysed_by_the_command(tmp_path, capsys):
         )
     main(["--ratings", str(tmp_path / "x.json"), str(tmp_path / "y.json")])
     printed = capsys.readouterr().out
-    assert "2 listeners" in printed and "noise over real: 0% (0% to 0%), 20 answers" in printed
+    assert "listeners: 2;" in printed and "noise over real: 0% (0% to 0%), 20 answers" in printed

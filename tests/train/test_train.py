@@ -17,14 +17,16 @@ from torch.nn import functional as F
 from lib import mamba
 from lib.env.errors import UserError
 from lib.env.machine import ROOT
+from lib.mamba.mamba2 import Mamba2Config, Mamba2LM
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import native
 from lib.scan.native import compiler
+from lib.train import distributed
 from lib.train.__main__ import main
 from lib.train.bits import bits_per_note, counting_baselines, piece_bits
 from lib.train.config import OPTIMIZERS, TrainConfig
 from lib.train.cost import plan, rehearse
-from lib.train.optim import optimizers, recompute
+from lib.train.optim import optimizers
 from lib.train.trainer import (
     PRESETS,
     Crops,
@@ -318,7 +320,7 @@ def test_recomputing_keeps_less_between_forward_and_backward():
     def kept(recomputed):
         model = MambaLM(MambaConfig(11, 32, 2))
         if recomputed:
-            recompute(model)
+            model.recomputes = True
         sizes = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: (
@@ -548,3 +550,26 @@ def test_the_help_explains_every_choice(capsys):
         assert option in said
         words = said.split(option)[-1].split("\n  --")[0].split()
         assert len(words) > 1, f"{option}has no word of help"
+
+
+def test_what_cannot_be_trained_is_said_before_the_first_step(tmp_path):
+    def other():
+        return Mamba2LM(Mamba2Config(11, 16, 1, 8, 8))
+
+    trainer = Trainer(make_streams(), TINY, tmp_path, device="cpu", build=other, say=quiet)
+    with pytest.raises(UserError, match="give `save` for a Mamba2LM"):
+        trainer.run()
+    assert trainer.step == 0
+    with pytest.raises(UserError, match="a Mamba2LM is no Mamba of transformers"):
+        mamba.save(other(), tmp_path / "saved")
+    for device in ("gpu", "nine:0"):
+        with pytest.raises(UserError, match=f"there is no device '{device}' here"):
+            distributed.start(device)
+
+
+def test_judging_leaves_a_model_as_it_was():
+    model, streams = MambaLM(MambaConfig(11, 16, 1, dropout=0.5)).train(), make_streams()
+    first, second = (bits_per_note(model, streams, streams.pieces) for _ in range(2))
+    assert first == second and model.training
+    model.eval()
+    assert bits_per_note(model, streams, streams.pieces) == first and not model.training

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory
+from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory, precise
 from lib.scan.ssm import DiagonalSystems
 
 
@@ -69,7 +69,9 @@ class S4DMixer(nn.Module):
         self.config = config
         d_inner = config.d_inner
         self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=False)
-        self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner)
+        self.conv1d = nn.Conv1d(
+            d_inner, d_inner, config.d_conv, groups=d_inner, bias=config.conv_bias
+        )
         self.ssm = Systems(d_inner, config.d_state)
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
         with torch.no_grad():
@@ -80,7 +82,7 @@ class S4DMixer(nn.Module):
     def new_memory(self, batch: int = 1) -> Memory:
         """The convolution's inputs and the states before the first token: zeros."""
         config = self.config
-        zeros = self.out_proj.weight.new_zeros
+        zeros = precise(self.ssm.D).new_zeros
         window = zeros(batch, config.d_conv - 1, config.d_inner)
         return window, zeros(batch, config.d_inner, config.d_state)
 

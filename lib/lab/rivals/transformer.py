@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, State
+from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, State, precise
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,14 @@ class Attention(nn.Module):
         initialise(self.in_proj)
         initialise(self.out_proj, scale=1 / math.sqrt(2 * n_layer))
         half = width // n_head // 2
-        frequencies = rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        # no buffer: they stay float64 whatever the model's dtype
+        self.frequencies = rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
 
     def new_memory(self, batch: int = 1) -> Memory:
         """An empty ring, and 0 positions read."""
-        zeros = self.out_proj.weight.new_zeros
-        return zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head), zeros(
-            batch, 1, 1
-        )
+        weight = self.out_proj.weight
+        ring = weight.new_zeros(batch, 2 * self.n_head * self.window, self.width // self.n_head)
+        return ring, precise(weight[:0]).new_zeros(batch, 1, 1)
 
     def unused_bytes(self, memory: Memory, read: int) -> int:
         """Bytes of the slots that are still empty after `read` positions, at batch 1."""
@@ -105,7 +104,7 @@ class Attention(nn.Module):
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """x (B, heads, L, size) with its pairs of numbers turned by the positions `at` (B, L)."""
         # in float64: far positions stay exact
-        angle = at.double()[:, None, :, None] * self.frequencies
+        angle = at.double()[:, None, :, None] * self.frequencies.to(at.device)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -183,7 +182,7 @@ class Attention(nn.Module):
         at = position[:, 0].long()
         q, new = self.project(u[:, None], at)
         slots, index = self.slots(ring, at)
-        slots.scatter_(2, index, new)
+        slots.scatter_(2, index, new.to(ring.dtype))
         least, most = int(at.min()), int(at.max())
         used = min(most + 1, self.window)
         mask = None
@@ -215,7 +214,7 @@ class TransformerBlock(Block):
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The residual x (B, L, M) after this layer, and the memory after it."""
         x, memory = super().forward(x, memory)
-        return x + self.dropout(self.feed(self.norm_feed(x))).float(), memory
+        return x + self.dropout(self.feed(self.norm_feed(x))).to(x.dtype), memory
 
     def step(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The same for one position, x (B, M)."""
