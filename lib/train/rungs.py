@@ -71,7 +71,10 @@ def memorise(
 
     # a piece shorter than a crop would be mostly padding
     config = replace(config, length=min(config.length, len(streams.tokens) - 1))
-    trainer = Trainer(streams, config, folder, device=device, build=build, say=lambda text: None)
+    quiet, keep_none = (lambda text: None), (lambda model, folder: None)
+    trainer = Trainer(
+        streams, config, folder, device=device, build=build, save=keep_none, say=quiet
+    )
     trainer.run(progress=False, watch=stop_when_known)
     return trainer
 
