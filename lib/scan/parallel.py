@@ -135,7 +135,7 @@ def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
     # from the last step to the first; the last has no later one, and a scan never reads its first a
     first = a[:, :1]
     later = a[:, 1:].flip(1)
-    g = scan(torch.cat([first, later], 1).resolve_conj(), dh.flip(1)).flip(1)
+    g = scan(torch.cat([first, later], 1), dh.flip(1)).flip(1)
     da = torch.empty_like(g)
     torch.mul(g[:, 1:], h[:, :-1], out=da[:, 1:])
     da[:, 0] = 0 if h0 is None else g[:, 0] * h0.conj()

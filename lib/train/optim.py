@@ -19,9 +19,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """AdamW's two groups: matrices decay; A, D, norms, biases and the convolution do not."""
     decay, rest = [], []
     for name, parameter in model.named_parameters():
-        named = name.endswith(("A_log", "A_imag", "bias")) or "conv1d" in name
-        plain = parameter.dim() < 2 or named  # Mamba-3 has biases of three axes
-        (rest if plain else decay).append(parameter)
+        spared = name.endswith(("A_log", "A_imag", "bias")) or "conv1d" in name
+        (rest if spared or parameter.dim() < 2 else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
