@@ -35,17 +35,13 @@ def check_writable(path: str | Path) -> None:
     Nothing is left behind, and an older file is not touched.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give the name of a file")
-    part, missing = _beside(path), [one for one in path.parents if not one.exists()]
     with os_errors(f"write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.touch()
-            part.unlink()
-        finally:
-            for folder in missing:
-                folder.rmdir()
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the name of a file")
+        # where folders are missing, in the one that they would be made in
+        probe = next(one for one in path.parents if one.exists()) / _beside(path).name
+        probe.touch()
+        probe.unlink()
 
 
 def _beside(path: Path) -> Path:

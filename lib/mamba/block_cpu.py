@@ -563,7 +563,8 @@ def as_made(module: nn.Module, kind: type) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return type(module) is kind and not any(listeners)
+    patched = "forward" in vars(module)
+    return type(module) is kind and not patched and not any(listeners)
 
 
 def inside_as_made(block: nn.Module) -> bool:
@@ -610,7 +611,7 @@ def block(
     before, h0 = memory
     check_memory(x, before, h0, config.d_conv - 1, config.d_inner, config.d_state)
     dtype = precision(x)
-    rate = module.dropout.p if module.training else 0.0
+    rate = module.dropout.p if module.dropout.training else 0.0
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
     tensors = x, before.float(), h0.float()
     weights = weights_of(module)
@@ -626,8 +627,8 @@ def check_memory(x, before, h0, window: int, d_inner: int, d_state: int) -> None
         x.device,
         {
             "x": (x, x.shape),
-            "the inputs that it remembers": (before, (len(x), window, d_inner)),
-            "its state": (h0, (len(x), d_inner, d_state)),
+            "the inputs that it remembers": (before, (x.shape[0], window, d_inner)),
+            "its state": (h0, (x.shape[0], d_inner, d_state)),
         },
     )
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -316,12 +316,13 @@ class LanguageModel(nn.Module):
         return F.linear(self.backbone.norm_f(x), self.head)
 
     def nats(
-        self, x: Float[Tensor, "B L M"], targets: Int[Tensor, "B L"], *, total: bool = False
+        self, x: Float[Tensor, "B L M"], targets: Integer[Tensor, "B L"], *, total: bool = False
     ) -> Tensor:
         """The cross entropy of the residual's predictions in nats, (B, L), or its sum with `total`.
 
         A target of -1 counts nothing.
         """
+        targets = targets.long()  # streams hold 16 bits
         norm, dtype = self.backbone.norm_f, block_cpu.precision(x)
         suits = dtype is not None and self.head.dtype == torch.float32
         # the fused rows have no gradient, their sum has
@@ -446,7 +447,10 @@ class LanguageModel(nn.Module):
 
 
 class MambaLM(LanguageModel):
-    """Mamba blocks; the output layer is the embedding, or `lm_head` where `tied` is False."""
+    """Mamba blocks; the output layer is the embedding, or `lm_head` where `tied` is False.
+
+    `lm_head` holds weights and is not called.
+    """
 
     def __init__(self, config: MambaConfig):
         super().__init__(config, (MambaBlock(config) for _ in range(config.n_layer)))

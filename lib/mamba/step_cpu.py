@@ -12,7 +12,7 @@ from numbers import Integral
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
@@ -132,9 +132,13 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
 
 def is_as_made(model: MambaLM) -> bool:
     """Whether the weights say all that the model does: no module was replaced or is listened at."""
-    layers = model.backbone.layers
-    blocks = all(as_made(layer, MambaBlock) and inside_as_made(layer) for layer in layers)
-    return blocks and as_made(model.backbone.norm_f, RMSNorm)
+    backbone = model.backbone
+    return (
+        as_made(model, MambaLM)
+        and as_made(backbone.embeddings, nn.Embedding)
+        and all(as_made(layer, MambaBlock) and inside_as_made(layer) for layer in backbone.layers)
+        and as_made(backbone.norm_f, RMSNorm)
+    )
 
 
 def _check_model(model: MambaLM) -> None:

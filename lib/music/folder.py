@@ -84,14 +84,18 @@ def gather(folder: str | Path, say=print) -> list[Found]:
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """Everything in a folder and below it, linked folders too, each folder once."""
-    seen = set()
+    """Everything in a folder and below it, linked folders too, each folder once.
+
+    A link to what the folder itself lies in is left out.
+    """
+    root, seen = Path(os.path.realpath(folder)), set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(here)
-        if place in seen:
+        place = Path(os.path.realpath(here))
+        if place in seen or (place != root and root.is_relative_to(place)):
             folders.clear()
             continue
         seen.add(place)
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(here, name)), name))
         yield from (Path(here, name) for name in names)
 
 

@@ -87,10 +87,12 @@ def linear_recurrence(
 ) -> Tensor:
     """All h[t] = a[t] h[t-1] + b[t], t = 0 … L-1, with gradients for a, b and h0.
 
-    a, b: (B, L, …) of one shape, real or complex. h0: the state before the first step, (B, …);
-    zero when None. Returns h (B, L, …). `UserError` for other shapes or an unknown method.
+    a, b: (B, L, …) of one shape, both real or both complex. h0: the state before the first step,
+    (B, …); zero when None. Returns h (B, L, …). `UserError` for others or an unknown method.
     """
     _same_shape(a, b)
+    if a.is_complex() != b.is_complex():
+        raise UserError("the recurrence needs a and b both real or both complex")
     wanted = b.shape[:1] + b.shape[2:]
     if h0 is not None and h0.shape != wanted:
         raise UserError(f"the recurrence needs h0 of shape {tuple(wanted)}, not {tuple(h0.shape)}")
@@ -136,8 +138,8 @@ def _gradients(a: Tensor, h: Tensor, h0: Tensor | None, dh: Tensor, scan):
     first = a[:, :1]
     later = a[:, 1:].flip(1)
     g = scan(torch.cat([first, later], 1), dh.flip(1)).flip(1)
-    da = torch.empty_like(g)
-    torch.mul(g[:, 1:], h[:, :-1], out=da[:, 1:])
+    da = g.clone()
+    da[:, 1:] *= h[:, :-1]
     da[:, 0] = 0 if h0 is None else g[:, 0] * h0.conj()
     dh0 = a[:, 0] * g[:, 0]
     return da, g, dh0
@@ -211,15 +213,15 @@ class _Parallel(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dh, *_):
-        x, *_, h0 = ctx.saved_tensors[:6]
-        dy = torch.zeros_like(x) if dy is None else dy
-        dh = torch.zeros_like(h0) if dh is None else dh
+        saved = ctx.saved_tensors  # once: where activations are recomputed, a second look fails
+        dy = torch.zeros_like(saved[0]) if dy is None else dy
+        dh = torch.zeros_like(saved[5]) if dh is None else dh
         with without_autocast(dy.device):  # where it is called inside one
-            return _Parallel.gradients(ctx, dy, dh)
+            return _Parallel.gradients(ctx, saved, dy, dh)
 
     @staticmethod
-    def gradients(ctx, dy, dh):
-        x, delta, A, B, C, *carried = ctx.saved_tensors
+    def gradients(ctx, saved, dy, dh):
+        x, delta, A, B, C, *carried = saved
         dx = torch.empty_like(x)
         ddelta = torch.empty_like(delta)
         dA = torch.zeros_like(A)
@@ -234,15 +236,15 @@ class _Parallel(Function):
             h = _states(A_bar.clone(), Bx_bar, h0, ctx.scan)
             dh_c = dy_c[..., None] * C_c[:, :, None]
             dh_c[:, -1] += dh  # what later chunks and the last state ask for
-            torch.matmul(dy_c[:, :, None], h, out=dC_c[:, :, None])
+            dC_c.copy_((dy_c[:, :, None] @ h)[:, :, 0])
             dA_bar, dBx_bar, dh = _gradients(A_bar, h, h0, dh_c, ctx.scan)
             # Bx_bar = delta x B
             dinput = (dBx_bar @ B_c[..., None])[..., 0]  # of delta x, (B, chunk, D)
-            torch.matmul((delta_c * x_c)[:, :, None], dBx_bar, out=dB_c[:, :, None])
-            torch.mul(dinput, delta_c, out=dx_c)
+            dB_c.copy_(((delta_c * x_c)[:, :, None] @ dBx_bar)[:, :, 0])
+            dx_c.copy_(dinput * delta_c)
             # A_bar = exp(delta A)
             dexponent = dA_bar.mul_(A_bar)
-            torch.addcmul((dexponent * A).sum(-1), dinput, x_c, out=ddelta_c)
+            ddelta_c.copy_((dexponent * A).sum(-1) + dinput * x_c)
             dA += (dexponent * delta_c[..., None]).sum((0, 1))
         return dx, ddelta, dA, dB, dC, dh, None, None
 

@@ -42,7 +42,7 @@ def piece_bits(
     bits = np.zeros(len(pieces))
     total = sum(p.length for p in pieces)
     bar = tqdm(total=total, desc="evaluating", unit="token", unit_scale=True, disable=not progress)
-    with bar, _judging(model):
+    with bar, judging(model):
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             side_by_side = [pieces[i] for i in rows]
@@ -54,14 +54,15 @@ def piece_bits(
 
 
 @contextmanager
-def _judging(model) -> Iterator[None]:
+def judging(model) -> Iterator[None]:
     """The model without dropout, and afterwards as it was."""
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _segments(

@@ -77,9 +77,12 @@ def start(device: str | None = None) -> tuple[World, torch.device]:
     """(world, device) of this process: torchrun's environment, or a world of one."""
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     choices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    if wanted.split(":")[0] not in choices:
-        raise UserError(f"there is no device {wanted!r} here: choose {' or '.join(choices)}")
-    kind = torch.device(wanted)
+    try:
+        kind = torch.device(wanted)
+    except RuntimeError:
+        kind = None
+    if kind is None or kind.type not in choices:
+        raise UserError(f"training does not run on {wanted!r} here: choose {' or '.join(choices)}")
     if "LOCAL_RANK" not in os.environ:
         return World(), kind
     if not dist.is_available():

@@ -242,6 +242,15 @@ FOREIGN = {
     "a pedal that a reset lifts": midi_file(
         b"\x00\xb0\x40\x7f" + STRIKE + LET_UP + b"\x83\x60\xb0\x79\x00" + END_LATER
     ),
+    "all sound off on another channel": midi_file(
+        b"\x00\xb0\x40\x7f" + STRIKE + LET_UP + b"\x83\x60\xb1\x78\x00" + END_LATER
+    ),
+    "all sound off under the pedal": midi_file(
+        b"\x00\xb0\x40\x7f" + STRIKE + LET_UP + b"\x83\x60\xb0\x78\x00" + END_LATER
+    ),
+    "all notes off in another track": midi_file(
+        STRIKE + END_LATER, b"\x83\x60\xb0\x7b\x00" + END_AT_ONCE
+    ),
     "something behind the last track": midi_file(STRIKE + LET_UP + END_AT_ONCE, behind=b"MTrk" * 3),
 }
 

@@ -91,6 +91,10 @@ with torch.no_grad():
     torch.testing.assert_close((logits, state), model(tokens, return_state=True))
     program = torch.export.export(model, (tokens,))
     torch.testing.assert_close(program.module()(tokens), model(tokens))
+    rows = torch.export.Dim("rows", min=2, max=64)
+    program = torch.export.export(model, (tokens,), dynamic_shapes={"tokens": {0: rows}})
+    more = tokens.repeat(3, 1)
+    torch.testing.assert_close(program.module()(more), model(more))
 assert any("mamba_block_cpu" in str(node.target) for node in program.graph.nodes)
 print("equal")
 """
@@ -98,7 +102,8 @@ print("equal")
 
 @needs_compiler
 def test_a_compiled_model_has_no_graph_break_and_the_same_numbers():
-    """Loss, gradients, logits and state; in bfloat16 too; and the exported model its own.
+    """Loss, gradients, logits and state; in bfloat16 too; and the exported model its own, with an
+    open number of rows as well.
 
     The graphs are torch.compile's own; they run without its code generator, which takes a minute.
     """

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -271,6 +272,72 @@ def test_whoever_listens_at_a_module_hears_it():
     assert heard == ["norm", "gradient"]
     with pytest.raises(UserError, match="was replaced or has a hook"):
         Stepper(model, 2)
+
+
+def scaled(model):
+    class Scaled(torch.nn.Embedding):
+        def forward(self, ids):
+            return 3 * super().forward(ids)
+
+    model.backbone.embeddings = Scaled.from_pretrained(model.backbone.embeddings.weight)
+
+
+def patched(model):
+    linear = model.backbone.layers[0].mixer.in_proj
+    linear.forward = lambda x: 2 * torch.nn.functional.linear(x, linear.weight)
+
+
+def other_class(model):
+    class Louder(MambaLM):
+        def logits(self, x):
+            return 2 * super().logits(x)
+
+    model.__class__ = Louder
+
+
+@pytest.mark.parametrize("change", [scaled, patched, other_class])
+def test_the_whole_model_step_never_plays_another_model(change):
+    model, ids = make(), tokens(CONFIGS[0], 2, 7)
+    change(model)
+    assert stepper(model, 2) is None
+    torch.testing.assert_close(model(ids), model(ids, backend="loop"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", "parallel"])
+def test_recomputing_changes_no_gradient(backend):
+    model, ids = make(), tokens(CONFIGS[0], 2, 7)
+    found = []
+    for model.recomputes in (False, True):
+        model.zero_grad()
+        model(ids[:, :-1], targets=ids[:, 1:], backend=backend).backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", "parallel"])
+def test_torch_func_differentiates_the_model_on_every_path(backend):
+    model, ids = make(), tokens(CONFIGS[0], 2, 7)
+    given = (ids[:, :-1],), {"targets": ids[:, 1:], "backend": backend}
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    found = torch.func.grad(lambda w: torch.func.functional_call(model, w, *given))(weights)
+    model(*given[0], **given[1]).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_targets_of_any_whole_type_are_taken(dtype):
+    model, ids = make().to(dtype), tokens(CONFIGS[0], 2, 7)
+    wanted = model(ids[:, :-1], targets=ids[:, 1:])
+    for kind in (torch.uint16, torch.int32, torch.uint8):
+        assert model(ids[:, :-1].to(kind), targets=ids[:, 1:].to(kind)) == wanted
+
+
+def test_a_dropout_that_was_put_to_rest_rests():
+    model, ids = make(replace(CONFIGS[0], dropout=0.5)).train(), tokens(CONFIGS[0], 2, 7)
+    for layer in model.backbone.layers:
+        layer.dropout.eval()
+    assert torch.equal(model(ids), model(ids))
 
 
 def test_a_copy_of_a_model_that_recomputes_has_weights_of_its_own():

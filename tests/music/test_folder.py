@@ -57,7 +57,10 @@ def test_linked_folders_are_read_once_and_no_circle_is_walked(tmp_path):
     (tmp_path / "own").mkdir()
     fill(tmp_path / "elsewhere", {name: melody(i) for i, name in enumerate("abc")})
     (tmp_path / "own" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "own" / "again").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "own")
+    (tmp_path / "own" / "up").symlink_to(tmp_path)
+    fill(tmp_path, {"beside": melody(9)})
     assert set(sides(tmp_path / "own")) == set("abc")
 
 

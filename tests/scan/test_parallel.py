@@ -145,6 +145,12 @@ def test_a_complex_recurrence_and_its_gradients_are_those_of_the_loop(method, le
     assert torch.autograd.gradcheck(lambda *t: linear_recurrence(*t, method=method), (a, b, h0))
 
 
+def test_real_beside_complex_is_refused_in_a_sentence():
+    a, b, _ = chain(3, 2)
+    with pytest.raises(UserError, match="both real or both complex"):
+        linear_recurrence(a, b + 0j)
+
+
 def test_torch_func_differentiates_the_plain_scan():
     torch.manual_seed(0)
     x, delta = torch.randn(2, 7, 2).double(), torch.rand(2, 7, 2).double()

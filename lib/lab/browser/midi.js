@@ -97,15 +97,16 @@ function timed(events, division) {
 }
 
 function sounding(events) {
-  const down = new Map(), notes = [], ringing = new Set();
+  const down = new Map(), notes = [], ringing = new Map(); // notes of each voice; notes that the pedal holds
+  const channel = (voice) => voice >> 7 & 15;
   let pedal = false;
   const end = events.at(-1)?.seconds ?? 0;
-  const release = (note, seconds) => {
+  const release = (note, seconds, voice) => {
     note[1] = seconds;
-    if (pedal) ringing.add(note);
+    if (pedal) ringing.set(note, voice);
   };
   const lift = (seconds) => {
-    for (const note of ringing) note[1] = seconds;
+    for (const note of ringing.keys()) note[1] = seconds;
     ringing.clear();
     pedal = false;
   };
@@ -117,7 +118,7 @@ function sounding(events) {
       down.get(voice).push(note);
     } else if (type === 8 || type === 9) {
       const note = down.get(voice)?.shift();
-      if (note) release(note, seconds);
+      if (note) release(note, seconds, voice);
     } else if (type === 11 && a === SUSTAIN) {
       if (b < 64) lift(seconds);
       else pedal = true;
@@ -125,12 +126,16 @@ function sounding(events) {
       lift(seconds);
     } else if (type === 11 && (a === SOUND_OFF || a >= NOTES_OFF)) {
       for (const [other, held] of down) {
-        if (other >> 7 === voice >> 7) for (const note of held.splice(0)) release(note, seconds);
+        if (channel(other) === channel(voice)) for (const note of held.splice(0)) release(note, seconds, other);
       }
-      if (a === SOUND_OFF) lift(seconds);
+      for (const [note, other] of a === SOUND_OFF ? ringing : []) {
+        if (channel(other) !== channel(voice)) continue;
+        note[1] = seconds;
+        ringing.delete(note);
+      }
     }
   }
-  for (const note of ringing) note[1] = end;
+  for (const note of ringing.keys()) note[1] = end;
   if (!notes.length) throw new Error("This file has no notes for a piano. Choose another one.");
   return clipRepeats(notes.sort((a, b) => a[0] - b[0] || a[2] - b[2] || a[1] - b[1] || a[3] - b[3]));
 }

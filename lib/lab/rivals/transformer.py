@@ -104,7 +104,8 @@ class Attention(nn.Module):
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """x (B, heads, L, size) with its pairs of numbers turned by the positions `at` (B, L)."""
         # in float64: far positions stay exact
-        angle = at.double()[:, None, :, None] * self.frequencies.to(at.device)
+        self.frequencies = self.frequencies.to(at.device)  # copied once
+        angle = at.double()[:, None, :, None] * self.frequencies
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

@@ -61,7 +61,6 @@ def window_nats(
     jobs = _jobs(pieces, window, stride or max(1, window // 2))
     batches = range(0, len(jobs), batch)
     nats = [np.zeros(piece.length - 1) for piece in pieces]
-    model.eval()
     for first in tqdm(batches, desc="evaluating", unit="batch", disable=not progress):
         rows = jobs[first : first + batch]
         parts = [streams.stream(pieces[i])[begin : begin + window + 1] for i, begin, _ in rows]
@@ -105,7 +104,6 @@ def carried_nats(
     """Nats of every token after the first, float64 (length - 1,) a piece,
     the state carried through it.
     """
-    model.eval()
     nats = []
     for piece in pieces:
         stream = torch.from_numpy(streams.stream(piece).astype(np.int64))[None]
@@ -136,7 +134,8 @@ def token_nats(
 def _nats(model, tokens, state, autocast):
     """tokens (B, L+1) on a CPU: nats of the last L, float64 (B, L), and the state after them."""
     tokens = tokens.to(model.device)
-    with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+    cast = torch.autocast(model.device.type, autocast, enabled=autocast is not None)
+    with cast, evaluate.judging(model):
         logits, state = model(tokens[:, :-1], state, return_state=True)
     targets = tokens[:, 1:]
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
