@@ -4,8 +4,9 @@ A model that only looks back plays on from A as if nothing were to come. Here ma
 by side, and again and again each is asked how likely B would be from where it stands. Rows from
 which B is unlikely are dropped, the others forked: sequential Monte Carlo (Gordon, Salmond and
 Smith 1993), with what lies ahead as a twist of the weights, as in twisted SMC (Zhao and others
-2024). In the end every row has reached B, and one is drawn by its weight; its music is drawn, but
-for the number of rows, from the odds that it is sampled by, given both A and B.
+2024). In the end every row has reached B, and one is drawn by its weight. Its music is near to what
+the model would draw given both A and B, and not the same: how likely a row was to end where it did
+counts twice, when it ends and in the weight of B.
 
 Forking is what a state space model does cheaply. All that a row knows is a `Moment`, which has the
 same size after a second and after an hour: a copy of some hundred kilobytes. A Transformer's row is

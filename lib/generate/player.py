@@ -23,7 +23,7 @@ from lib.generate.sampling import Sampling, draw
 from lib.mamba import step_cpu as mamba_cpu
 from lib.music.maestro import DATA
 from lib.music.notes import Music, clip_repeats, sustain
-from lib.music.token_names import numbers_in
+from lib.music.token_names import BAR_LINE, numbers_in
 from lib.music.tokens import Tokenizer, first_seconds, prompt_music
 
 MODEL = DATA / "model"
@@ -205,7 +205,11 @@ def sample(
     prompt ends with silence. The end-of-piece token is never drawn.
     """
     start = hear(model, tokenizer, prompt, begin=begin)
-    yield from ((bar, begin) for bar in start.recent[len(prompt) :])
+    before = Grammar(tokenizer)
+    for token in prompt:
+        before.read(int(token))
+    bar = int(tokenizer.base[BAR_LINE])
+    yield from ((bar, begin) for _ in range(start.grammar.bar - before.bar))
     player = Player(model, tokenizer, [start], [seed], sampling, controls)
     for _, token, seconds in play(player, until):
         yield token, seconds

@@ -11,13 +11,13 @@ from lib.env.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature, filters and repetition, applied in this order."""
+    """Repetition, temperature and filters, applied in this order."""
 
     temperature: float = 1.0  # below 1: safer, above 1: wilder; 0 takes the likeliest
     top_k: int = 0  # keep the k likeliest tokens; 0: all
     top_p: float = 0.95  # keep the likeliest tokens that make up this much probability
     min_p: float = 0.0  # drop tokens less likely than this share of the likeliest
-    repetition: float = 1.0  # divide the odds of keys struck lately by this; 1: leave them
+    repetition: float = 1.0  # before the rest: divide the odds of keys struck lately; 1: do not
     window: int = 64  # tokens that "lately" looks back on
     clock_temperature: float = 0.0  # a floor under the temperature of when, not of what
 
@@ -50,7 +50,8 @@ class Sampling:
     def discourage(self, logits: Tensor, recent: Tensor) -> Tensor:
         """Logits (..., V) with log(`repetition`) taken off where `recent`, bool (..., V), is true.
 
-        That divides the odds of such a token against any other by `repetition`. The usual penalty
+        That divides the odds of such a token against any other by `repetition`, of which the
+        temperature takes a power, as of all odds. The usual penalty
         (Keskar et al. 2019) divides positive logits and multiplies negative ones instead: its
         effect hangs on where zero happens to lie, which means nothing to a softmax.
         """

@@ -36,6 +36,10 @@ class Augmentation:
     velocity: int = 8  # softer or louder by up to this, of 127
     seed: int = 0
 
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"the seed of the copies is {self.seed}: give 0 or more")
+
     def draw(self, piece: int, copy: int) -> dict:
         """The arguments of `lib.music.notes.augment` for one copy: the same at every run."""
         if copy == 0:

@@ -277,6 +277,8 @@ def history(folder: Path) -> dict:
         run = read(folder.parent, lambda text: None, look)[1]
         before = run.get("init") or {}
         row = min(run["log"], key=lambda row: row["validation_bits_per_note"], default=None)
+        if row and row["validation_bits_per_note"] > run["best"] + 1e-5:
+            row = {"step": 0, "tokens": 0, "minutes": 0.0}  # none was better than the beginning
         if row and not (before and "tokens" not in before):
             facts |= {
                 "steps": row["step"] + before.get("steps", 0),

@@ -82,6 +82,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value:
                 raise UserError(f"{name}={value} is below 0: give 0 or more")
+        if self.seed >= 2**63:
+            raise UserError(f"seed={self.seed} has more than 63 bits: give a smaller number")
         if self.optimizer not in OPTIMIZERS:
             choices = " or ".join(OPTIMIZERS)
             raise UserError(f"optimizer {self.optimizer!r} is unknown: choose {choices}")

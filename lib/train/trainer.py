@@ -232,22 +232,28 @@ class Trainer:
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        scaled = self.precision is torch.float16  # the scaler skips a step that overflows
-        if not math.isfinite(nats) or not (scaled or torch.isfinite(norm)):
-            raise UserError(
-                f"the loss is no longer a number at step {self.step}: resume from the "
-                "last checkpoint with a smaller --lr"
-            )
+        fits = bool(torch.isfinite(norm))
+        if not math.isfinite(nats) or not (fits or self.precision is torch.float16):
+            raise self._no_number("the loss")
         for optimizer in self.optimizers.values():
-            self.scaler.step(optimizer)
+            if fits:  # a step that overflows in float16 is skipped by all, and the scale comes down
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
+
+    def _no_number(self, what: str) -> UserError:
+        return UserError(
+            f"{what} is no longer a number at step {self.step}: resume from the "
+            "last checkpoint with a smaller --lr"
+        )
 
     # -- validation ----------------------------------------------------------------------------
 
     def validate(self) -> float:
         """Bits per note of the fixed validation pieces; a new best is kept as a checkpoint."""
         bits = self.evaluate()
+        if not math.isfinite(bits):
+            raise self._no_number("the validation")
         if bits < self.best:
             self.best = bits
             if self.world.first:

@@ -1,5 +1,6 @@
 """Claims about lib.generate: what it plays is decodable, repeatable and asked for."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -320,6 +321,18 @@ def test_a_key_is_struck_once_at_an_instant(shipped):
     assert merged and (masked[merged] == -torch.inf).all()
     grammar.read(single["Position_1"])
     assert grammar.mask(torch.zeros(tokenizer.vocab_size))[single["Pitch_60"]] == 0
+
+
+def test_a_long_prompt_that_ends_in_silence_is_followed_by_its_bar_lines(shipped):
+    model, tokenizer = shipped
+    start = np.repeat(np.arange(200) * 0.005, 1)
+    notes = make_notes(start, start + 0.1, 30 + np.arange(200) % 60, np.full(200, 70))
+    for prompt in (notes[:9], notes):
+        ids = tokenizer.encode(Music(prompt))
+        first = [
+            t for t, _ in itertools.islice(sample(*shipped, ids, begin=8.0, until=9, seed=1), 3)
+        ]
+        assert first == [int(tokenizer.base["Bar_None"])] * 3, len(ids)
 
 
 def test_sampling_keeps_to_its_time(shipped):

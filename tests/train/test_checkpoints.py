@@ -363,6 +363,17 @@ def test_weights_to_start_from_are_those_and_what_is_known_of_them_is_recorded(r
     assert again["steps"] > row["step"] and again["folder"] == "best"
 
 
+def test_training_that_made_nothing_better_is_not_counted(run, tmp_path):
+    folder, streams = run
+    start = folder / "best"
+    trainer = Trainer(streams, TINY, tmp_path / "next", device="cpu", init=start, say=quiet)
+    first = trainer.validate()  # the weights that it begins with are kept
+    trainer.evaluate = lambda: first + 1
+    trainer.run(progress=False)
+    found = checkpoints.history(tmp_path / "next" / "best")
+    assert found["steps"] == trainer.init["steps"] and found["tokens"] == trainer.init["tokens"]
+
+
 def test_weights_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
     folder, streams = run
     with pytest.raises(UserError, match="d_model=16, the run d_model=18"):

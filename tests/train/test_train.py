@@ -575,3 +575,37 @@ def test_judging_leaves_a_model_as_it_was():
     model.backbone.layers[0].eval()
     assert bits_per_note(model, streams, streams.pieces) == first
     assert model.training and not model.backbone.layers[0].training
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_step_that_overflows_in_float16_is_skipped_by_all_optimisers(tmp_path, bad):
+    config = replace(TINY, precision="fp16", optimizer="muon", steps=100)
+    trainer = Trainer(make_streams(), config, tmp_path, device="cpu", say=quiet)
+    trainer.train_step()
+    before = copy.deepcopy(trainer.model.state_dict())
+    scale = trainer.scaler.get_scale()
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.model.backbone.embeddings.weight.grad[3, 2] = bad
+    trainer._update(1.0)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert trainer.scaler.get_scale() < scale
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_validation_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(tmp_path):
+    config, streams = replace(TINY, eval_every=2, save_every=1, steps=100), make_streams()
+    trainer = Trainer(streams, config, tmp_path, device="cpu", say=quiet)
+    trainer.run(progress=False, watch=lambda run: setattr(run, "stop_asked", run.step == 2))
+    trainer.evaluate = lambda: math.nan
+    trainer.stop_asked = False
+    with pytest.raises(UserError, match="the validation is no longer a number at step 4"):
+        trainer.run(progress=False)
+    again = Trainer(streams, config, tmp_path, device="cpu", resume=True, say=quiet)
+    assert again.step == 3
+
+
+def test_a_seed_of_too_many_bits_is_one_sentence():
+    with pytest.raises(UserError, match="more than 63 bits"):
+        replace(TINY, seed=2**64)

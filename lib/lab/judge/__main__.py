@@ -34,10 +34,8 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
         seconds = min(
             60.0, float(np.floor(np.median([notes["end"].max() for notes in pieces.values()])))
         )
-    if not seconds >= 10:
-        raise UserError(
-            f"pieces of {seconds:g} seconds are too short to compare: play ten seconds or more"
-        )
+    if not 10 <= seconds <= 600:
+        raise UserError(f"{seconds:g} seconds of each piece are outside 10 to 600: choose another")
     return {name: opening(notes, seconds) for name, notes in pieces.items()}, seconds
 
 

@@ -86,6 +86,8 @@ def page(
         raise UserError("a comparison needs two groups with a piece each")
     if not 1 <= count <= LARGEST:
         raise UserError(f"{count} pairs are outside 1 to {LARGEST}: nobody listens for longer")
+    if seed < 0:
+        raise UserError(f"seed {seed} is below 0: give 0 or more")
     dealt = pairs({name: len(pieces) for name, pieces in groups.items()}, count, seed)
     sounds, rolls, keys = {}, {}, {}
     for name, index in {clip for pair in dealt for clip in pair}:

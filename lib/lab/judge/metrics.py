@@ -67,10 +67,13 @@ def self_similarity(
     """Cosine similarity of every `width` seconds of a piece with every other: (frames, frames).
 
     A frame is the share of each of the twelve pitch classes in each half second, for four seconds
-    on end: what is compared are progressions, not single chords.
+    on end: what is compared are progressions, not single chords. Nothing of a piece shorter than
+    `width`.
     """
     frames = int(np.ceil(seconds / hop))
     taps = round(width / hop)
+    if frames < taps:
+        return np.zeros((0, 0))
     chroma = np.zeros((frames, 12))
     for i in range(frames):
         begin = np.maximum(notes["start"], i * hop)
