@@ -7,7 +7,7 @@ import pytest
 
 from lib.env.errors import UserError
 from lib.generate.player import load_model
-from lib.lab.judge.__main__ import main, name_of
+from lib.lab.judge.__main__ import main, name_of, read_folder
 from lib.lab.judge.bits import bits_of
 from lib.music.notes import Music, make_notes, write_midi
 
@@ -42,6 +42,18 @@ def test_the_command_prints_a_line_a_file_and_the_sum(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("to " + lines[-1].split()[-1]) and "160 notes in all" in lines[-1]
     assert {line.split()[-1] for line in lines[-3:-1]} == {"a.mid", "below/b.mid"}
+
+
+def test_pieces_shorter_than_what_is_compared_are_left_out(tmp_path, capsys):
+    for name, seconds, silence in (("a", 20, 0), ("b", 60, 0), ("c", 60, 5), ("d", 58, 9)):
+        start = silence + np.arange(0, seconds, 0.1)
+        notes = make_notes(start, start + 0.1, np.full(len(start), 60), np.full(len(start), 70))
+        write_midi(Music(notes), tmp_path / f"{name}.mid")
+    pieces, seconds = read_folder(tmp_path, None)
+    assert seconds == 59 and [len(notes) for notes in pieces.values()] == [590, 590]
+    assert "left out, shorter than 59 seconds: a.mid, d.mid" in capsys.readouterr().out
+    with pytest.raises(UserError, match="fewer than two files last 70 seconds"):
+        read_folder(tmp_path, 70)
 
 
 def test_a_folder_called_like_an_anchor_is_not_taken_for_it(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ from lib.env.files import whole, write_json
 
 
 def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarray], float]:
-    """The openings of all MIDI files of a folder, and their length:
-    at most a minute, at most the median piece.
+    """The openings of a folder's MIDI files, and their length: at most a minute, at most the
+    median piece. Files that are shorter are left out, which is said.
     """
     from lib.music.library import opening
     from lib.music.notes import read_midi, sustain
@@ -30,13 +30,18 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
             "with python -m lib.generate"
         )
     pieces = {path.name: sustain(read_midi(path)).notes for path in paths}
+    lasts = {name: notes["end"].max() - notes["start"][0] for name, notes in pieces.items()}
     if seconds is None:
-        seconds = min(
-            60.0, float(np.floor(np.median([notes["end"].max() for notes in pieces.values()])))
-        )
+        seconds = min(60.0, float(np.floor(np.median(list(lasts.values())))))
     if not 10 <= seconds <= 600:
         raise UserError(f"{seconds:g} seconds of each piece are outside 10 to 600: choose another")
-    return {name: opening(notes, seconds) for name, notes in pieces.items()}, seconds
+    short = [name for name, length in lasts.items() if length < seconds]
+    if len(pieces) - len(short) < 2:
+        raise UserError(f"fewer than two files last {seconds:g} seconds: give less with --seconds")
+    if short:
+        print(f"left out, shorter than {seconds:g} seconds: {', '.join(short)}")
+    whole = {name: notes for name, notes in pieces.items() if name not in short}
+    return {name: opening(notes, seconds) for name, notes in whole.items()}, seconds
 
 
 def name_of(folder: Path) -> str:
