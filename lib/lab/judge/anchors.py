@@ -181,8 +181,7 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
     exactly and transposed, a group a row.
 
     "real" are the test openings against the pieces of *other* composers: what unrelated music
-    shares by chance. "same title" shows that the check can find something: the opening of a
-    training piece against other performances of that title.
+    shares by chance. What a copy looks like, `passages` says.
     """
     train = [keys(notes) for notes in anchor.train]
     composers = sorted({p.composer for p in anchor.train_facts} | {*anchor.composers})
@@ -191,12 +190,6 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
         [number[composer] for composer in anchor.composers],
         [number[p.composer] for p in anchor.train_facts],
     )
-    titles: dict[tuple[str, str], list[int]] = {}
-    for i, p in enumerate(anchor.train_facts):
-        titles.setdefault((p.composer, p.title), []).append(i)
-    again = [rows for rows in titles.values() if len(rows) > 1]
-    openings = [keys(opening(anchor.train[rows[0]], anchor.seconds)) for rows in again]
-    repeated = [train[i] for rows in again for i in rows[1:]]
     kinds = {}
     for kind in ("exact", "transposed"):
         transposed = kind == "transposed"
@@ -206,8 +199,6 @@ def copied(anchor: Anchors, groups: dict[str, Sequence[np.ndarray]]) -> dict:
             found[name] = longest_shared(
                 [keys(n) for n in pieces], train, transposed=transposed, groups=apart
             )
-        if again:
-            found["same title"] = longest_shared(openings, repeated, transposed=transposed)
         kinds[kind] = {
             name: _summary(passages, anchor, named=name in groups)
             for name, passages in found.items()
