@@ -567,32 +567,15 @@ def as_made(module: nn.Module, kind: type) -> bool:
     return type(module) is kind and not patched and not any(listeners)
 
 
-def inside_as_made(block: nn.Module) -> bool:
-    """Whether all modules inside a `MambaBlock` are those that it was made with."""
-    from lib.mamba.model import MambaMixer, RMSNorm
-
-    mixer = block.mixer
-    if not as_made(mixer, MambaMixer):
-        return False
-    linear = mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj
-    return (
-        as_made(block.norm, RMSNorm)
-        and as_made(block.dropout, nn.Dropout)
-        and as_made(mixer.conv1d, nn.Conv1d)
-        and all(as_made(one, nn.Linear) for one in linear)
-    )
-
-
 def suits(block: nn.Module, x: Tensor) -> bool:
-    """Whether `block` can run fused.
+    """Whether a `MambaBlock` whose inner modules are as they were made can run fused.
 
-    Its weights have to be float32 beside x, and its inner modules as they were made.
+    Its weights have to be float32 beside x.
     """
-    if not inside_as_made(block) or not block.dropout.p < 1:
-        return False
     plain = all(p.dtype == torch.float32 and p.device == x.device for p in block.parameters())
     few_taps = block.mixer.conv1d.weight.shape[-1] <= MOST_TAPS
-    return plain and few_taps and precision(x) is not None and scan_cpu.available()
+    some_stays = block.dropout.p < 1
+    return plain and few_taps and some_stays and precision(x) is not None and scan_cpu.available()
 
 
 def block(

@@ -259,11 +259,24 @@ class MambaBlock(Block):
     def __init__(self, config: MambaConfig):
         super().__init__(config, MambaMixer(config))
 
+    def inside_as_made(self) -> bool:
+        """Whether no module inside was replaced or is listened at: then the weights say all."""
+        mixer = self.mixer
+        if not block_cpu.as_made(mixer, MambaMixer):
+            return False
+        parts = {
+            RMSNorm: [self.norm],
+            nn.Dropout: [self.dropout],
+            nn.Conv1d: [mixer.conv1d],
+            nn.Linear: [mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj],
+        }
+        return all(block_cpu.as_made(one, kind) for kind, ones in parts.items() for one in ones)
+
     def forward(
         self, x: Float[Tensor, "B L M"], memory: MambaMemory, backend: str = "auto"
     ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
         """The residual after this layer, and the memory after it; fused where `backend` is auto."""
-        if backend == "auto" and block_cpu.suits(self, x):
+        if backend == "auto" and self.inside_as_made() and block_cpu.suits(self, x):
             return block_cpu.block(self, x, memory)
         return super().forward(x, memory, backend=backend)
 

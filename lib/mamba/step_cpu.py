@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.mamba.block_cpu import as_made, check_weights, inside_as_made, weights_of
+from lib.mamba.block_cpu import as_made, check_weights, weights_of
 from lib.mamba.model import MambaBlock, MambaLM, RMSNorm, State
 from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
@@ -136,7 +136,7 @@ def is_as_made(model: MambaLM) -> bool:
     return (
         as_made(model, MambaLM)
         and as_made(backbone.embeddings, nn.Embedding)
-        and all(as_made(layer, MambaBlock) and inside_as_made(layer) for layer in backbone.layers)
+        and all(as_made(one, MambaBlock) and one.inside_as_made() for one in backbone.layers)
         and as_made(backbone.norm_f, RMSNorm)
     )
 

@@ -287,6 +287,15 @@ def test_a_model_of_another_precision_reads_and_steps(arch, dtype):
         by_steps(make(arch), ids)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_it_trains_under_autocast_on_any_processor(arch):
+    model, ids = make(arch).train(), tokens(2, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids[:, :-1], targets=ids[:, 1:])
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_a_transformer_in_bfloat16_counts_beyond_256():
     model = make("transformer").bfloat16()
     _, state = model.prefill(tokens(1, 300))

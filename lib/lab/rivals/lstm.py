@@ -1,5 +1,6 @@
 """An LSTM language model: one-layer LSTMs in residual blocks (Hochreiter and Schmidhuber 1997)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.mamba.model import Block, LanguageModel, Memory
+from lib.scan import native
+from lib.scan.parallel import without_autocast
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class LSTMMixer(nn.Module):
         if not u.shape[1]:
             return u, memory
         h, c = (t.transpose(0, 1).to(u.dtype).contiguous() for t in memory)
-        y, (h, c) = self.lstm(u, (h, c))
+        # torch has no LSTM in bfloat16 for processors of narrower vectors
+        narrow = u.device.type == "cpu" and not native.units().startswith("AVX-512")
+        with without_autocast(u.device) if narrow else nullcontext():
+            y, (h, c) = self.lstm(u, (h, c))
         return y, (h.transpose(0, 1), c.transpose(0, 1))
 
     def step(self, u: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

@@ -55,7 +55,7 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             return kept / kept.sum()
             """,
             "with a share of 0.1 you keep [0], "
-            "and [1] have the surprise nearest to the entropy of 1.46 nats",
+            "and [1] have the surprise nearest to the entropy of 1.43 nats",
         ),
         (
             "the least typical",
@@ -81,7 +81,7 @@ WRONG = {  # exercise: (what is wrong, the answer, what the check must say)
             kept[stay] = p[stay]
             return kept / kept.sum()
             """,
-            "have the surprise nearest to the entropy of 1.46 nats",
+            "have the surprise nearest to the entropy of 1.43 nats",
         ),
         (
             "the token that reaches the share is dropped",
