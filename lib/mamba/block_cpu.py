@@ -568,14 +568,15 @@ def as_made(module: nn.Module, kind: type) -> bool:
 
 
 def suits(block: nn.Module, x: Tensor) -> bool:
-    """Whether a `MambaBlock` whose inner modules are as they were made can run fused.
+    """Whether a `MambaBlock` can run fused.
 
-    Its weights have to be float32 beside x.
+    Its weights have to be float32 beside x, and its inner modules as they were made.
     """
+    if not block.inside_as_made() or not block.dropout.p < 1:
+        return False
     plain = all(p.dtype == torch.float32 and p.device == x.device for p in block.parameters())
     few_taps = block.mixer.conv1d.weight.shape[-1] <= MOST_TAPS
-    some_stays = block.dropout.p < 1
-    return plain and few_taps and some_stays and precision(x) is not None and scan_cpu.available()
+    return plain and few_taps and precision(x) is not None and scan_cpu.available()
 
 
 def block(

@@ -276,7 +276,7 @@ class MambaBlock(Block):
         self, x: Float[Tensor, "B L M"], memory: MambaMemory, backend: str = "auto"
     ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
         """The residual after this layer, and the memory after it; fused where `backend` is auto."""
-        if backend == "auto" and self.inside_as_made() and block_cpu.suits(self, x):
+        if backend == "auto" and block_cpu.suits(self, x):
             return block_cpu.block(self, x, memory)
         return super().forward(x, memory, backend=backend)
 
