@@ -48,6 +48,15 @@ def choice(row: dict) -> dict:
     return {"lr": row["lr"], "warmup": row["warmup"]}
 
 
+def settings(lab, arch: str) -> dict[str, float]:
+    """The rate and the warm-up that the race chose, or where it has not yet
+    the middle rate and the first warm-up.
+    """
+    chosen = lab.protocol.race
+    default = {"lr": chosen.rates[len(chosen.rates) // 2], "warmup": chosen.warmups[0]}
+    return lab.read("race").get("best", {}).get(arch, default)
+
+
 def tied(rows: list[dict], tie: float) -> list[dict]:
     """The best rate and warm-up of some trials; behind it those of the smallest rate
     that comes as near as `tie` bits a note, where that is another.

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.env.schema import Number
-from lib.lab.experiments.intervals import difference, mean_bits, two_level
+from lib.lab.experiments.intervals import difference, interval, mean_bits
 from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.rivals.windows import model_bits
 from lib.music.encode import Augmentation, build
@@ -73,7 +73,7 @@ def run(lab) -> dict:
                 },
                 "bits": bits.round(3).tolist(),
                 "bits_per_note": mean_bits(bits, notes),
-                "interval_95": list(two_level(bits, notes)),
+                "interval_95": interval(bits, notes),
                 "without_penalty": mean_bits(plain, notes),
                 "curves": [one["curve"] for one in outcomes],
             }

@@ -1,4 +1,4 @@
-"""Part (a), second protocol: which architecture predicts held-out music best.
+"""Part (a): which architecture predicts held-out music best.
 
 Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the
 budget, and where trials are alike, with whole runs. Then all train at their best, with several
@@ -11,10 +11,12 @@ where they lie, no machine trains it again:
 
 Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained
 again: from its bits at two budgets follows what a doubling of its tokens is worth to it, and so
-what it would have had with the tokens that as many operations as Mamba's allow.
+what it would have had with the tokens that as many operations as Mamba's allow. That worth is the
+difference of two single runs, and how far single runs lie apart is in the intervals.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
 from lib.lab.experiments.entries import best_of, entries, is_shown, kept_as, tied, trial, whole
-from lib.lab.experiments.intervals import difference, mean_bits, two_level
+from lib.lab.experiments.intervals import Spread, difference, interval, mean_bits, show, spread
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import LABELS, build
@@ -200,9 +202,8 @@ def counted_grams(lab) -> dict:
 
 def counted(lab, arch: str) -> float:
     """Operations for each token of a training step."""
-    config = lab.protocol.config
     model = build(arch, lab.base.vocab_size, lab.protocol.size)
-    return operations(model, config.batch, config.length)
+    return operations(model, lab.protocol.config.length)
 
 
 # ---- the summary -----------------------------------------------------------------------------
@@ -212,33 +213,55 @@ def summarise(result: dict, first: str) -> dict:
     """For both budgets a row each: bits a note, and the difference between `first` and it."""
     notes = np.array(result["pieces"]["notes"])
     honest = ~np.array(result["pieces"]["leaks"], bool)
+    models = whole_runs(result)
+    curves = {arch: curve(result, arch) for arch in models}
+    worth = {arch: doubling(points) for arch, points in curves.items()}
+    one_run = pooled(models.values(), notes)
+    budgets = {}
+    for budget in ("tokens", "arithmetic"):
+        rows = {}
+        for arch, mine in models.items():
+            tokens = max(row["tokens"] for row in result["runs"] if row["arch"] == arch)
+            luck = None
+            if budget == "arithmetic":
+                if worth[arch] is None:
+                    continue
+                share = result["operations"][first] / result["operations"][arch]
+                tokens, doublings = share * tokens, math.log2(share)
+                # bits of each piece with so many more tokens
+                mine = mine + doublings * worth[arch] * notes
+                if one_run:  # what a doubling is worth is the difference of two single runs
+                    luck = 2 * doublings**2 * one_run[0], one_run[1]
+            rows[arch] = {
+                "tokens": tokens,
+                **estimate(mine, notes, luck),
+                "without_leaks": estimate(mine[:, honest], notes[honest], luck),
+            }
+            if arch != first:
+                rows[arch]["first_minus_this"] = difference(models[first], mine, notes, luck=luck)
+        budgets[budget] = rows
+    return {"first": first, "budgets": budgets, "curves": curves, "doubling": worth}
+
+
+def pooled(models: Iterable[np.ndarray], notes: np.ndarray) -> Spread | None:
+    """The variance of a single run's bits a note, by the seeds of all architectures together."""
+    found = [spread(bits, notes) for bits in models if len(bits) > 1]
+    free = sum(degrees for _, degrees in found)
+    if not free:
+        return None
+    # s² / n of n seeds
+    squares = sum(variance * (degrees + 1) * degrees for variance, degrees in found)
+    return squares / free, free
+
+
+def whole_runs(result: dict) -> dict[str, np.ndarray]:
+    """Bits of each test piece by the runs of all tokens, (seeds, pieces) of each architecture."""
     longest = max(row["steps"] for row in result["runs"])
     bits: dict[str, list] = {}
     for row, found in zip(result["runs"], result["test"], strict=True):
         if row["steps"] == longest:
             bits.setdefault(row["arch"], []).append(found)
-    models = {arch: np.array(rows) for arch, rows in bits.items()}
-    curves = {arch: curve(result, arch) for arch in models}
-    worth = {arch: doubling(points) for arch, points in curves.items()}
-    budgets = {}
-    for budget in ("tokens", "arithmetic"):
-        rows = {}
-        for arch, mine in models.items():
-            share = 1.0
-            if budget == "arithmetic":
-                share = result["operations"][first] / result["operations"][arch]
-            # bits of each piece with so many more tokens
-            moved = mine + math.log2(share) * worth[arch] * notes
-            tokens = max(row["tokens"] for row in result["runs"] if row["arch"] == arch)
-            rows[arch] = {
-                "tokens": share * tokens,
-                **estimate(moved, notes),
-                "without_leaks": estimate(moved[:, honest], notes[honest]),
-            }
-            if arch != first:
-                rows[arch]["first_minus_this"] = difference(models[first], moved, notes)
-        budgets[budget] = rows
-    return {"first": first, "budgets": budgets, "curves": curves, "doubling": worth}
+    return {arch: np.array(rows) for arch, rows in bits.items()}
 
 
 def curve(result: dict, arch: str) -> list[tuple[int, float]]:
@@ -253,20 +276,18 @@ def curve(result: dict, arch: str) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
-def doubling(points: list[tuple[int, float]]) -> float:
-    """Bits a note that the last doubling of the tokens brought:
-    a line through the last two budgets.
+def doubling(points: list[tuple[int, float]]) -> float | None:
+    """Bits a note that the last doubling of the tokens brought: a line through the last two
+    budgets. None where there is one alone.
     """
     if len(points) < 2:
-        return 0.0
+        return None
     (few, before), (many, after) = points[-2:]
     return (after - before) / math.log2(many / few)
 
 
-def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
-    """Bits a note, of every seed too, with the two-level interval:
-    bits (seeds, pieces), notes (pieces,).
-    """
+def estimate(bits: np.ndarray, notes: np.ndarray, luck: Spread | None = None) -> dict:
+    """Bits a note, of every seed too, with the interval: bits (seeds, pieces), notes (pieces,)."""
     if not len(notes):  # the sample's only test piece may be one of the leaking titles
         return {"pieces": 0, "bits_per_note": None, "interval_95": None}
     return {
@@ -274,7 +295,7 @@ def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
         "seeds": len(bits),
         "by_seed": [float(one.sum() / notes.sum()) for one in bits],
         "bits_per_note": mean_bits(bits, notes),
-        "interval_95": list(two_level(bits, notes)),
+        "interval_95": interval(bits, notes, luck=luck),
     }
 
 
@@ -282,16 +303,17 @@ def table(result: dict) -> str:
     """The summary in Markdown."""
     first = LABELS[result["summary"]["first"]]
     lines = [
-        "| equal | architecture | seeds | bits a note, test (95 %) "
-        f"| {first} minus this (95 %) | over seeds alone |",
+        f"| equal | architecture | seeds | bits a note, test (95 %) | {first} minus this (95 %) "
+        "| p, over seeds |",
         "|---|---|---|---|---|---|",
     ]
     for budget, rows in result["summary"]["budgets"].items():
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
-            low, high = row["interval_95"]
+            found = row.get("first_minus_this")
+            p = "" if not found else "one seed" if found["p"] is None else f"{found['p']:.2g}"
             lines.append(
-                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} "
-                f"({low:.2f} to {high:.2f}) | {said(row.get('first_minus_this'))} |"
+                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {said(found)} "
+                f"| {p} |"
             )
     for name, bits in result["counting"].items():
         lines.append(f"| | {name}, counted | | {bits:.2f} | | |")
@@ -299,13 +321,7 @@ def table(result: dict) -> str:
 
 
 def said(found: dict | None) -> str:
-    """A difference in two columns, with "not shown" where an interval holds zero."""
+    """A difference in words, with "not shown" where its interval holds zero."""
     if not found:
-        return " | "
-    low, high = found["interval_95"]
-    both = f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f})"
-    if found["welch_95"] is None:
-        return f"{both}, not shown | one seed"
-    low, high = found["welch_95"]
-    doubt = "" if found["shown"] else ", not shown"
-    return f"{both}{doubt} | {low:+.2f} to {high:+.2f}, p = {found['p']:.2g}"
+        return ""
+    return show(found, "+") + ("" if found["shown"] else ", not shown")
