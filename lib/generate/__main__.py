@@ -39,7 +39,7 @@ from lib.music.notes import Music, read_midi, write_midi
 PROMPT_SECONDS = 10.0  # that are read of a prompt
 LONGEST_STEM = 80  # bytes of a file's name in those that are made of it; systems take 255 in all
 ENDINGS = (".mid", ".mp3", ".png", ".safetensors")
-MOST = "-1000.safetensors"  # the longest that is put behind a name
+LONGEST_ENDING = "-1000.safetensors"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.after:
         return play_bridges(args)
     stem = short(args.prompt or args.state or "new")
-    check_writable(args.out / f"{stem}-seed{args.seed}{MOST}")
+    check_writable(args.out / f"{stem}-seed{args.seed}{LONGEST_ENDING}")
     model, tokenizer = load_model(args.model)
     origin = 0.0  # where in the piece the file begins
     if args.state:
@@ -254,7 +254,7 @@ def play_bridges(args) -> None:
     before = read_midi(args.before)
     after = read_midi(args.after)
     name = f"{short(args.before)}-to-{short(args.after)}"
-    check_writable(args.out / f"{name}-seed{args.seed}{MOST}")
+    check_writable(args.out / f"{name}-seed{args.seed}{LONGEST_ENDING}")
     model, tokenizer = load_model(args.model)
     for seed in range(args.seed, args.seed + args.variations):
         music, begin, end = bridge(

@@ -40,8 +40,8 @@ def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarr
         raise UserError(f"fewer than two files last {seconds:g} seconds: give less with --seconds")
     if short:
         print(f"left out, shorter than {seconds:g} seconds: {', '.join(short)}")
-    whole = {name: notes for name, notes in pieces.items() if name not in short}
-    return {name: opening(notes, seconds) for name, notes in whole.items()}, seconds
+    found = {name: opening(notes, seconds) for name, notes in pieces.items() if name not in short}
+    return found, seconds
 
 
 def name_of(folder: Path) -> str:
