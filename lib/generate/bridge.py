@@ -4,9 +4,9 @@ A model that only looks back plays on from A as if nothing were to come. Here ma
 by side, and again and again each is asked how likely B would be from where it stands. Rows from
 which B is unlikely are dropped, the others forked: sequential Monte Carlo (Gordon, Salmond and
 Smith 1993), with what lies ahead as a twist of the weights, as in twisted SMC (Zhao and others
-2024). In the end every row has reached B, and one is drawn by its weight. Its music is near to what
-the model would draw given both A and B, and not the same: how likely a row was to end where it did
-counts twice, when it ends and in the weight of B.
+2024). In the end every row has reached B, and one is drawn by its weight: how likely B is from
+there, over how likely the row was to end there. The more rows, the nearer its music comes to what
+the model would draw given both A and B.
 
 Forking is what a state space model does cheaply. All that a row knows is a `Moment`, which has the
 same size after a second and after an hour: a copy of some hundred kilobytes. A Transformer's row is
@@ -79,6 +79,7 @@ class Row:
     moment: Moment
     tokens: list[int] = field(default_factory=list)
     there: bool = False  # its next note would come too late
+    late: float = 0.0  # the log-probability of that, as tokens were drawn
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def cross(
         for i, row in zip(walking, walk(player, [crowd[i] for i in walking], goal, every)):
             crowd[i] = row
         power = 1.0 if all(row.there for row in crowd) else TWIST
-        before, twists = twists, power * log_likelihood(model, crowd, goal)
+        before, twists = twists, power * arrivals(model, crowd, goal)
         log_weights += twists - before
         weights = normalised(log_weights)
         sizes.append(effective_size(weights))
@@ -153,16 +154,28 @@ def walk(player: Player, rows: list[Row], goal: Goal, every: int) -> list[Row]:
             if place in ended:
                 continue
             grammar = player.grammars[place]
-            late = grammar.seconds + grammar.elapsed()[token] >= goal.second - 1e-6
-            rests = grammar.end == "Duration"
-            if late or (count >= every and rests):
-                ended[place] = Row(player.moment(place), tokens[place], late)
+            if count >= every and grammar.end == "Duration":  # whatever comes next is drawn later
+                ended[place] = Row(player.moment(place), tokens[place])
+                continue
+            late = grammar.seconds + grammar.elapsed() >= goal.second - 1e-6
+            if late[token]:
+                p = player.probabilities()[place].numpy()
+                ended[place] = Row(player.moment(place), tokens[place], True, np.log(p[late].sum()))
             else:
                 tokens[place].append(token)
         if len(ended) == len(rows):
             return [ended[place] for place in range(len(rows))]
         player.read(drawn)
     raise UserError("the model plays without moving on: try a higher --temperature")
+
+
+def arrivals(model: MambaLM, rows: list[Row], goal: Goal) -> np.ndarray:
+    """How likely what follows is from each row, over how likely the row was to end there, in nats.
+
+    What follows says itself that no note comes in between: where a row has ended, that would count
+    twice otherwise. float64 (rows,).
+    """
+    return log_likelihood(model, rows, goal) - np.array([row.late for row in rows])
 
 
 @torch.inference_mode()

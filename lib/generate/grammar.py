@@ -161,7 +161,7 @@ class Grammar:
     def elapsed(self) -> np.ndarray:
         """Seconds by which each token would move the clock, float64 of shape (V,)."""
         rules = self.rules
-        bar = max(self.bar, 0) + rules.bars
+        bar = np.maximum(self.bar + rules.bars, 0)
         after = bar * BAR + np.maximum(rules.last_position, 0) * rules.grid
         return np.where(rules.moving, np.maximum(after - self.seconds, 0), 0)
 

@@ -23,7 +23,8 @@ from lib.generate.bridge import (
 )
 from lib.generate.grammar import NoteReader
 from lib.generate.moment import hear
-from lib.generate.player import MODEL
+from lib.generate.player import MODEL, Player
+from lib.generate.sampling import Sampling
 from lib.music.notes import Music, make_notes, read_midi, write_midi
 from lib.music.tokens import Tokenizer
 
@@ -128,12 +129,35 @@ def test_rows_that_were_forked_go_separate_ways(tiny, monkeypatch):
     assert len({way[:8] for way in ways}) == 1 and common >= 8, "they share where they come from"
 
 
-def test_the_rows_weights_are_the_likelihoods_where_nothing_was_resampled(tiny):
+def test_a_weight_is_how_likely_what_follows_is_over_how_likely_the_row_was_to_end(tiny):
+    """In each row's own place, where nothing was resampled; the sampling counts as it was drawn."""
+    model, tokenizer = tiny
     start, goal = start_and_goal(tiny)
-    crossing = cross(*tiny, start, goal, rows=6, seed=3, every=10**6)
-    wanted = normalised(log_likelihood(tiny[0], crossing.rows, goal))
-    np.testing.assert_allclose(crossing.weights, wanted, rtol=1e-6)
+    sampling = Sampling(temperature=1.3, top_p=0.9)
+    crossing = cross(*tiny, start, goal, rows=6, seed=3, every=10**6, sampling=sampling)
+    wanted = log_likelihood(model, crossing.rows, goal)
+    for place, row in enumerate(crossing.rows):
+        grammar, later = row.moment.grammar, 0.0
+        logits = grammar.mask(row.moment.logits[0].double())
+        for token, p in enumerate(sampling.probabilities(logits).tolist()):
+            after = grammar.copy()
+            after.read(token)
+            later += p * (after.seconds >= goal.second - 1e-6)
+        assert 0 < later <= 1 and row.late == pytest.approx(np.log(later))
+        wanted[place] -= row.late
+    np.testing.assert_allclose(crossing.weights, normalised(wanted), rtol=1e-6)
     assert len(crossing.sizes) == 1
+
+
+def test_a_row_that_stops_to_be_weighed_has_not_ended(tiny, monkeypatch):
+    """Or its end would be drawn twice: what comes behind a stop is drawn when it goes on."""
+    model, tokenizer = tiny
+    start, goal = start_and_goal(tiny, second=2.6)
+    while start.grammar.end != "Duration":
+        start = hear(model, tokenizer, [int(start.grammar.mask(start.logits[0]).argmax())], start)
+    player = Player(model, tokenizer, [start] * 40, list(range(40)))
+    rows = bridging.walk(player, [Row(start) for _ in range(40)], goal, every=0)
+    assert not any(row.there or row.late or row.tokens for row in rows)
 
 
 def test_resampling_takes_each_row_about_as_often_as_its_weight_says():

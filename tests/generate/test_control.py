@@ -59,9 +59,13 @@ def test_a_step_in_time_loses_what_was_promised(shipped):
         assert change[single[name]] == pytest.approx(-CROWD * np.log1p(seconds / MOMENT))
 
 
-def test_elapsed_is_what_reading_does_to_the_clock(shipped):
+@pytest.mark.parametrize(
+    "before", [(), ("Position_10", "Pitch_40", "Velocity_63", "Duration_0.10.50")]
+)
+def test_elapsed_is_what_reading_does_to_the_clock(shipped, before):
+    """Also before the first bar, whose line takes no time."""
     tokenizer = shipped[1]
-    grammar, _ = at(tokenizer, "Position_10", "Pitch_40", "Velocity_63", "Duration_0.10.50")
+    grammar = at(tokenizer, *before)[0] if before else Grammar(tokenizer)
     elapsed = grammar.elapsed()
     for token in np.flatnonzero(grammar.may_follow()):
         after = grammar.copy()

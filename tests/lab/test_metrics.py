@@ -2,6 +2,8 @@
 known music gives known numbers, real ranks before noise.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -164,3 +166,19 @@ def test_pieces_that_are_empty_are_counted_not_hidden(anchor):
     assert result["empty"] == {"some": 2} and result["pieces"]["some"] == 3
     with pytest.raises(UserError, match="two pieces"):
         anchors.compare(anchor, {"none": [anchor.real[0][:0]] * 5})
+
+
+def test_the_distance_is_of_as_many_excerpts_however_many_there_are(anchor):
+    """The same music is as near in pieces that end early; too little of it is no number."""
+    seconds = 60.0
+    real, again = ([scale(seed=s) for s in range(first, first + 80)] for first in (0, 80))
+    early = [notes[notes["start"] < 20] if i % 4 else notes for i, notes in enumerate(again)]
+    fast = [scale(step=0.1, seed=s) for s in range(80)]
+    among = dataclasses.replace(anchor, seconds=seconds, real=real)
+    found = anchors.frechets(among, {"again": again, "early": early, "fast": fast})
+    assert found["again"] == pytest.approx(found["real"], rel=0.1)
+    assert found["early"] == pytest.approx(found["real"], rel=0.2)
+    assert found["fast"] > 3 * found["real"]
+    silent = [notes[: anchors.FEW] for notes in again[:60]]
+    found = anchors.frechets(among, {"again": again, "silent": silent})
+    assert list(found) == ["real", "again", "silent"] and np.isnan(list(found.values())).all()

@@ -128,7 +128,7 @@ class Grammar {
   elapsed(token) {
     const { bars, position } = this.rules.moves[token];
     if (!bars && (position === null || position < 0)) return 0;
-    const after = (Math.max(this.bar, 0) + bars) * this.rules.bar + Math.max(position ?? -1, 0) * this.rules.grid;
+    const after = Math.max(this.bar + bars, 0) * this.rules.bar + Math.max(position ?? -1, 0) * this.rules.grid;
     return Math.max(after - this.seconds, 0);
   }
 

@@ -141,27 +141,42 @@ def clips(pieces: Sequence[np.ndarray], seconds: float) -> list[list[np.ndarray]
 def frechets(
     anchor: Anchors, groups: dict[str, Sequence[np.ndarray]], *, seed: int = 0
 ) -> dict[str, float]:
-    """Fréchet distance of each group to real pieces, sets of equal size, mean over random draws;
-    NaN for too few.
+    """Fréchet distance of each group to real pieces, mean over random draws; NaN for too few.
+
+    In a draw the real pieces fall into two halves: all are compared with the first, the second
+    stands beside the groups. From each come as many excerpts, because the distance of fewer is
+    larger, and at least twice as many as the embedding has numbers.
     """
     rng = np.random.default_rng(seed)
-    size = min([len(anchor.real) // 2, *(len(pieces) for pieces in groups.values())])
-    if size < 8:
-        return dict.fromkeys(["real", *groups], float("nan"))
     embed = Embedding(_train_clips(anchor, rng))
-    rows = {}  # of each group, the embedded excerpts of each piece
-    for name, pieces in {"real": anchor.real, **groups}.items():
-        rows[name] = [embed(of_piece) for of_piece in clips(pieces, anchor.seconds) if of_piece]
-    found: dict[str, list[float]] = {name: [] for name in rows}
+    nothing = np.empty((0, len(embed.directions)))
+
+    def rows(pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The embedded excerpts of each piece."""
+        return [embed(found) if found else nothing for found in clips(pieces, anchor.seconds)]
+
+    real = rows(anchor.real)
+    others = {name: np.concatenate([nothing, *rows(pieces)]) for name, pieces in groups.items()}
+    distances: dict[str, list[float]] = {name: [] for name in ["real", *groups]}
     for _ in range(DRAWS):
-        order = rng.permutation(len(rows["real"]))
-        reference = np.concatenate([rows["real"][i] for i in order[:size]])
-        for name, pieces in rows.items():
-            real = name == "real"  # the other half of them
-            chosen = order[size : 2 * size] if real else rng.permutation(len(pieces))[:size]
-            drawn = np.concatenate([pieces[i] for i in chosen])
-            found[name].append(frechet(reference, drawn))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+        order = rng.permutation(len(real))
+        reference, second = (
+            np.concatenate([nothing, *(real[i] for i in part)])
+            for part in (order[: len(order) // 2], order[len(order) // 2 :])
+        )
+        sets = {"real": second, **others}
+        size = min(map(len, [reference, *sets.values()]))
+        if size < 2 * nothing.shape[1]:
+            return dict.fromkeys(distances, float("nan"))
+        for name, excerpts in sets.items():
+            apart = frechet(some(reference, size, rng), some(excerpts, size, rng))
+            distances[name].append(apart)
+    return {name: float(np.mean(values)) for name, values in distances.items()}
+
+
+def some(rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """So many of these rows, drawn at random."""
+    return rows[rng.permutation(len(rows))[:size]]
 
 
 def _train_clips(anchor: Anchors, rng: np.random.Generator) -> list[np.ndarray]:
