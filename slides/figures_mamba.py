@@ -76,7 +76,7 @@ def block():
     """The Mamba block: what is remembered, and a gate."""
     blue, orange, green, grey = plots.INPUT, plots.STATE, plots.OUTPUT, plots.GREY
     boxes = [
-        (0, 2, "u", 1, blue),
+        (0, 2, "in", 1, blue),
         (2, 2, "RMSNorm", 2.6, grey),
         (5.5, 2, "in_proj", 2.2, grey),
         (8.6, 3, "x", 0.9, blue),
@@ -118,6 +118,7 @@ def block():
         cells.arrow(ax, begin, end)
     ax.plot([0.5, 0.5, 23.4], [2, 0.3, 0.3], color=grey, linewidth=1.3)
     cells.arrow(ax, (23.4, 0.3), (23.4, 2))
+    cells.say(ax, 5.05, 2.75, "u", grey, ha="center")
     cells.say(ax, 11.2, 0.65, "residual, float32", grey, ha="center")
     cells.say(ax, 18.1, 5.5, "the selection: from x itself", grey)
     return fig

@@ -514,32 +514,6 @@ def copied():
     return figures_playing.shared(passages, "", width=WIDTH, height=3.5)
 
 
-def forgetting():
-    """Two readers from second 30 on: one has heard the half minute before, the other has not."""
-    model, tokenizer = load_model()
-    whole, clock, place = tokenizer.encode(_piece("test")), [], Grammar(tokenizer)
-    for token in whole.tolist():
-        place.read(token)
-        clock.append(place.seconds)
-    fork = int(np.searchsorted(clock, 30))
-    tail = torch.tensor(whole[None, fork : fork + 1500].astype(int))
-    with torch.inference_mode():
-        _, heard = model.prefill(torch.tensor(whole[None, :fork].astype(int)))
-        _, fresh = model.prefill(torch.tensor([[tokenizer.bos]]))
-        a, b = (torch.softmax(model(tail, memory)[0], -1) for memory in (heard, fresh))
-    distance = (a - b).abs().sum(-1).numpy() / 2
-    smooth = np.convolve(distance, np.ones(30) / 30, "valid")
-    since = (np.array(clock[fork : fork + len(distance)]) - 30)[15 : 15 + len(smooth)]
-    fig, ax = _figure(height=3.2)
-    ax.plot(since, smooth, color=plots.STATE, linewidth=2.5)
-    below = since[np.flatnonzero(smooth >= 0.05).max()]
-    ax.axvline(below, color=plots.GREY, linestyle=":")
-    ax.text(below, 0.9 * smooth.max(), f"  below 5 % after {below:.0f} seconds", color=plots.GREY)
-    ax.set(xlabel="seconds since then", ylabel="disagreement", ylim=(0, None), xlim=(0, since[-1]))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    return fig
-
-
 # ---- sounds -----------------------------------------------------------------------------------
 
 
