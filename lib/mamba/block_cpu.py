@@ -10,6 +10,7 @@ The numbers are those of `MambaBlock` in plain PyTorch, up to rounding.
 import ctypes
 from ctypes import c_float, c_int, c_long, c_void_p
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -228,52 +229,65 @@ READ = (
     "Tensor conv_w, Tensor? conv_b, Tensor x_w, Tensor dt_w, Tensor dt_b, Tensor A_log, "
     "Tensor D, Tensor out_w, Tensor? out_b"
 )
-KEPT = ("u", "xz", "x_conv", "selected", "delta", "y", "states")  # for the backward pass
 
 
-def _block_kernel(
-    x,
-    before,
-    h0,
-    mask,
-    dtype,
-    eps,
-    norm,
-    in_w,
-    in_b,
-    conv_w,
-    conv_b,
-    x_w,
-    dt_w,
-    dt_b,
-    A_log,
-    D,
-    out_w,
-    out_b,
-    keep,
-):
-    """x + mixer(norm(x)), the memory after it (two tensors), and with `keep` those of `KEPT`."""
-    weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
-    _check_block(x, before, mask, dtype, weights)
-    check_tensors("the block", CPU, {"h0": (h0, (len(x), *A_log.shape))})
-    d_inner, d_state = A_log.shape
-    rank, window = dt_w.shape[1], conv_w.shape[2] - 1
+class Weights(NamedTuple):
+    """A block's weights in the order of `READ`; `check_weights` has their shapes."""
+
+    norm: Tensor
+    in_w: Tensor
+    in_b: Tensor | None
+    conv_w: Tensor
+    conv_b: Tensor | None
+    x_w: Tensor
+    dt_w: Tensor
+    dt_b: Tensor
+    A_log: Tensor
+    D: Tensor
+    out_w: Tensor
+    out_b: Tensor | None
+
+
+class Kept(NamedTuple):
+    """What the forward pass keeps for the backward pass, in the dtype of the block's products.
+
+    Only the states are always float32.
+    """
+
+    u: Tensor
+    xz: Tensor
+    x_conv: Tensor
+    selected: Tensor
+    delta: Tensor
+    y: Tensor
+    states: Tensor
+
+
+KEPT = Kept._fields
+
+
+def _block_kernel(x, before, h0, mask, dtype, eps, *rest):
+    """x + mixer(norm(x)), the memory after it (two tensors), and with `keep` those of `Kept`."""
+    *weights, keep = rest
+    w = Weights(*weights)
+    _check_block(x, before, mask, dtype, w)
+    check_tensors("the block", CPU, {"h0": (h0, (len(x), *w.A_log.shape))})
+    d_inner, d_state = w.A_log.shape
+    rank, window = w.dt_w.shape[1], w.conv_w.shape[2] - 1
     x, before, h0 = map(scan_cpu.in_floats, (x, before, h0))
-    cast = [w if w is None else w.to(dtype) for w in (in_w, in_b, x_w, dt_w, out_w, out_b)]
-    in_w, in_b, x_w, dt_w, out_w, out_b = cast
-    norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (norm, conv_b, dt_b, D))
-    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), scan_cpu.in_floats(conv_w[:, 0].t())
+    A, taps = -torch.exp(scan_cpu.in_floats(w.A_log)), scan_cpu.in_floats(w.conv_w[:, 0].t())
+    w = _as_computed(w, dtype)
     with torch.autocast("cpu", enabled=False):
-        u = _rms_norm(x, norm, eps, dtype)
-        xz = F.linear(u, in_w, in_b)
+        u = _rms_norm(x, w.norm, eps, dtype)
+        xz = F.linear(u, w.in_w, w.in_b)
         x_in, z = xz.split([d_inner, d_inner], -1)
-        x_conv = _convolve(x_in, taps, conv_b, before)
-        selected = F.linear(x_conv, x_w)
+        x_conv = _convolve(x_in, taps, w.conv_b, before)
+        selected = F.linear(x_conv, w.x_w)
         low, B, C = selected.split([rank, d_state, d_state], -1)
-        delta = F.linear(low, dt_w)
-        given = scan_cpu.Inputs(x_conv, delta, A, B, C, D, z, dt_b, True)
+        delta = F.linear(low, w.dt_w)
+        given = scan_cpu.Inputs(x_conv, delta, A, B, C, w.D, z, w.dt_b, True)
         y, last, states = scan_cpu._forward(given, h0, keep)
-        out = F.linear(y, out_w, out_b)
+        out = F.linear(y, w.out_w, w.out_b)
     result = _add(x, out if mask is None else (out * mask).contiguous())
     newest = x_in[:, max(0, x.shape[1] - window) :].float()
     after = torch.cat([before, newest], 1)[:, newest.shape[1] :].clone()  # the last K-1 inputs
@@ -281,120 +295,72 @@ def _block_kernel(
     return result, after, last, *kept
 
 
-def _block_fake(
-    x,
-    before,
-    h0,
-    mask,
-    dtype,
-    eps,
-    norm,
-    in_w,
-    in_b,
-    conv_w,
-    conv_b,
-    x_w,
-    dt_w,
-    dt_b,
-    A_log,
-    D,
-    out_w,
-    out_b,
-    keep,
-):
+def _block_fake(x, before, h0, mask, dtype, eps, *rest):
+    *weights, keep = rest
+    w = Weights(*weights)
     new = lambda *shape: x.new_empty(shape)
     results = new(*x.shape), new(*before.shape), new(*h0.shape)
     if not keep:
         return *results, *(new(0) for _ in KEPT)
-    *moving, states = _kept_shapes(x, x_w, A_log)
+    *moving, states = _kept_shapes(x, w)
     return *results, *(x.new_empty(shape, dtype=dtype) for shape in moving), new(*states)
 
 
-def _kept_shapes(x, x_w, A_log) -> list[tuple[int, ...]]:
-    """The shapes of `KEPT`.
+def _as_computed(w: Weights, dtype: torch.dtype) -> Weights:
+    """The weights of the products in their dtype, the others in float32."""
+    products = ("in_w", "in_b", "x_w", "dt_w", "out_w", "out_b")
+    cast = {name: getattr(w, name) for name in products}
+    cast = {name: None if t is None else t.to(dtype) for name, t in cast.items()}
+    norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (w.norm, w.conv_b, w.dt_b, w.D))
+    return w._replace(norm=norm, conv_b=conv_b, dt_b=dt_b, D=D, **cast)
 
-    All are in the dtype of the block's products but the states, which are float32.
-    """
+
+def _kept_shapes(x: Tensor, w: Weights) -> list[tuple[int, ...]]:
+    """The shapes of `Kept`."""
     batch, length, width = x.shape
-    d_inner, d_state = A_log.shape
-    widths = width, 2 * d_inner, d_inner, len(x_w), d_inner, d_inner
+    d_inner, d_state = w.A_log.shape
+    widths = width, 2 * d_inner, d_inner, len(w.x_w), d_inner, d_inner
     return [
-        *((batch, length, w) for w in widths),
+        *((batch, length, width) for width in widths),
         scan_cpu.kept_shape(batch, length, d_inner, d_state),
     ]
 
 
-def _block_backward_kernel(
-    x,
-    before,
-    mask,
-    dtype,
-    eps,
-    norm,
-    in_w,
-    in_b,
-    conv_w,
-    conv_b,
-    x_w,
-    dt_w,
-    dt_b,
-    A_log,
-    D,
-    out_w,
-    out_b,
-    u,
-    xz,
-    x_conv,
-    selected,
-    delta,
-    y,
-    states,
-    dresult,
-    dafter,
-    dlast,
-):
+def _block_backward_kernel(x, before, mask, dtype, eps, *rest):
     """The gradients of x, before, h0 and the weights.
 
     For a bias that is not there it is an empty tensor.
     """
-    weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
-    _check_block(x, before, mask, dtype, weights)
-    _check_block_backward(
-        x,
-        before,
-        dtype,
-        x_w,
-        A_log,
-        (u, xz, x_conv, selected, delta, y, states),
-        dresult,
-        dafter,
-        dlast,
-    )
-    d_inner, d_state = A_log.shape
-    rank, window = dt_w.shape[1], conv_w.shape[2] - 1
+    count = len(Weights._fields)
+    w, kept = Weights(*rest[:count]), Kept(*rest[count:-3])
+    dresult, dafter, dlast = rest[-3:]
+    _check_block(x, before, mask, dtype, w)
+    _check_block_backward(x, before, dtype, w, kept, dresult, dafter, dlast)
+    u, xz, x_conv, selected, delta, y, states = kept
+    d_inner, d_state = w.A_log.shape
+    rank, window = w.dt_w.shape[1], w.conv_w.shape[2] - 1
     xz, x_conv, selected, delta = map(scan_cpu.in_rows, (xz, x_conv, selected, delta))
     x, before, states = map(scan_cpu.in_floats, (x, before, states))
     dresult, dafter, dlast = map(scan_cpu.in_floats, (dresult, dafter, dlast))
-    norm, conv_b, dt_b, D = map(scan_cpu.in_floats, (norm, conv_b, dt_b, D))
-    in_w, x_w, dt_w, out_w = (w.to(dtype) for w in (in_w, x_w, dt_w, out_w))
-    A, taps = -torch.exp(scan_cpu.in_floats(A_log)), scan_cpu.in_floats(conv_w[:, 0].t())
+    A, taps = -torch.exp(scan_cpu.in_floats(w.A_log)), scan_cpu.in_floats(w.conv_w[:, 0].t())
+    w = _as_computed(w, dtype)
     with torch.autocast("cpu", enabled=False):
         d_out = (dresult if mask is None else dresult * mask).to(dtype)
-        dy = d_out @ out_w
+        dy = d_out @ w.out_w
         x_in, z = xz.split([d_inner, d_inner], -1)
         low, B, C = selected.split([rank, d_state, d_state], -1)
         dxz, dselected = torch.empty_like(xz), torch.empty_like(selected)
         dx_in, dz = dxz.split([d_inner, d_inner], -1)
         dlow, dB, dC = dselected.split([rank, d_state, d_state], -1)
-        given = scan_cpu.Inputs(x_conv, delta, A, B, C, D, z, dt_b, True)
+        given = scan_cpu.Inputs(x_conv, delta, A, B, C, w.D, z, w.dt_b, True)
         scan = scan_cpu._backward(given, states, dy, dlast, dB=dB, dC=dC, dz=dz)
-        dlow.copy_(scan.delta @ dt_w)
-        dx_conv = torch.addmm(_flat(scan.x), _flat(dselected), x_w).view_as(x_conv)
-        dtaps, dconv_b, dbefore = _convolve_backward(x_in, taps, conv_b, before, dx_conv, dx_in)
+        dlow.copy_(scan.delta @ w.dt_w)
+        dx_conv = torch.addmm(_flat(scan.x), _flat(dselected), w.x_w).view_as(x_conv)
+        dtaps, dconv_b, dbefore = _convolve_backward(x_in, taps, w.conv_b, before, dx_conv, dx_in)
         # the memory is made of inputs: what is asked of it goes back to them
         if dafter is not None:
             _add_to_inputs(dafter, dx_in, dbefore, window)
-        dx, dnorm = _rms_norm_backward(x, norm, eps, dxz @ in_w, dresult)
+        dx, dnorm = _rms_norm_backward(x, w.norm, eps, dxz @ w.in_w, dresult)
         nothing = x.new_empty
         return (
             dx,
@@ -402,55 +368,23 @@ def _block_backward_kernel(
             scan.h0,
             dnorm,
             _outer(dxz, u),
-            nothing(0) if in_b is None else _sum(dxz),
+            nothing(0) if w.in_b is None else _sum(dxz),
             dtaps.t()[:, None].contiguous(),
-            nothing(0) if conv_b is None else dconv_b,
+            nothing(0) if w.conv_b is None else dconv_b,
             _outer(dselected, x_conv),
             _outer(scan.delta, low),
             scan.delta_bias,
             scan.A * A,
             scan.D,
             _outer(d_out, y),
-            nothing(0) if out_b is None else _sum(d_out),
+            nothing(0) if w.out_b is None else _sum(d_out),
         )
 
 
-def _block_backward_fake(
-    x,
-    before,
-    mask,
-    dtype,
-    eps,
-    norm,
-    in_w,
-    in_b,
-    conv_w,
-    conv_b,
-    x_w,
-    dt_w,
-    dt_b,
-    A_log,
-    D,
-    out_w,
-    out_b,
-    u,
-    xz,
-    x_conv,
-    selected,
-    delta,
-    y,
-    states,
-    dresult,
-    dafter,
-    dlast,
-):
-    weights = norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b
-    memory = x.new_empty(before.shape), x.new_empty(x.shape[0], *A_log.shape)
-    return (
-        x.new_empty(x.shape),
-        *memory,
-        *(x.new_empty(0 if w is None else w.shape) for w in weights),
-    )
+def _block_backward_fake(x, before, mask, dtype, eps, *rest):
+    w = Weights(*rest[: len(Weights._fields)])
+    memory = x.new_empty(before.shape), x.new_empty(x.shape[0], *w.A_log.shape)
+    return (x.new_empty(x.shape), *memory, *(x.new_empty(0 if t is None else t.shape) for t in w))
 
 
 BLOCK = operator(
@@ -521,10 +455,10 @@ def _add_to_inputs(dafter: Tensor, dx_in: Tensor, dbefore: Tensor, window: int) 
         dbefore[:, new:] += dafter[:, : window - new]
 
 
-def weights_of(block: nn.Module) -> tuple[Tensor | None, ...]:
-    """A block's weights as its operators take them; None for a bias that it has not."""
+def weights_of(block: nn.Module) -> Weights:
+    """A block's weights; None for a bias that it has not."""
     mixer = block.mixer
-    return (
+    return Weights(
         block.norm.weight,
         mixer.in_proj.weight,
         mixer.in_proj.bias,
@@ -619,7 +553,7 @@ def check_memory(x, before, h0, window: int, d_inner: int, d_state: int) -> None
 
 def check_weights(
     what: str,
-    weights,
+    w: Weights,
     width: int,
     d_inner: int,
     d_state: int,
@@ -627,61 +561,52 @@ def check_weights(
     rank: int,
     dtypes=FLOATS,
 ) -> None:
-    """Raise `UserError` naming the first of a block's weights that does not fit.
-
-    They come in the order of `weights_of`.
-    """
-    norm, in_w, in_b, conv_w, conv_b, x_w, dt_w, dt_b, A_log, D, out_w, out_b = weights
-    check_tensors(
-        what,
-        CPU,
-        {
-            "norm": (norm, (width,)),
-            "in_w": (in_w, (2 * d_inner, width)),
-            "in_b": (in_b, (2 * d_inner,)),
-            "conv_w": (conv_w, (d_inner, 1, window + 1)),
-            "conv_b": (conv_b, (d_inner,)),
-            "x_w": (x_w, (rank + 2 * d_state, d_inner)),
-            "dt_w": (dt_w, (d_inner, rank)),
-            "dt_b": (dt_b, (d_inner,)),
-            "A_log": (A_log, (d_inner, d_state)),
-            "D": (D, (d_inner,)),
-            "out_w": (out_w, (width, d_inner)),
-            "out_b": (out_b, (width,)),
-        },
-        dtypes,
-        optional=("in_b", "conv_b", "out_b"),
+    """Raise `UserError` naming the first of a block's weights that does not fit."""
+    shapes = Weights(
+        norm=(width,),
+        in_w=(2 * d_inner, width),
+        in_b=(2 * d_inner,),
+        conv_w=(d_inner, 1, window + 1),
+        conv_b=(d_inner,),
+        x_w=(rank + 2 * d_state, d_inner),
+        dt_w=(d_inner, rank),
+        dt_b=(d_inner,),
+        A_log=(d_inner, d_state),
+        D=(d_inner,),
+        out_w=(width, d_inner),
+        out_b=(width,),
     )
+    wanted = dict(zip(Weights._fields, zip(w, shapes)))
+    check_tensors(what, CPU, wanted, dtypes, optional=("in_b", "conv_b", "out_b"))
 
 
-def _check_block(x, before, mask, dtype, weights) -> None:
+def _check_block(x, before, mask, dtype, w: Weights) -> None:
     """Raise `UserError` naming the first argument that does not fit.
 
     It looks at the arguments that both operators of the block have.
     """
-    _, _, _, conv_w, _, _, dt_w, _, A_log, *_ = weights
-    known_axes = [axes(t) for t in (x, A_log, dt_w, conv_w)] == [3, 2, 2, 3]
-    if not known_axes or not 1 <= conv_w.shape[2] <= MOST_TAPS:
+    known_axes = [axes(t) for t in (x, w.A_log, w.dt_w, w.conv_w)] == [3, 2, 2, 3]
+    if not known_axes or not 1 <= w.conv_w.shape[2] <= MOST_TAPS:
         raise UserError(
             "the block needs x of shape (B, L, M), A_log of shape (D, N), dt_w of shape (D, R) "
             "and conv_w of shape (D, 1, K), not "
-            f"{', '.join(map(described, (x, A_log, dt_w, conv_w)))}"
+            f"{', '.join(map(described, (x, w.A_log, w.dt_w, w.conv_w)))}"
         )
     _check_precision("the block", dtype)
     width = x.shape[2]
-    d_inner, d_state = A_log.shape
-    window = conv_w.shape[2] - 1
+    d_inner, d_state = w.A_log.shape
+    window = w.conv_w.shape[2] - 1
     check_tensors("the block", CPU, {"x": (x, x.shape)}, (torch.float32,))
     check_tensors("the block", CPU, {"before": (before, (len(x), window, d_inner))})
     check_tensors("the block", CPU, {"mask": (mask, x.shape)}, (dtype,), optional=("mask",))
     check_weights(
-        "the block", weights, width, d_inner, d_state, window, dt_w.shape[1], (torch.float32,)
+        "the block", w, width, d_inner, d_state, window, w.dt_w.shape[1], (torch.float32,)
     )
 
 
-def _check_block_backward(x, before, dtype, x_w, A_log, kept, dresult, dafter, dlast) -> None:
+def _check_block_backward(x, before, dtype, w: Weights, kept: Kept, dresult, dafter, dlast) -> None:
     """Raise `UserError` naming the first thing kept, or gradient, that does not fit the rest."""
-    *moving, states = zip(KEPT, zip(kept, _kept_shapes(x, x_w, A_log)))
+    *moving, states = zip(KEPT, zip(kept, _kept_shapes(x, w)))
     check_tensors("the block's gradient", CPU, dict(moving), (dtype,))
     check_tensors("the block's gradient", CPU, dict([states]), (torch.float32,))
     check_tensors(
@@ -690,7 +615,7 @@ def _check_block_backward(x, before, dtype, x_w, A_log, kept, dresult, dafter, d
         {
             "dresult": (dresult, x.shape),
             "dafter": (dafter, before.shape),
-            "dlast": (dlast, (len(x), *A_log.shape)),
+            "dlast": (dlast, (len(x), *w.A_log.shape)),
         },
         optional=("dafter", "dlast"),
     )

@@ -9,7 +9,6 @@ Parameter names are the official ones, those of mamba-ssm's `Mamba2` and of tran
 `Mamba2ForCausalLM`, with one group of B and C for all heads.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.mamba.model import Block, LanguageModel, MambaMixer, Memory, RMSNorm, precise
+from lib.mamba.model import (
+    Block,
+    LanguageModel,
+    MambaMixer,
+    Memory,
+    RMSNorm,
+    precise,
+    scale_output,
+    step_bias,
+)
 from lib.scan.ssd import ssd_scan, ssd_step
 
 
@@ -106,21 +114,15 @@ class Mamba2Mixer(nn.Module):
         self.reset()
 
     @torch.no_grad()
-    def reset(self):
+    def reset(self) -> None:
         """Initialise as published.
 
         A is uniform in [-16, -1], delta log-uniform, outputs are scaled down.
         """
         config = self.config
         self.A_log.uniform_(1, 16).log_()
-        low = math.log(config.dt_min)
-        high = math.log(config.dt_max)
-        delta = torch.exp(torch.rand(config.n_head) * (high - low) + low).clamp(min=1e-4)
-        self.dt_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus backwards
-        self.out_proj.weight /= math.sqrt(config.n_layer)
-        for linear in (self.in_proj, self.out_proj):
-            if linear.bias is not None:
-                linear.bias.zero_()
+        self.dt_bias.copy_(step_bias(config.n_head, config.dt_min, config.dt_max))
+        scale_output(self, config.n_layer)
 
     convolve = MambaMixer.convolve
 

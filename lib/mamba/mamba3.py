@@ -7,7 +7,6 @@ Parameter names and shapes are those of mamba-ssm's `Mamba3`, with one group of 
 rank of 1.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.mamba.mamba2 import Heads
-from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, precise
+from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, precise, scale_output, step_bias
 from lib.scan.trapezoid import angles, trapezoid_scan, turn
 
 SLOWEST = 1e-4  # the least rate of decay, as published: a state never grows
@@ -84,11 +83,8 @@ class Mamba3Mixer(nn.Module):
         self.D = nn.Parameter(torch.ones(heads))
         self.out_proj = nn.Linear(config.d_inner, config.d_model, bias=False)
         with torch.no_grad():
-            low = math.log(config.dt_min)
-            high = math.log(config.dt_max)
-            delta = torch.exp(torch.rand(heads) * (high - low) + low).clamp(min=1e-4)
-            self.dt_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus backwards
-            self.out_proj.weight /= math.sqrt(config.n_layer)
+            self.dt_bias.copy_(step_bias(heads, config.dt_min, config.dt_max))
+            scale_output(self, config.n_layer)
 
     def new_memory(self, batch: int = 1) -> Memory:
         """The memory before the first position: zeros."""

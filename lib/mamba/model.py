@@ -73,6 +73,22 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def step_bias(size: int, dt_min: float, dt_max: float) -> Tensor:
+    """A bias (size,) whose softplus is log-uniform in [dt_min, dt_max]: the first step sizes."""
+    low = math.log(dt_min)
+    high = math.log(dt_max)
+    delta = torch.exp(torch.rand(size) * (high - low) + low).clamp(min=1e-4)
+    return delta + torch.log(-torch.expm1(-delta))  # softplus backwards
+
+
+def scale_output(mixer: nn.Module, n_layer: int) -> None:
+    """Outputs smaller with depth, as published, and no bias at first."""
+    mixer.out_proj.weight /= math.sqrt(n_layer)
+    for linear in (mixer.in_proj, mixer.out_proj):
+        if linear.bias is not None:
+            linear.bias.zero_()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019), in the dtype of the weight.
 
@@ -113,18 +129,12 @@ class MambaMixer(nn.Module):
         self.reset()
 
     @torch.no_grad()
-    def reset(self):
+    def reset(self) -> None:
         """Initialise as published: delta log-uniform in [dt_min, dt_max], outputs scaled down."""
         config = self.config
         nn.init.uniform_(self.dt_proj.weight, -(config.rank**-0.5), config.rank**-0.5)
-        low = math.log(config.dt_min)
-        high = math.log(config.dt_max)
-        delta = torch.exp(torch.rand(config.d_inner) * (high - low) + low).clamp(min=1e-4)
-        self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus backwards
-        self.out_proj.weight /= math.sqrt(config.n_layer)
-        for linear in (self.in_proj, self.out_proj):
-            if linear.bias is not None:
-                linear.bias.zero_()
+        self.dt_proj.bias.copy_(step_bias(config.d_inner, config.dt_min, config.dt_max))
+        scale_output(self, config.n_layer)
 
     @property
     def A(self) -> Float[Tensor, "D N"]:
@@ -179,10 +189,10 @@ class MambaMixer(nn.Module):
         return F.linear(low, self.dt_proj.weight), B, C
 
     def forward(
-        self, u: Float[Tensor, "B L M"], state: MambaMemory, backend: str = "auto"
+        self, u: Float[Tensor, "B L M"], memory: MambaMemory, backend: str = "auto"
     ) -> tuple[Float[Tensor, "B L M"], MambaMemory]:
         """The layer's output, and its memory after the last position."""
-        before, h0 = state
+        before, h0 = memory
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, D) each
         x, after = self.convolve(x, before)
         delta, B, C = self.split(x)
@@ -192,10 +202,10 @@ class MambaMixer(nn.Module):
         return self.out_proj(y), (after, h)
 
     def step(
-        self, u: Float[Tensor, "B M"], state: MambaMemory
+        self, u: Float[Tensor, "B M"], memory: MambaMemory
     ) -> tuple[Float[Tensor, "B M"], MambaMemory]:
         """One position. The same numbers as `forward`, from the memory alone."""
-        before, h = state
+        before, h = memory
         x, z = self.in_proj(u).chunk(2, -1)
         x, after = self.convolve(x[:, None], before)
         x = x[:, 0]

@@ -67,11 +67,7 @@ def _matrices(model: MambaLM) -> list[Tensor]:
     """The weights that `weights="float16"` is about."""
     mixers = [layer.mixer for layer in model.backbone.layers]
     linear = [linear for m in mixers for linear in (m.in_proj, m.x_proj, m.out_proj)]
-    return [linear.weight for linear in linear] + [_head(model)]
-
-
-def _head(model: MambaLM) -> Tensor:
-    return (model.backbone.embeddings if model.config.tied else model.lm_head).weight
+    return [linear.weight for linear in linear] + [model.head]
 
 
 def exact_in_float16(model: MambaLM) -> bool:
@@ -80,6 +76,13 @@ def exact_in_float16(model: MambaLM) -> bool:
         torch.equal(m.float(), m.half().float()) and m.abs().max() < HALF_LIMIT
         for m in _matrices(model)
     )
+
+
+def sizes(model: MambaLM, batch: int, halves: bool) -> list[int]:
+    """The ten numbers of `Sizes` in step_cpu.cpp."""
+    c = model.config
+    model_sizes = [c.vocab_size, c.d_model, c.n_layer, c.d_inner, c.d_state, c.d_conv, c.rank]
+    return [batch, *model_sizes, SLABS, halves]
 
 
 def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
@@ -125,7 +128,7 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
         ]
     pieces += [
         vector(model.backbone.norm_f.weight, M, pair),
-        matrix(_tiles(_head(model).detach().float(), pair)),
+        matrix(_tiles(model.head.detach().float(), pair)),
     ]
     return torch.cat([piece.flatten() for piece in pieces])
 
@@ -166,7 +169,7 @@ def _check_model(model: MambaLM) -> None:
         torch.device("cpu"),
         {
             "embeddings": (model.backbone.embeddings.weight, outer),
-            "the output layer": (_head(model), outer),
+            "the output layer": (model.head, outer),
             "norm_f": (model.backbone.norm_f.weight, (c.d_model,)),
         },
     )
@@ -206,18 +209,7 @@ class Stepper:
         c = self.config = model.config
         self.batch = int(batch)
         halves = exact_in_float16(model) if weights == "auto" else weights == "float16"
-        self._sizes = (ctypes.c_long * 10)(
-            batch,
-            c.vocab_size,
-            c.d_model,
-            c.n_layer,
-            c.d_inner,
-            c.d_state,
-            c.d_conv,
-            c.rank,
-            SLABS,
-            halves,
-        )
+        self._sizes = (ctypes.c_long * 10)(*sizes(model, self.batch, halves))
         counts = (ctypes.c_long * 4)()
         KERNEL.library.mamba_sizes(self._sizes, ctypes.c_long(SLABS), counts)
         with torch.inference_mode(False), torch.no_grad():

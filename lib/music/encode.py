@@ -10,8 +10,8 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError, os_errors
+from lib.env.paths import CACHE
+from lib.music.maestro import Performance, performances
+from lib.music.notes import Music, augment, read_midi, sustain
 from lib.music.streams import INDEX, TOKENS, Piece, Streams
+from lib.music.tokens import TokenConfig, Tokenizer
 
 FORMAT = 3  # raise it when the files change their meaning: old caches are then rebuilt
 
@@ -62,15 +66,11 @@ Copy = tuple[np.ndarray, int, float]
 @functools.lru_cache(maxsize=1)
 def _tokenizer(config):
     """Kept from piece to piece: making one takes longer than encoding."""
-    from lib.music.tokens import Tokenizer
-
     return Tokenizer(config)
 
 
 def encode_piece(job, config, augmentation) -> list[Copy] | str:
     """Base tokens of all copies of one performance; of a bad file, the sentence that says why."""
-    from lib.music.notes import Music, augment, read_midi, sustain
-
     number, performance = job
     try:
         music = read_midi(performance.path)
@@ -120,16 +120,16 @@ def _digest(text: str, length: int) -> str:
 
 
 def build(
-    performances,
-    config=None,
-    augmentation=Augmentation(),
+    performances: Iterable[Performance],
+    config: TokenConfig | None = None,
+    augmentation: Augmentation = Augmentation(),
     *,
     folder: Path | None = None,
-    tokenizer=None,
+    tokenizer: Tokenizer | None = None,
     workers: int | None = None,
     progress: bool = True,
-    say=print,
-):
+    say: Callable[[str], None] = print,
+) -> tuple[Streams, Tokenizer]:
     """Encode performances into streams, or open the cache of an earlier run.
 
     The cache is a folder named by a hash of every setting and file, beside `folder`'s others
@@ -137,9 +137,6 @@ def build(
     copy 0 of the train split only, or are those of `tokenizer`, so that a model which knows its
     tokens can go on learning. Returns (Streams, Tokenizer).
     """
-    from lib.music.maestro import DATA
-    from lib.music.tokens import TokenConfig, Tokenizer
-
     if tokenizer is None:
         config = config or TokenConfig()
     elif config in (None, tokenizer.config):
@@ -152,7 +149,7 @@ def build(
     if not any(p.split == "train" for p in performances):
         raise UserError("there is no training piece in this list: give pieces of the train split")
     settings = fingerprint(performances, config, augmentation, tokenizer)
-    target = Path(folder or DATA / "cache") / f"tokens-{settings['id']}"
+    target = Path(folder or CACHE) / f"tokens-{settings['id']}"
     if target.is_dir():
         streams = Streams.load(target)
         say(f"token streams: {len(streams.tokens):,} tokens from the cache {target.name}")
@@ -263,9 +260,6 @@ def chosen(args: argparse.Namespace) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m lib.music encode`: build the streams of MAESTRO and say what they are."""
-    from lib.music.maestro import performances
-    from lib.music.tokens import TokenConfig, Tokenizer
-
     default = TokenConfig()
     parser = argparse.ArgumentParser(prog="python -m lib.music encode", description=main.__doc__)
     add = parser.add_argument
@@ -319,4 +313,4 @@ def main(argv: list[str] | None = None) -> None:
                 f"{split:>10}: {len(mine):5} pieces {notes:10,} notes {tokens:11,} tokens "
                 f"{tokens / notes:.2f} tokens a note"
             )
-    print(f"in data/cache/{streams.folder.name}", file=sys.stdout)
+    print(f"in data/cache/{streams.folder.name}")

@@ -59,7 +59,7 @@ def described(value) -> str:
 
 def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> None:
     """Raise `UserError` for the first argument of `lib.scan.selective_scan` that does not fit."""
-    _check_sizes("the scan", x, "(B, L, D)", A)
+    _check_sizes("the scan", x, 3, A)
     batch, length, d_inner = x.shape
     d_state = A.shape[1]
     check_tensors(
@@ -82,7 +82,7 @@ def check_scan(x, delta, A, B, C, D=None, z=None, delta_bias=None, h0=None) -> N
 
 def check_step(h, x, delta, A, B, C, D=None, z=None, delta_bias=None) -> None:
     """Raise `UserError` for the first argument of `lib.scan.selective_step` that does not fit."""
-    _check_sizes("the step", x, "(B, D)", A)
+    _check_sizes("the step", x, 2, A)
     batch, d_inner = x.shape
     d_state = A.shape[1]
     check_tensors(
@@ -103,12 +103,13 @@ def check_step(h, x, delta, A, B, C, D=None, z=None, delta_bias=None) -> None:
     )
 
 
-def _check_sizes(what: str, x, x_shape: str, A) -> None:
+def _check_sizes(what: str, x, x_axes: int, A) -> None:
     """x and A say what all the others should be."""
     for name, tensor in (("x", x), ("A", A)):
         if not isinstance(tensor, Tensor):
             raise UserError(f"{what} needs a tensor as {name}, not {type(tensor).__name__}")
-    if x.dim() != x_shape.count(",") + 1 or A.dim() != 2 or A.shape[0] != x.shape[-1]:
+    if x.dim() != x_axes or A.dim() != 2 or A.shape[0] != x.shape[-1]:
+        x_shape = {2: "(B, D)", 3: "(B, L, D)"}[x_axes]
         raise UserError(
             f"{what} needs x of shape {x_shape} and A of shape (D, N), not "
             f"{tuple(x.shape)} and {tuple(A.shape)}"

@@ -328,26 +328,13 @@ class Training:
         if len(last) == 3 and min(last) >= self.solved:
             self.settles_at = min(self.settles_at, self.step)
 
-    def run(self, seconds: float = math.inf, progress: str = "") -> bool:
-        """Train until the end, or for so many seconds; returns whether it is finished.
-
-        With `progress`, a bar of that name.
-        """
-        from tqdm import tqdm
-
+    def run(self, seconds: float = math.inf) -> bool:
+        """Train until the end, or for so many seconds; returns whether it is finished."""
         begin = time.monotonic()
-        with tqdm(
-            total=self.steps + self.settle,
-            initial=self.step,
-            desc=progress,
-            disable=not progress,
-            leave=False,
-        ) as bar:
-            while not self.finished and time.monotonic() - begin < seconds:
-                self.train_step()
-                bar.update()
-                if self.step % self.every == 0 or self.finished:
-                    self.check()
+        while not self.finished and time.monotonic() - begin < seconds:
+            self.train_step()
+            if self.step % self.every == 0 or self.finished:
+                self.check()
         self.seconds += time.monotonic() - begin
         return self.finished
 
@@ -378,7 +365,6 @@ def train(
     every: int = 25,
     batch: int = 64,
     learning_rate: float = 0.01,
-    progress: str = "",
 ) -> list[tuple[int, float]]:
     """Train for `steps` steps, the last fifth of them with a falling rate.
 
@@ -395,5 +381,5 @@ def train(
         seed=seed,
         every=every,
     )
-    training.run(progress=progress)
+    training.run()
     return [(step, notes) for step, notes, _ in training.curve]

@@ -8,6 +8,7 @@ run, a folder in the user's own cache takes its place.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -50,6 +51,7 @@ def compiler() -> str | None:
     )
 
 
+@functools.cache
 def processor() -> str:
     """What this machine's processor can do; code that was compiled for it may crash another."""
     try:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
 from lib.scan.arguments import check_scan, check_step
+from lib.scan.operators import wants_gradient
 from lib.scan.parallel import parallel, without_autocast
 
 
@@ -160,11 +161,9 @@ def selective_step(
     check_step(h, x, delta, A, B, C, D, z, delta_bias)
     tensors = (h, x, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
-        short = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
-        needs_grad = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in tensors
-        )
-        backend = "loop" if needs_grad or not short else choose(x.device, x.dtype, A.shape[1])
+        suits = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
+        fused = suits and not wants_gradient(*tensors) and scan_cpu.available()
+        backend = "cpu" if fused else "loop"
     if backend == "cpu":
         return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)

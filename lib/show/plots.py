@@ -38,8 +38,7 @@ STYLE = {
     "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "axes.titlepad": 9,
-    "axes.prop_cycle": "cycler('color', ['#0072B2', '#E69F00', '#009E73', '#D55E00', "
-    "'#CC79A7', '#56B4E9', '#F0E442'])",
+    "axes.prop_cycle": f"cycler('color', {[INPUT, STATE, OUTPUT, *OTHER]})",
     "axes.axisbelow": True,
     "axes.grid": False,
     "grid.color": PALE,

@@ -13,18 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib import mamba
-from lib.env.errors import UserError
+from lib.env.errors import UserError, cli
 from lib.env.paths import RUNS
+from lib.music.encode import build
+from lib.music.maestro import performances
 from lib.music.streams import Streams
 from lib.train import distributed, own_midi
 from lib.train.config import PRESETS, add_options, given
+from lib.train.cost import plan
 from lib.train.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train a Mamba on MAESTRO's token streams, or on a folder of MIDI files."""
-    from lib.train.cost import plan
-
     args = parse(argv)
     config = PRESETS[args.preset]
     if args.midi:
@@ -114,9 +115,6 @@ def open_streams(args, say) -> Streams:
         return Streams.load(args.streams)
     if args.midi:
         return own_midi.open_streams(args.midi, args.init, out_of(args), say)
-    from lib.music.encode import build
-    from lib.music.maestro import performances
-
     return build(performances(quick=args.preset == "quick", say=say), say=say)[0]
 
 
@@ -134,6 +132,4 @@ def stop_politely(trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    from lib.env.errors import cli
-
     cli(main)

@@ -12,6 +12,8 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.music.streams import Piece, Streams, read_index
 from lib.music.token_names import kind_of
+from lib.music.tokens import Tokenizer
+from lib.train.config import TrainConfig
 
 
 class Crops:
@@ -19,10 +21,10 @@ class Crops:
 
     `next()` gives tokens of shape (B, L+1), with -1 behind a piece's end, and the rows that
     jumped, whose state must be emptied: all of them at every step where `carry` is 1.
-    `position` and `load` make it resumable. `config` is a `lib.train.TrainConfig`.
+    `position` and `load` make it resumable.
     """
 
-    def __init__(self, streams: Streams, pieces: list[Piece], config):
+    def __init__(self, streams: Streams, pieces: list[Piece], config: TrainConfig):
         if not pieces:
             raise UserError(
                 "there is no training piece in these streams: build them from the train split"
@@ -126,7 +128,7 @@ class Changes:
                 "these tokens have no row of pitches that could be shifted: leave --transpose out"
             )
 
-    def draw(self, rng: np.random.Generator, piece: Piece, config) -> list[int]:
+    def draw(self, rng: np.random.Generator, piece: Piece, config: TrainConfig) -> list[int]:
         """Semitones and loudness levels, such that no note of the piece leaves the keyboard."""
         low, high = self._reach(piece)
         down = min(config.transpose, low - self.pitches[0])
@@ -168,8 +170,6 @@ def base_names(streams: Streams) -> list[str]:
         )
     names = read_index(Path(streams.folder)).names
     if names is None:  # streams of the course's first version: ask MidiTok
-        from lib.music.tokens import Tokenizer
-
         names = [" ".join(piece) for piece in Tokenizer.load(streams.folder).pieces]
     if any(" " in name for name in names):
         raise UserError(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.mamba.model import MambaLM
+from lib.music.notes import read_midi
 from lib.music.streams import Piece, Streams
 from lib.music.token_names import count_in, duration_of, kind_of
 
@@ -164,8 +165,6 @@ def interval(
 def held_out(tokenizer, performances: Sequence, *, progress: bool = False) -> Streams:
     """Token streams, in memory, of performances that need no cache: each whole, BOS to EOS."""
     from tqdm import tqdm
-
-    from lib.music.notes import read_midi
 
     pieces = []
     arrays = [np.zeros(0, np.uint16)]

@@ -11,7 +11,7 @@ import torch
 
 from lib.scan import native
 
-SEGMENTS = 16  # rows that validation reads side by side, as `lib.train.bits` does
+ROWS = 16  # pieces that validation reads side by side, as `lib.train.bits.piece_bits` does
 
 
 def rehearse(trainer, steps: int = 4) -> dict:
@@ -51,11 +51,13 @@ def rehearse(trainer, steps: int = 4) -> dict:
 
 @torch.inference_mode()
 def _seconds_a_token(trainer) -> float:
-    """Of validation."""
-    rows = min(SEGMENTS, len(trainer.held_out))
+    """What a token of validation takes, computed as `Trainer.evaluate` does."""
+    rows = min(ROWS, len(trainer.held_out))
     tokens = torch.zeros(rows, trainer.config.length, dtype=torch.long, device=trainer.device)
+    low = trainer.precision is not None
     begin = time.perf_counter()
-    trainer.model.eval()(tokens).sum().item()
+    with torch.autocast(trainer.device.type, trainer.precision, enabled=low):
+        trainer.model.eval()(tokens).sum().item()
     return (time.perf_counter() - begin) / tokens.numel()
 
 

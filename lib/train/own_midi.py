@@ -16,7 +16,11 @@ from lib.env.errors import UserError
 from lib.env.files import whole, write_json
 from lib.env.machine import provenance
 from lib.mamba.model import MambaLM
+from lib.music.encode import build
+from lib.music.folder import read_folder
+from lib.music.maestro import performances
 from lib.music.streams import Piece, Streams
+from lib.music.tokens import Tokenizer
 from lib.train.bits import held_out, interval, piece_bits
 from lib.train.config import TrainConfig
 from lib.train.warm_start import TOKENIZER_FILES
@@ -64,10 +68,6 @@ def open_streams(folder: str | Path, init: str | Path, out: Path, say=print) -> 
 
     They are kept in the run's own folder. Raises `UserError` for a folder that cannot be used.
     """
-    from lib.music.encode import build
-    from lib.music.folder import read_folder
-    from lib.music.tokens import Tokenizer
-
     tokenizer = Tokenizer.load(init)
     found = read_folder(folder, say)
     streams = build(found, tokenizer=tokenizer, folder=out, say=say)[0]
@@ -98,8 +98,6 @@ def maestro_pieces(tokenizer, say=print) -> Streams | None:
 
     Of its sample they are what is not for training.
     """
-    from lib.music.maestro import performances
-
     try:
         found = performances(download=False, say=say)
     except UserError as error:
@@ -122,8 +120,6 @@ def measure(before: MambaLM, after: MambaLM, streams: Streams, maestro: Streams 
 
 def report(trainer, init: str | Path, command: str, say=print) -> dict:
     """Measure a finished run, write card and facts beside the best weights, and say both."""
-    from lib.music.tokens import Tokenizer
-
     best = trainer.folder / "best"
     maestro = maestro_pieces(Tokenizer.load(best), say)
     say("measuring the weights before and after")

@@ -328,10 +328,7 @@ class Trainer:
         tensors, facts = self.snapshot()
         weights = under("model", tensors).values()
         if not all(torch.isfinite(weight).all() for weight in weights):
-            raise UserError(
-                f"a weight is no longer a number at step {self.step}: resume from the "
-                "last checkpoint with a smaller --lr"
-            )
+            raise self._no_number("a weight")
         if self.world.first:
             checkpoints.write(self.folder, tensors, facts)
             self.seen = checkpoints.stamp(self.folder)

@@ -265,7 +265,7 @@ def test_missing_streams_say_how_to_make_them(tmp_path):
     ],
 )
 def test_the_command_refuses_what_it_could_not_do_before_it_reads_a_file(words, says, monkeypatch):
-    monkeypatch.setattr("lib.music.maestro.performances", lambda *a, **k: pytest.fail("too late"))
+    monkeypatch.setattr(module, "performances", lambda *a, **k: pytest.fail("too late"))
     with pytest.raises(UserError, match=says):
         module.main(words)
 

@@ -52,7 +52,7 @@ def no_maestro(monkeypatch):
     def nothing(*args, **kwargs):
         raise UserError("no MAESTRO was found: connect to a network")
 
-    monkeypatch.setattr(maestro, "performances", nothing)
+    monkeypatch.setattr(own_midi, "performances", nothing)
 
 
 def learn(weights, folder, out, *more):
@@ -134,9 +134,9 @@ def test_what_is_measured_of_maestro_is_never_a_piece_to_learn_from(tmp_path, we
         write_midi(Music(make_notes(start, start + 0.2, 40 + np.arange(5), np.full(5, 64))), path)
         rows.append(maestro.Performance(path, "composer", "title", 2000, side, 3.0))
     tokenizer = Tokenizer.load(weights)
-    monkeypatch.setattr(maestro, "performances", lambda **options: rows)
+    monkeypatch.setattr(own_midi, "performances", lambda **options: rows)
     assert [p.name for p in own_midi.maestro_pieces(tokenizer).pieces] == ["2.mid"]
-    monkeypatch.setattr(maestro, "performances", lambda **options: [rows[0], rows[3]])
+    monkeypatch.setattr(own_midi, "performances", lambda **options: [rows[0], rows[3]])
     assert [p.name for p in own_midi.maestro_pieces(tokenizer).pieces] == ["3.mid"]
 
 
