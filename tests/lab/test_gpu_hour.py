@@ -176,8 +176,8 @@ def test_few_minutes_begin_nothing_that_could_not_end(tmp_path, monkeypatch):
 def test_a_wrong_gradient_fails_the_step(tmp_path, monkeypatch):
     true = steps.results_of
 
-    def wrong(arguments, optional, backend):
-        found = true(arguments, optional, "loop")
+    def wrong(arguments, optional, backend, weights):
+        found = true(arguments, optional, "loop", weights)
         if backend == "triton":
             found[4] = found[4] * 1.01  # dA
         return found

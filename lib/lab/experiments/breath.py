@@ -18,6 +18,7 @@ from lib.generate.breath import (
     longest_rest,
     short_of_breath,
 )
+from lib.generate.moment import fingerprint
 from lib.generate.player import load_model, variations
 from lib.generate.sampling import Sampling
 
@@ -66,7 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Play at low temperatures, measure.")
     parser.parse_args(argv)
     model, tokenizer = load_model()
+    mark = fingerprint(model)
     known = env.read_results(NAME)
+    if known.get("model") != mark:
+        known = {"model": mark}  # another model's pieces do not belong beside these
     known.setdefault("settings", {})
     for name in HELP:
         for temperature in TEMPERATURES:

@@ -16,6 +16,7 @@ from lib.env import machine as env
 from lib.env.errors import cli
 from lib.env.files import write_json
 from lib.generate.bridge import AHEAD, EVERY, TWIST, Goal, Row, cross, log_likelihood
+from lib.generate.moment import fingerprint
 from lib.generate.player import hear_prompt, load_model
 from lib.music.maestro import performances
 from lib.music.notes import Music, crop, read_midi, sustain
@@ -98,7 +99,10 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model()
     pieces = [p for p in performances(say=lambda text: None) if p.split == "validation"]
     chosen = np.random.default_rng(11).permutation(len(pieces))[: args.gaps]
+    mark = fingerprint(model)
     known = env.read_results(NAME)
+    if (known.get("model"), known.get("rows")) != (mark, args.rows):
+        known = {}  # another model's gaps, or other rows', do not belong beside these
     gaps = known.get("gaps", [])
     for number, place in enumerate(chosen.tolist()):
         if number < len(gaps):
@@ -107,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         found = measure(model, tokenizer, music, args.rows, seed=number)
         gaps.append({"piece": pieces[place].path.name, **found})
         known = {
+            "model": mark,
             "rows": args.rows,
             "ahead": AHEAD,
             "behind": BEHIND,

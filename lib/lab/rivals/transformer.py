@@ -76,6 +76,7 @@ class Attention(nn.Module):
                 f"and a window of at least 1, not {width} and {window}"
             )
         self.width, self.n_head, self.window = width, n_head, window
+        self.carries = True  # where not, a training crop leaves nothing behind it
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
         initialise(self.in_proj)
@@ -143,6 +144,8 @@ class Attention(nn.Module):
             if int(start.min()) < before:  # some rows have read less
                 exists = F.pad(past >= 0, (0, length), value=True)
         y = self.attend(q, both, exists).transpose(1, 2).flatten(2)
+        if self.training and not self.carries:
+            return self.out_proj(y), memory
         first = max(0, length - self.window)  # what came earlier is out of reach for good
         slots, index = self.slots(ring, at[:, first:])
         # no gradient into an earlier segment, as in Transformer-XL (Dai et al. 2019)
@@ -229,6 +232,8 @@ class TransformerLM(LanguageModel):
     def __init__(self, config: TransformerConfig):
         super().__init__(config, [TransformerBlock(config) for _ in range(config.n_layer)])
         self.carries = config.carries
+        for layer in self.backbone.layers:
+            layer.mixer.carries = config.carries
 
 
 def copy_state(state: State) -> State:
