@@ -6,9 +6,9 @@ which B is unlikely are dropped, the others forked: sequential Monte Carlo (Gord
 Smith 1993), with what lies ahead as a twist of the weights, as in twisted SMC (Zhao and others
 2024). In the end every row has reached B, and one is drawn by its weight: how likely B is from
 there, over how likely the row was to end there. The more rows, the nearer its music comes to what
-the model would draw given both A and B. `lib.lab.experiments.bridge` measures what that brings: B is
-far likelier than after a plain continuation, but not shown to be likelier than after the best of as
-many that were chosen once, at the end.
+the model would draw given both A and B. What that brings, `lib.lab.experiments.bridge` measures: B
+is far likelier than after a plain continuation, but not shown to be likelier than after the best of
+as many that were chosen once, at the end.
 
 Forking is what a state space model does cheaply. All that a row knows is a `Moment`, which has the
 same size after a second and after an hour: a copy of some hundred kilobytes. A Transformer's row is

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -326,7 +327,8 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
         inside = min(rates) < min(rates, key=rates.get) < max(rates)
         assert inside or len(rates) == 2 + race.WIDEST  # a best rate at the edge widened the grid
         ties = [row for row in result["ties"] if row["arch"] == arch]
-        best = min(ties or trials, key=lambda row: row["validation_bits_per_note"])
+        decided = [row for row in result["longer"] if row["arch"] == arch and row["steps"] == 4]
+        best = min(decided or ties or trials, key=lambda row: row["validation_bits_per_note"])
         assert result["best"][arch] == {"lr": best["lr"], "warmup": best["warmup"]}
         assert [row["steps"] for row in ties] in ([], [4, 4])
         assert {row["warmup"] for row in trials} == {0.1, 0.02}
@@ -395,9 +397,36 @@ def test_of_trials_that_tie_the_smallest_rate_is_tried_beside_the_best():
     assert entries.tied(trials[:1], 0.1) == [{"lr": 1e-3, "warmup": 0.1}]
 
 
+def test_a_longer_warm_up_is_tried_where_the_longest_is_best_and_whole_runs_decide(monkeypatch):
+    """Of three: one gains little by it, one much in its trial and in the whole run, and one in its
+    trial alone. A fourth has its best at the shorter warm-up.
+    """
+    lab = SimpleNamespace(protocol=TINY, all=lambda work, items: [work(lab, one) for one in items])
+    bits = {  # (whole, warm-up): bits a note
+        "lstm": {(False, 0.1): 20.0, (False, 0.2): 19.95},
+        "mamba": {(False, 0.1): 20.0, (False, 0.2): 19.0, (True, 0.1): 18.0, (True, 0.2): 17.5},
+        "s4d": {(False, 0.1): 20.0, (False, 0.2): 19.0, (True, 0.1): 18.0, (True, 0.2): 18.5},
+    }
+
+    def row(arch, lr, warmup, whole):
+        found = bits.get(arch, {}).get((whole, warmup), 25.0)
+        return {"arch": arch, "lr": lr, "warmup": warmup, "validation_bits_per_note": found}
+
+    monkeypatch.setattr(race, "trial", lambda lab, arch, lr, warmup: (arch, lr, warmup, False))
+    monkeypatch.setattr(race, "whole", lambda lab, arch, one: (arch, *one.values(), True))
+    monkeypatch.setattr(race, "trained", lambda lab, one: row(*one))
+    best = {arch: {"lr": 1e-3, "warmup": 0.1} for arch in bits}
+    best["hybrid"] = {"lr": 1e-3, "warmup": 0.02}
+    trials = [row(arch, 1e-3, warmup, False) for arch in best for warmup in (0.1, 0.02)]
+    trials += [row(arch, 2e-3, 0.1, False) for arch in best]
+    rows, found = race.lengthen(lab, trials, best)
+    assert found == best | {"mamba": {"lr": 1e-3, "warmup": 0.2}}
+    assert [row["arch"] for row in rows] == ["lstm", "mamba", "s4d", "mamba", "mamba", "s4d", "s4d"]
+
+
 def test_a_doubling_is_worth_what_the_last_two_budgets_say():
     assert race.doubling([(10, 9.0), (20, 7.0), (80, 5.0)]) == pytest.approx(-1.0)
-    assert race.doubling([(10, 9.0)]) == 0.0
+    assert race.doubling([(10, 9.0)]) is None
 
 
 def test_what_ended_on_one_machine_is_not_trained_again_on_another(
@@ -445,6 +474,23 @@ def test_context_counts_each_token_at_its_place(lab):
     assert row["pieces"] == 1 and row["bits_per_note"] == pytest.approx(sum(range(11, 21)) / 5)
     assert experiment_context._bits(nats, notes, 40, None)["bits_per_note"] is None
     assert "tokens" in experiment_context.table(result)
+
+
+def test_figures_that_another_protocol_left_are_not_taken_for_this_one(lab, monkeypatch):
+    race.run(lab)
+    experiment_context.run(lab)
+    one = entries.shown(lab)[0]
+    arm, *_ = tokenizers.arms(lab)
+    item = arm, 0, TINY.tokenizers.notes[0]
+    assert tokenizers.measured(lab, item) == tokenizers.measured(lab, item)
+    longer = replace(TINY.context, lengths=(*TINY.context.lengths, 64))
+    monkeypatch.setattr(lab, "protocol", replace(TINY, context=longer))
+    with pytest.raises(UserError, match="another protocol"):
+        experiment_context.curves(lab, one)
+    other = replace(TINY.config, weight_decay=0.5)
+    monkeypatch.setattr(lab, "protocol", replace(TINY, config=other))
+    with pytest.raises(UserError, match="another protocol"):
+        tokenizers.measured(lab, item)
 
 
 def test_context_needs_the_models_of_the_race(found, tmp_path):

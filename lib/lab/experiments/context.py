@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from lib.env.errors import UserError
 from lib.lab.experiments.entries import kept_as, shown
 from lib.lab.experiments.runs import Spec
 from lib.lab.rivals.matched import LABELS
@@ -40,7 +41,11 @@ def curves(lab, one: Spec) -> dict:
         pieces = validation_pieces(lab.base, chosen.tokens)
         return measure(lab.model(one, lab.base), lab.base, pieces, chosen)
 
-    return lab.once(f"{kept_as(one)}-context", work, dict[str, list[dict]])
+    found = lab.once(f"{kept_as(one)}-context", work, dict[str, list[dict]])
+    places = [row["from"] for row in found["position"]], [row["tokens"] for row in found["reach"]]
+    if places != (list(chosen.bins), list(chosen.lengths)):
+        raise UserError(f"{lab.kept} holds curves of another protocol: choose another --kept")
+    return found
 
 
 def measure(model, streams, pieces, chosen) -> dict:

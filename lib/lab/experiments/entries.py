@@ -48,6 +48,20 @@ def choice(row: dict) -> dict:
     return {"lr": row["lr"], "warmup": row["warmup"]}
 
 
+def settings(lab, arch: str) -> dict[str, float]:
+    """The rate and the warm-up that the race chose; at the quick scale, where it may not have yet,
+    the middle rate and the first warm-up.
+
+    Raises `UserError` where the race has not chosen.
+    """
+    chosen = lab.protocol.race
+    best = lab.read("race").get("best", {})
+    if arch not in best and lab.protocol.scale != "quick":
+        raise UserError("the race comes first: python -m lib.lab.experiments --only race")
+    default = {"lr": chosen.rates[len(chosen.rates) // 2], "warmup": chosen.warmups[0]}
+    return best.get(arch, default)
+
+
 def tied(rows: list[dict], tie: float) -> list[dict]:
     """The best rate and warm-up of some trials; behind it those of the smallest rate
     that comes as near as `tie` bits a note, where that is another.

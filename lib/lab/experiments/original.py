@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.env.schema import Number
-from lib.lab.experiments.intervals import difference, mean_bits, two_level
+from lib.lab.experiments.intervals import difference, interval, mean_bits, within
 from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.rivals.windows import model_bits
 from lib.music.encode import Augmentation, build
@@ -73,15 +73,11 @@ def run(lab) -> dict:
                 },
                 "bits": bits.round(3).tolist(),
                 "bits_per_note": mean_bits(bits, notes),
-                "interval_95": list(two_level(bits, notes)),
                 "without_penalty": mean_bits(plain, notes),
                 "curves": [one["curve"] for one in outcomes],
             }
         )
-    by_name = {row["arm"]: np.array(row["bits"]) for row in rows}
-    for row in rows:
-        row["gain"] = difference(by_name[NOTHING], by_name[row["arm"]], notes)
-        row["lost"] = difference(by_name[row["arm"]], by_name[EVERYTHING], notes)
+    compare(rows, notes)
     train, _ = chosen_performances(lab)
     result = {
         "trained_on": [p.path.name for p in train],
@@ -91,6 +87,21 @@ def run(lab) -> dict:
     }
     lab.write("original", result)
     return result
+
+
+def compare(rows: list[dict], notes: np.ndarray) -> None:
+    """Put into each row what its repairs gain, and what is lost without the one that it lacks."""
+    bits = {row["arm"]: np.array(row["bits"]) for row in rows}
+
+    def minus(first: str, second: str) -> dict:
+        if trained_as(first) == trained_as(second):  # the penalty changes no training
+            return within(bits[first] - bits[second], notes)
+        return difference(bits[first], bits[second], notes)
+
+    for row in rows:
+        row["interval_95"] = interval(bits[row["arm"]], notes)
+        row["gain"] = minus(NOTHING, row["arm"])
+        row["lost"] = minus(row["arm"], EVERYTHING)
 
 
 def measured(lab, item: tuple[str, int]) -> dict:

@@ -1,4 +1,4 @@
-"""Part (a), second protocol: which architecture predicts held-out music best.
+"""Part (a): which architecture predicts held-out music best.
 
 Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the
 budget, and where trials are alike, with whole runs. Then all train at their best, with several
@@ -11,18 +11,29 @@ where they lie, no machine trains it again:
 
 Two budgets are compared: equal tokens, and equal arithmetic. For the second no model is trained
 again: from its bits at two budgets follows what a doubling of its tokens is worth to it, and so
-what it would have had with the tokens that as many operations as Mamba's allow.
+what it would have had with the tokens that as many operations as Mamba's allow. That worth is the
+difference of two single runs, and how far single runs lie apart is in the intervals.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
-from lib.lab.experiments.entries import best_of, entries, is_shown, kept_as, tied, trial, whole
-from lib.lab.experiments.intervals import difference, mean_bits, two_level
+from lib.lab.experiments.entries import (
+    best_of,
+    choice,
+    entries,
+    is_shown,
+    kept_as,
+    tied,
+    trial,
+    whole,
+)
+from lib.lab.experiments.intervals import Spread, difference, interval, mean_bits, show, spread
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import LABELS, build
@@ -30,15 +41,7 @@ from lib.lab.rivals.ngram import NGram
 from lib.lab.rivals.windows import model_bits
 from lib.train.bits import counting_baselines
 
-KEPT = (
-    "body_parameters",
-    "parameters",
-    "steps",
-    "tokens",
-    "validation_bits_per_note",
-    "best_step",
-    "tokens_per_second",
-)
+KEPT = ("body_parameters", "parameters", "steps", "tokens", "validation_bits_per_note", "best_step")
 WIDEST = 3  # times that a grid is widened at one end
 
 
@@ -49,7 +52,8 @@ def run(lab) -> dict:
     if result.get("summary"):
         return result
     result["trials"] = search(lab)
-    result["ties"], result["best"] = decide(lab, result["trials"])
+    result["ties"], best = decide(lab, result["trials"])
+    result["longer"], result["best"] = lengthen(lab, result["trials"], best)
     lab.write("race", result)
     ended = lab.all(judged, list(entries(lab, result["best"])))
     result["runs"], result["test"] = map(list, zip(*ended, strict=True))
@@ -105,6 +109,36 @@ def decide(lab, trials: list[dict]) -> tuple[list[dict], dict[str, dict]]:
     return rows, best
 
 
+def lengthen(lab, trials: list[dict], best: dict[str, dict]) -> tuple[list[dict], dict[str, dict]]:
+    """Where the longest warm-up is the best one, another of twice its length is tried; where that
+    gains more than a tie, whole runs decide. Returns the runs of this, and every one's choice.
+    """
+    chosen = lab.protocol.race
+    longest = max(chosen.warmups)
+    wanted = {arch: one for arch, one in best.items() if one["warmup"] == longest}
+    rows = lab.all(
+        trained, [trial(lab, arch, one["lr"], 2 * longest) for arch, one in wanted.items()]
+    )
+    short = {
+        row["arch"]: row["validation_bits_per_note"]
+        for row in trials
+        if choice(row) == wanted.get(row["arch"])
+    }
+    gains = [
+        row for row in rows if row["validation_bits_per_note"] < short[row["arch"]] - chosen.tie
+    ]
+    runs = lab.all(
+        trained,
+        [
+            whole(lab, row["arch"], one)
+            for row in gains
+            for one in (wanted[row["arch"]], choice(row))
+        ],
+    )
+    decided = {row["arch"]: best_of(r for r in runs if r["arch"] == row["arch"]) for row in gains}
+    return rows + runs, best | decided
+
+
 def beyond(rows: list[dict]) -> float | None:
     """Half or twice the best of the rates tried where it is the least or the largest, else None."""
     bits = {row["lr"]: row["validation_bits_per_note"] for row in rows}
@@ -130,7 +164,8 @@ def trained(lab, one: Spec) -> dict:
         raise UserError(f"{lab.kept} holds runs of another protocol: choose another --kept")
     config = one.config
     choices = {"lr": config.lr, "warmup": config.warmup, "seed": config.seed, "name": one.name}
-    return {"arch": one.arch, **choices, **found}
+    known = {key: found[key] for key in (*KEPT, "curve")}  # older files have a speed as well
+    return {"arch": one.arch, **choices, **known}
 
 
 def judged(lab, one: Spec) -> tuple[dict, list[float]]:
@@ -200,9 +235,8 @@ def counted_grams(lab) -> dict:
 
 def counted(lab, arch: str) -> float:
     """Operations for each token of a training step."""
-    config = lab.protocol.config
     model = build(arch, lab.base.vocab_size, lab.protocol.size)
-    return operations(model, config.batch, config.length)
+    return operations(model, lab.protocol.config.length)
 
 
 # ---- the summary -----------------------------------------------------------------------------
@@ -212,33 +246,55 @@ def summarise(result: dict, first: str) -> dict:
     """For both budgets a row each: bits a note, and the difference between `first` and it."""
     notes = np.array(result["pieces"]["notes"])
     honest = ~np.array(result["pieces"]["leaks"], bool)
+    models = whole_runs(result)
+    curves = {arch: curve(result, arch) for arch in models}
+    worth = {arch: doubling(points) for arch, points in curves.items()}
+    one_run = pooled(models.values(), notes)
+    budgets = {}
+    for budget in ("tokens", "arithmetic"):
+        rows = {}
+        for arch, mine in models.items():
+            tokens = max(row["tokens"] for row in result["runs"] if row["arch"] == arch)
+            luck = None
+            if budget == "arithmetic":
+                if worth[arch] is None:
+                    continue
+                share = result["operations"][first] / result["operations"][arch]
+                tokens, doublings = share * tokens, math.log2(share)
+                # bits of each piece with so many more tokens
+                mine = mine + doublings * worth[arch] * notes
+                if one_run:  # what a doubling is worth is the difference of two single runs
+                    luck = 2 * doublings**2 * one_run[0], one_run[1]
+            rows[arch] = {
+                "tokens": tokens,
+                **estimate(mine, notes, luck),
+                "without_leaks": estimate(mine[:, honest], notes[honest], luck),
+            }
+            if arch != first:
+                rows[arch]["first_minus_this"] = difference(models[first], mine, notes, luck=luck)
+        budgets[budget] = rows
+    return {"first": first, "budgets": budgets, "curves": curves, "doubling": worth}
+
+
+def pooled(models: Iterable[np.ndarray], notes: np.ndarray) -> Spread | None:
+    """The variance of a single run's bits a note, by the seeds of all architectures together."""
+    found = [spread(bits, notes) for bits in models if len(bits) > 1]
+    free = sum(degrees for _, degrees in found)
+    if not free:
+        return None
+    # s² / n of n seeds
+    squares = sum(variance * (degrees + 1) * degrees for variance, degrees in found)
+    return squares / free, free
+
+
+def whole_runs(result: dict) -> dict[str, np.ndarray]:
+    """Bits of each test piece by the runs of all tokens, (seeds, pieces) of each architecture."""
     longest = max(row["steps"] for row in result["runs"])
     bits: dict[str, list] = {}
     for row, found in zip(result["runs"], result["test"], strict=True):
         if row["steps"] == longest:
             bits.setdefault(row["arch"], []).append(found)
-    models = {arch: np.array(rows) for arch, rows in bits.items()}
-    curves = {arch: curve(result, arch) for arch in models}
-    worth = {arch: doubling(points) for arch, points in curves.items()}
-    budgets = {}
-    for budget in ("tokens", "arithmetic"):
-        rows = {}
-        for arch, mine in models.items():
-            share = 1.0
-            if budget == "arithmetic":
-                share = result["operations"][first] / result["operations"][arch]
-            # bits of each piece with so many more tokens
-            moved = mine + math.log2(share) * worth[arch] * notes
-            tokens = max(row["tokens"] for row in result["runs"] if row["arch"] == arch)
-            rows[arch] = {
-                "tokens": share * tokens,
-                **estimate(moved, notes),
-                "without_leaks": estimate(moved[:, honest], notes[honest]),
-            }
-            if arch != first:
-                rows[arch]["first_minus_this"] = difference(models[first], moved, notes)
-        budgets[budget] = rows
-    return {"first": first, "budgets": budgets, "curves": curves, "doubling": worth}
+    return {arch: np.array(rows) for arch, rows in bits.items()}
 
 
 def curve(result: dict, arch: str) -> list[tuple[int, float]]:
@@ -253,20 +309,18 @@ def curve(result: dict, arch: str) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
-def doubling(points: list[tuple[int, float]]) -> float:
-    """Bits a note that the last doubling of the tokens brought:
-    a line through the last two budgets.
+def doubling(points: list[tuple[int, float]]) -> float | None:
+    """Bits a note that the last doubling of the tokens brought: a line through the last two
+    budgets. None where there is one alone.
     """
     if len(points) < 2:
-        return 0.0
+        return None
     (few, before), (many, after) = points[-2:]
     return (after - before) / math.log2(many / few)
 
 
-def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
-    """Bits a note, of every seed too, with the two-level interval:
-    bits (seeds, pieces), notes (pieces,).
-    """
+def estimate(bits: np.ndarray, notes: np.ndarray, luck: Spread | None = None) -> dict:
+    """Bits a note, of every seed too, with the interval: bits (seeds, pieces), notes (pieces,)."""
     if not len(notes):  # the sample's only test piece may be one of the leaking titles
         return {"pieces": 0, "bits_per_note": None, "interval_95": None}
     return {
@@ -274,7 +328,7 @@ def estimate(bits: np.ndarray, notes: np.ndarray) -> dict:
         "seeds": len(bits),
         "by_seed": [float(one.sum() / notes.sum()) for one in bits],
         "bits_per_note": mean_bits(bits, notes),
-        "interval_95": list(two_level(bits, notes)),
+        "interval_95": interval(bits, notes, luck=luck),
     }
 
 
@@ -282,16 +336,17 @@ def table(result: dict) -> str:
     """The summary in Markdown."""
     first = LABELS[result["summary"]["first"]]
     lines = [
-        "| equal | architecture | seeds | bits a note, test (95 %) "
-        f"| {first} minus this (95 %) | over seeds alone |",
+        f"| equal | architecture | seeds | bits a note, test (95 %) | {first} minus this (95 %) "
+        "| p, over seeds |",
         "|---|---|---|---|---|---|",
     ]
     for budget, rows in result["summary"]["budgets"].items():
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
-            low, high = row["interval_95"]
+            found = row.get("first_minus_this")
+            p = "" if not found else "one seed" if found["p"] is None else f"{found['p']:.2g}"
             lines.append(
-                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {row['bits_per_note']:.2f} "
-                f"({low:.2f} to {high:.2f}) | {said(row.get('first_minus_this'))} |"
+                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {said(found)} "
+                f"| {p} |"
             )
     for name, bits in result["counting"].items():
         lines.append(f"| | {name}, counted | | {bits:.2f} | | |")
@@ -299,13 +354,7 @@ def table(result: dict) -> str:
 
 
 def said(found: dict | None) -> str:
-    """A difference in two columns, with "not shown" where an interval holds zero."""
+    """A difference in words, with "not shown" where its interval holds zero."""
     if not found:
-        return " | "
-    low, high = found["interval_95"]
-    both = f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f})"
-    if found["welch_95"] is None:
-        return f"{both}, not shown | one seed"
-    low, high = found["welch_95"]
-    doubt = "" if found["shown"] else ", not shown"
-    return f"{both}{doubt} | {low:+.2f} to {high:+.2f}, p = {found['p']:.2g}"
+        return ""
+    return show(found, "+") + ("" if found["shown"] else ", not shown")

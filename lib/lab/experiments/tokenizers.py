@@ -18,16 +18,25 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from lib.env.errors import UserError
 from lib.env.schema import Number
-from lib.lab.experiments.entries import kept_as
-from lib.lab.experiments.intervals import difference, mean_bits, two_level
-from lib.lab.experiments.runs import Spec
-from lib.lab.experiments.tokens import drawn, rate_of
+from lib.lab.experiments.entries import kept_as, settings
+from lib.lab.experiments.intervals import difference, interval, mean_bits
+from lib.lab.experiments.runs import Spec, completed
+from lib.lab.experiments.tokens import drawn
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import build
 from lib.lab.rivals.windows import model_bits
 from lib.train.bits import counting_baselines, dequantisation_bits
+
+
+class Kept(TypedDict):
+    """What is kept of a run: what it was, and the bits of each measured piece."""
+
+    spec: dict
+    bits: list[Number]
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,6 @@ def run(lab) -> dict:
 def row(lab, arm: Arm, found: dict) -> dict:
     """What an arm came to, over its seeds."""
     chosen = lab.protocol.tokenizers
-    config = lab.protocol.config
     streams, tokenizer = data(lab, arm)
     pieces = drawn(streams.select("validation"), chosen.measured)
     notes = np.array([piece.notes for piece in pieces])
@@ -102,12 +110,12 @@ def row(lab, arm: Arm, found: dict) -> dict:
         "vocabulary": streams.vocab_size,
         "tokens_a_note": rate,
         "parameters": model.parameter_count(),
-        "operations_a_note": operations(model, config.batch, config.length) * rate,
+        "operations_a_note": operations(model, lab.protocol.config.length) * rate,
         "notes_kept": float(kept / notes.sum()),  # two strokes of a key can fall into one step
         "notes": notes.tolist(),
         "bits": longest.round(3).tolist(),  # at 10 ms, (seeds, pieces)
         "bits_per_note": means[-1],
-        "interval_95": list(two_level(longest, notes)),
+        "interval_95": interval(longest, notes),
         "curve": list(zip(chosen.notes, means, strict=True)),
         "doubling": (means[-1] - means[-2]) / math.log2(chosen.notes[-1] / chosen.notes[-2]),
         "bigram": counting_baselines(streams, pieces)["bigram"],
@@ -127,7 +135,7 @@ def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
         config,
         transpose=0,
         louder=0,
-        lr=rate_of(lab),
+        **settings(lab, "mamba"),
         dropout=lab.protocol.size.dropout,
         steps=max(1, steps),
         seed=seed,
@@ -136,12 +144,17 @@ def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
     one = Spec(name, "mamba", lab.protocol.size, config)
     pieces = drawn(streams.select("validation"), lab.protocol.tokenizers.measured)
 
+    facts = one.facts(streams) | {"measured": len(pieces)}
+
     def work():
         model = lab.model(one, streams)
         added = [dequantisation_bits(tokenizer, streams.stream(piece)) for piece in pieces]
-        return (model_bits(model, streams, pieces) + added).tolist()
+        return {"spec": facts, "bits": (model_bits(model, streams, pieces) + added).tolist()}
 
-    return lab.once(kept_as(one), work, list[Number])
+    found = lab.once(kept_as(one), work, Kept)
+    if completed(found["spec"]) != facts:
+        raise UserError(f"{lab.kept} holds runs of another protocol: choose another --kept")
+    return found["bits"]
 
 
 def data(lab, arm: Arm):

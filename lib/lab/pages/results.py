@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lib.env import machine as env
 from lib.lab.experiments.likelihood import show
 from lib.lab.experiments.original import EVERYTHING, NOTHING, REPAIRS
+from lib.lab.experiments.race import said
 from lib.lab.rivals.matched import LABELS
 
 
@@ -182,12 +183,10 @@ def _difference(budget: str) -> Callable[[dict], str]:
 def _repairs(found: dict) -> str:
     arms = {arm["arm"]: arm for arm in found["arms"]}
     before, after = arms[NOTHING]["bits_per_note"], arms[EVERYTHING]
-    alone = {name: arms[name]["gain"]["bits_per_note"] for name in REPAIRS}
-    first, second = sorted(alone, key=alone.get, reverse=True)[:2]
-    return (
-        f"{before:.2f}; all repairs gain {show(after['gain'])}; {first} alone {alone[first]:.2f}, "
-        f"{second} alone {alone[second]:.2f}"
-    )
+    alone = {name: arms[name]["gain"] for name in REPAIRS}
+    first, second = sorted(alone, key=lambda name: alone[name]["bits_per_note"], reverse=True)[:2]
+    best = "; ".join(f"{name} alone {said(alone[name])}" for name in (first, second))
+    return f"{before:.2f}; all repairs gain {said(after['gain'])}; {best}"
 
 
 def _range(times: Collection[float]) -> str:
