@@ -327,9 +327,9 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
         inside = min(rates) < min(rates, key=rates.get) < max(rates)
         assert inside or len(rates) == 2 + race.WIDEST  # a best rate at the edge widened the grid
         ties = [row for row in result["ties"] if row["arch"] == arch]
-        decided = [row for row in result["longer"] if row["arch"] == arch and row["steps"] == 4]
-        best = min(decided or ties or trials, key=lambda row: row["validation_bits_per_note"])
-        assert result["best"][arch] == {"lr": best["lr"], "warmup": best["warmup"]}
+        best = min(ties or trials, key=lambda row: row["validation_bits_per_note"])
+        usual = {"lr": best["lr"], "warmup": best["warmup"]}
+        assert result["best"][arch] in (usual, usual | {"warmup": 0.2})
         assert [row["steps"] for row in ties] in ([], [4, 4])
         assert {row["warmup"] for row in trials} == {0.1, 0.02}
     assert result["ties"]  # or the protocol of these tests does not try what is decided by them
@@ -397,31 +397,30 @@ def test_of_trials_that_tie_the_smallest_rate_is_tried_beside_the_best():
     assert entries.tied(trials[:1], 0.1) == [{"lr": 1e-3, "warmup": 0.1}]
 
 
-def test_a_longer_warm_up_is_tried_where_the_longest_is_best_and_whole_runs_decide(monkeypatch):
-    """Of three: one gains little by it, one much in its trial and in the whole run, and one in its
-    trial alone. A fourth has its best at the shorter warm-up.
+def test_a_longer_warm_up_is_chosen_where_it_gains_in_a_trial_and_in_a_whole_run(monkeypatch):
+    """One gains little in its trial, one much in both, one only in its trial. The fourth has its
+    best at the shorter warm-up and tries nothing.
     """
     lab = SimpleNamespace(protocol=TINY, all=lambda work, items: [work(lab, one) for one in items])
-    bits = {  # (whole, warm-up): bits a note
+    bits = {  # (of a whole run, warm-up): bits a note
         "lstm": {(False, 0.1): 20.0, (False, 0.2): 19.95},
         "mamba": {(False, 0.1): 20.0, (False, 0.2): 19.0, (True, 0.1): 18.0, (True, 0.2): 17.5},
-        "s4d": {(False, 0.1): 20.0, (False, 0.2): 19.0, (True, 0.1): 18.0, (True, 0.2): 18.5},
+        "s4d": {(False, 0.1): 20.0, (False, 0.2): 19.0, (True, 0.1): 18.0, (True, 0.2): 17.95},
     }
 
-    def row(arch, lr, warmup, whole):
-        found = bits.get(arch, {}).get((whole, warmup), 25.0)
+    def row(arch, lr, warmup, of_all=False):
+        found = bits.get(arch, {}).get((of_all, warmup), 25.0)
         return {"arch": arch, "lr": lr, "warmup": warmup, "validation_bits_per_note": found}
 
-    monkeypatch.setattr(race, "trial", lambda lab, arch, lr, warmup: (arch, lr, warmup, False))
-    monkeypatch.setattr(race, "whole", lambda lab, arch, one: (arch, *one.values(), True))
-    monkeypatch.setattr(race, "trained", lambda lab, one: row(*one))
+    monkeypatch.setattr(race, "trial", lambda lab, arch, lr, warmup: row(arch, lr, warmup))
+    monkeypatch.setattr(race, "whole", lambda lab, arch, one: row(arch, **one, of_all=True))
+    monkeypatch.setattr(race, "trained", lambda lab, one: one)
     best = {arch: {"lr": 1e-3, "warmup": 0.1} for arch in bits}
     best["hybrid"] = {"lr": 1e-3, "warmup": 0.02}
-    trials = [row(arch, 1e-3, warmup, False) for arch in best for warmup in (0.1, 0.02)]
-    trials += [row(arch, 2e-3, 0.1, False) for arch in best]
+    trials = [row(arch, lr, 0.1) for arch in best for lr in (1e-3, 2e-3)]
     rows, found = race.lengthen(lab, trials, best)
     assert found == best | {"mamba": {"lr": 1e-3, "warmup": 0.2}}
-    assert [row["arch"] for row in rows] == ["lstm", "mamba", "s4d", "mamba", "mamba", "s4d", "s4d"]
+    assert [row["arch"] for row in rows] == ["lstm", "mamba", "s4d", "mamba", "s4d", "mamba", "s4d"]
 
 
 def test_a_doubling_is_worth_what_the_last_two_budgets_say():

@@ -110,33 +110,28 @@ def decide(lab, trials: list[dict]) -> tuple[list[dict], dict[str, dict]]:
 
 
 def lengthen(lab, trials: list[dict], best: dict[str, dict]) -> tuple[list[dict], dict[str, dict]]:
-    """Where the longest warm-up is the best one, another of twice its length is tried; where that
-    gains more than a tie, whole runs decide. Returns the runs of this, and every one's choice.
+    """Where the longest warm-up is the best one, twice its length is tried; it is chosen where it
+    gains more than a tie, in a trial and in a whole run. Returns these runs, and all choices.
     """
     chosen = lab.protocol.race
     longest = max(chosen.warmups)
-    wanted = {arch: one for arch, one in best.items() if one["warmup"] == longest}
-    rows = lab.all(
-        trained, [trial(lab, arch, one["lr"], 2 * longest) for arch, one in wanted.items()]
-    )
-    short = {
-        row["arch"]: row["validation_bits_per_note"]
-        for row in trials
-        if choice(row) == wanted.get(row["arch"])
-    }
-    gains = [
-        row for row in rows if row["validation_bits_per_note"] < short[row["arch"]] - chosen.tie
+    short = {arch: one for arch, one in best.items() if one["warmup"] == longest}
+    long = {arch: one | {"warmup": 2 * longest} for arch, one in short.items()}
+    tried = lab.all(trained, [trial(lab, arch, **one) for arch, one in long.items()])
+    before = [row for row in trials if choice(row) == short.get(row["arch"])]
+    hopeful = gaining(before, tried, chosen.tie)
+    usual = lab.all(trained, [whole(lab, arch, short[arch]) for arch in hopeful])
+    longer = lab.all(trained, [whole(lab, arch, long[arch]) for arch in hopeful])
+    better = {arch: long[arch] for arch in gaining(usual, longer, chosen.tie)}
+    return tried + usual + longer, best | better
+
+
+def gaining(before: list[dict], after: list[dict], least: float) -> list[str]:
+    """Architectures whose run after a change needs so many bits a note fewer than the one before."""
+    bits = {row["arch"]: row["validation_bits_per_note"] for row in before}
+    return [
+        row["arch"] for row in after if bits[row["arch"]] - row["validation_bits_per_note"] > least
     ]
-    runs = lab.all(
-        trained,
-        [
-            whole(lab, row["arch"], one)
-            for row in gains
-            for one in (wanted[row["arch"]], choice(row))
-        ],
-    )
-    decided = {row["arch"]: best_of(r for r in runs if r["arch"] == row["arch"]) for row in gains}
-    return rows + runs, best | decided
 
 
 def beyond(rows: list[dict]) -> float | None:
