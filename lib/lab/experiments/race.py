@@ -127,7 +127,7 @@ def lengthen(lab, trials: list[dict], best: dict[str, dict]) -> tuple[list[dict]
 
 
 def gaining(before: list[dict], after: list[dict], least: float) -> list[str]:
-    """Architectures whose run after a change needs so many bits a note fewer than the one before."""
+    """Architectures whose run after a change needs that many bits a note less than before."""
     bits = {row["arch"]: row["validation_bits_per_note"] for row in before}
     return [
         row["arch"] for row in after if bits[row["arch"]] - row["validation_bits_per_note"] > least
