@@ -8,6 +8,7 @@ out (`OUTPUT`). Figures are made without pyplot's global state, so they work wit
 import base64
 import html
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -313,8 +314,6 @@ def image(fig, alt: str):
 
 def show(fig, alt: str) -> None:
     """Show a figure in a notebook as an image with alternative text, and close it."""
-    import sys
-
     from IPython.display import display
 
     display(image(fig, alt))
