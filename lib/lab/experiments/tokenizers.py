@@ -24,10 +24,11 @@ from lib.lab.experiments.entries import kept_as
 from lib.lab.experiments.intervals import difference, mean_bits, two_level
 from lib.lab.experiments.runs import Spec
 from lib.lab.experiments.tokens import drawn, rate_of
+from lib.lab.judge.likelihood import dequantisation_bits
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import build
 from lib.lab.rivals.windows import model_bits
-from lib.train.bits import counting_baselines, dequantisation_bits
+from lib.train.bits import counting_baselines
 
 
 @dataclass(frozen=True)
