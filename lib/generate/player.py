@@ -15,9 +15,7 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
-
-# FINGERS and FOLLOWS, unused here, are for whoever reads on
-from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401
+from lib.generate.grammar import Grammar, NoteReader
 from lib.generate.moment import KEPT, Moment, hear
 from lib.generate.sampling import Sampling, draw
 from lib.mamba import step_cpu as mamba_cpu

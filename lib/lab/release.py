@@ -23,7 +23,7 @@ from lib.show.listen import save_mp3
 from lib.show.plots import save_roll
 from lib.train import checkpoints
 from lib.train.bits import counting_baselines, interval, piece_bits
-from lib.train.trainer import LAST, LOG_FIELDS
+from lib.train.checkpoints import LAST, LOG_FIELDS
 
 # The header is what the Hub of Hugging Face reads: https://huggingface.co/docs/hub/model-cards
 CARD = """---

@@ -101,6 +101,7 @@ def _crop(
 
 def _nats(model, tokens: Tensor, state) -> tuple[Tensor, list]:
     """What each token after the first costs, in nats, and the state after the last but one."""
+    # rivals keep torch's cross entropy: by it the runs that are recorded were judged
     if isinstance(model, MambaLM):
         x, state = model.residual(tokens[:, :-1], state)
         return model.nats(x, tokens[:, 1:]), state

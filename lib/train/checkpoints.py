@@ -63,7 +63,7 @@ class Generator(TypedDict):
 
 
 class Position(TypedDict):
-    """What `lib.train.batches.Crops.position` gives."""
+    """What `lib.train.batches.Batches.position` gives."""
 
     rows: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
     drawn: NotRequired[

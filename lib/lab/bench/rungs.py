@@ -8,8 +8,9 @@ import numpy as np
 
 from lib.env.errors import UserError
 from lib.train.bits import counting_baselines
+from lib.train.config import PRESETS
 from lib.train.rungs import HEART, climb
-from lib.train.trainer import PRESETS, Trainer
+from lib.train.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
