@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.music.maestro import DATA, Performance
 from lib.music.notes import NOTE, read_midi, sustain
 
@@ -44,7 +44,7 @@ def note_arrays(
         sustain(read_midi(p.path)).notes
         for p in tqdm(performances, desc="reading", unit="piece", disable=not progress)
     ]
-    with whole(target) as part, part.open("wb") as file:
+    with atomic_write(target) as part, part.open("wb") as file:
         np.savez(
             file,
             notes=np.concatenate(arrays) if arrays else np.zeros(0, NOTE),

@@ -19,20 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import check_regular
+from lib.env.files import check_regular, only_one, sha256_of
 from lib.env.paths import DATA, ROOT
 from lib.music import ten as sample
-from lib.music.download import (
-    MAX_TABLE,
-    Unreachable,
-    entries,
-    fetch,
-    need_space,
-    only_one,
-    reading,
-    sha256_of,
-    unpack,
-)
+from lib.music.download import MAX_TABLE, Unreachable, entries, fetch, need_space, reading, unpack
 
 NAME = "maestro-v3.0.0"
 OFFICIAL_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"  # as MusPy

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.paths import CACHE, own_folder
 
 LIB = Path(__file__).parent  # with the headers that the sources of every room may include
@@ -204,7 +204,7 @@ class Kernel:
 
     def compile(self, target: Path, found: str, threads: Sequence[str]) -> None:
         """Write the library, whole or not at all, so that only its owner can change it."""
-        with whole(target) as part:
+        with atomic_write(target) as part:
             subprocess.run(
                 [found, *FLAGS, f"-I{LIB}", *threads, str(self.source), "-o", str(part)],
                 check=True,

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import on_disk
+from lib.env.files import atomic_folder, on_disk
 from lib.mamba.model import MambaLM, State
 from lib.music.streams import Streams
 from lib.train import checkpoints, distributed
@@ -511,7 +511,7 @@ def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
 def keep_best(run: Trainer) -> None:
     """Keep the model with its tokenizer, so that `python -m lib.generate --model` can play it."""
     best = run.folder / "best"
-    with checkpoints.whole_folder(best) as part:
+    with atomic_folder(best) as part:
         run.save_model(run.model, part)
         for name in TOKENIZER_FILES:
             if run.streams.folder and (run.streams.folder / name).exists():

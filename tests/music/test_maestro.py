@@ -22,11 +22,12 @@ from pathlib import Path
 import pytest
 
 from lib.env.errors import UserError
+from lib.env.files import only_one
 from lib.env.paths import ROOT
 from lib.music import download
 from lib.music import maestro as data
 from lib.music import ten as sample
-from lib.music.download import Unreachable, fetch, only_one
+from lib.music.download import Unreachable, fetch
 
 REAL = data.DATA / data.NAME
 HEADER = "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lib.env import machine as env
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 from lib.lab.bench.generate_contenders import NAMES, WARM, Rivals
 from lib.lab.bench.scan import listed, slug
 from lib.lab.bench.timing import (
@@ -441,7 +441,7 @@ def main(argv: list[str] | None = None) -> None:
     result["key"] = key_row(result)
     path = args.output or env.RESULTS / f"generate_{slug(result['device'])}.json"
     write_json(path, result, path.name)
-    with whole(path.with_suffix(".png")) as part:
+    with atomic_write(path.with_suffix(".png")) as part:
         part.write_bytes(plots.png_bytes(draw(result)))
     print(table(result))
     print(json.dumps(result["key"], indent=1))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 from lib.env.machine import RESULTS, provenance
 from lib.env.schema import read_json
 from lib.generate.control import Controls
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
         note(f"{part}: {time.perf_counter() - begin:.0f} s")
         write_json(args.result, result)  # after each part, so that an interruption loses little
     if "pieces" in args.parts:
-        with whole(args.out / "evaluation.png") as file:
+        with atomic_write(args.out / "evaluation.png") as file:
             file.write_bytes(plots.png_bytes(anchors.plot(result["pieces"]["comparison"])))
     print(summary(result))
 

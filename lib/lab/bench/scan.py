@@ -19,7 +19,7 @@ import torch
 
 from lib.env import machine as env
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 from lib.lab.bench.scan_contenders import arguments, contender, lay_out, names
 from lib.lab.bench.scan_figures import draw, draw_figure3, picture
 from lib.lab.bench.timing import (
@@ -498,7 +498,7 @@ def main(argv: list[str] | None = None) -> None:
     result["key"] = key_row(result)
     path = args.output or env.RESULTS / f"scan_{slug(result['device'])}.json"
     write_json(path, result, path.name)
-    with whole(path.with_suffix(".png")) as part:
+    with atomic_write(path.with_suffix(".png")) as part:
         part.write_bytes(picture(result))
     print(table(result))
     print(json.dumps(result["key"], indent=1))

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.paths import ROOT
 from lib.generate import control
 from lib.generate.grammar import FINGERS, FOLLOWS
@@ -232,6 +232,6 @@ def build(path: Path = PAGE) -> int:
         raise UserError(
             f"the page would have {size:,} bytes, and {LARGEST:,} are allowed: ship a smaller model"
         )
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
     return size

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.schema import Amount, Count, Number, read_json
 from lib.lab.rivals import matched as baselines
 from lib.lab.rivals.matched import Size
@@ -196,7 +196,7 @@ def train(
     }
     if run.judge:
         found["judged"] = run.judged
-    with whole(outcome) as part:
+    with atomic_write(outcome) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         (folder / name).unlink(missing_ok=True)

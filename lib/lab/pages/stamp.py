@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
+from lib.env.files import write_text
 from lib.env.paths import ROOT
 from lib.lab.pages import address as colab
 
@@ -178,5 +179,5 @@ def _rewrite(path: Path, write) -> bool:
         old = path.read_text(encoding="utf-8")
     new = write(old)
     if new != old:
-        env.write_text(path, new)
+        write_text(path, new)
     return new != old

@@ -27,12 +27,11 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write, sha256_of, write_text
 from lib.env.install import pip_reason
 from lib.lab.pages import address as colab
 from lib.lab.pages import teaching
 from lib.music import ten as sample
-from lib.music.download import sha256_of
 
 WHEELS, COURSE, LIST, TEACHING = "wheels", "course.zip", "bundle.json", "teaching"
 SAMPLE = "data/maestro-sample"
@@ -161,15 +160,15 @@ def read_list(folder: Path) -> dict:
 
 
 def _write_list(folder: Path, bundle: dict) -> None:
-    env.write_text(folder / LIST, json.dumps(bundle, indent=1) + "\n")
+    write_text(folder / LIST, json.dumps(bundle, indent=1) + "\n")
 
 
 def make(folder: Path, say=print) -> None:
     """Make the bundle, or what is missing of it."""
     wanted = env.ROOT / "requirements.txt"
     kind = here() | {"requirements": sha256_of(wanted)}
-    env.write_text(folder / "requirements.txt", wanted.read_text(encoding="utf-8"))
-    env.write_text(folder / "README.md", PAGE.format(**kind))
+    write_text(folder / "requirements.txt", wanted.read_text(encoding="utf-8"))
+    write_text(folder / "README.md", PAGE.format(**kind))
     bundle = read_list(folder)
     if {key: bundle.get(key) for key in kind} != kind:
         say("finding out which packages the course needs")
@@ -250,7 +249,7 @@ def course_files() -> dict[str, Path]:
 
 def pack(path: Path) -> None:
     """Write course.zip, whole; the same files give the same bytes."""
-    with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in sorted(course_files().items()):
             entry = zipfile.ZipInfo(name)  # without the date, which would make each packing another
             entry.external_attr = 0o644 << 16

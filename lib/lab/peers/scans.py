@@ -22,10 +22,9 @@ import torch
 from torch.nn import functional as F
 
 from lib.env.errors import Unreachable, UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write, only_one
 from lib.env.install import NO_CUDA_SCAN, pip_download
 from lib.env.paths import CACHE
-from lib.music.download import only_one
 
 SDIST = "mamba-ssm==2.3.2.post1"  # as in requirements-gpu.txt
 FILE = "mamba_ssm/ops/selective_scan_interface.py"
@@ -147,7 +146,7 @@ def archive_file(file: str, sha256: str, what: str, folder: Path | None = None, 
     with only_one(folder / "mamba-ssm.lock", say), os_errors(f"write into {folder}"):
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
             say(f"fetching mamba-ssm's {what} from its source distribution (0.2 MB, once)")
-            with tempfile.TemporaryDirectory(dir=folder) as work, whole(target) as part:
+            with tempfile.TemporaryDirectory(dir=folder) as work, atomic_write(target) as part:
                 # nothing is built: its set-up is asked not to look for CUDA
                 pip_download(
                     SDIST,
