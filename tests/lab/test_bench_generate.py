@@ -17,7 +17,7 @@ from lib.lab.bench.generate import Rivals
 from lib.lab.bench.timing import Contender
 from lib.lab.peers import language_models
 from lib.mamba import model as mamba
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +40,7 @@ TINY = [
     "64",
 ]
 CONFIG = mamba.MambaConfig(40, 24, 2, 4)
-needs_compiler = pytest.mark.skipif(not mamba_cpu.KERNEL.available(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not step_cpu.KERNEL.available(), reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +333,7 @@ def test_command_measures_and_writes_everything_down(tmp_path, same_process, cap
 def test_missing_peer_and_missing_compiler_are_said_and_the_rest_is_measured(
     tmp_path, same_process, monkeypatch, capsys
 ):
-    monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)
+    monkeypatch.setattr(step_cpu.KERNEL, "available", lambda: False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     path = tmp_path / "generate.json"
     bench.main(["generate", *TINY, "--only", "stepper,pytorch,gpt2", "--output", str(path)])

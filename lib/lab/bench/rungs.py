@@ -17,12 +17,12 @@ def main(argv: list[str] | None = None) -> None:
     """Climb the three rungs with the course's Mamba,
     or with another architecture of lib.lab.rivals.matched.
     """
-    from lib.lab.rivals import matched as baselines
+    from lib.lab.rivals import matched
     from lib.music.encode import build
     from lib.music.maestro import performances
 
     parser = argparse.ArgumentParser(prog="python -m lib.lab.bench rungs", description=main.__doc__)
-    parser.add_argument("--arch", default="mamba", choices=baselines.ARCHS)
+    parser.add_argument("--arch", default="mamba", choices=matched.ARCHS)
     parser.add_argument(
         "--count", type=int, default=2000, help="rung 1: the sequence 0 … COUNT - 1 (%(default)s)"
     )
@@ -35,10 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--count takes 2 to 65535, --tokens 2 or more")
 
     def maker(vocab, config):
-        size = baselines.Size(
-            config.d_model, config.n_layer, config.d_state, dropout=config.dropout
-        )
-        return lambda: baselines.build(args.arch, vocab, size)
+        size = matched.Size(config.d_model, config.n_layer, config.d_state, dropout=config.dropout)
+        return lambda: matched.build(args.arch, vocab, size)
 
     streams, _ = build(performances(quick=args.preset == "quick"))
     piece = min(streams.select("train"), key=lambda p: p.length)

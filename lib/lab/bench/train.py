@@ -37,7 +37,7 @@ from lib.lab.bench.timing import (
     without_gpu,
 )
 from lib.lab.peers import language_models
-from lib.lab.rivals import matched as baselines
+from lib.lab.rivals import matched
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
 from lib.scan import native
@@ -112,8 +112,8 @@ def contender(name: str, ours: MambaLM, length: int) -> Contender:
             )
         return _contender(name, "lib.mamba", "our MambaLM, as lib.train runs it", model, mean)
     if name in ("transformer", "transformer_bf16"):
-        size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
-        model = baselines.build("transformer", config.vocab_size, size)
+        size = matched.Size(config.d_model, config.n_layer, config.d_state, window=length)
+        model = matched.build("transformer", config.vocab_size, size)
         timed = "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention"
         if bf16:
             return _contender(

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
 from lib.lab.bench.timing import limit_memory, peak_bytes, rounds_for, spread, take_turns, trim
-from lib.lab.rivals import matched as baselines
+from lib.lab.rivals import matched
 from lib.lab.rivals.matched import LABELS, Size, build
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 from lib.mamba.model import LanguageModel, State
 from lib.train.optim import choose_precision, parameter_groups
 
@@ -106,7 +106,7 @@ class Bench:
         """
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
-        size = baselines.state_bytes(model, state, position)
+        size = matched.state_bytes(model, state, position)
         first = [
             tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state
         ]
@@ -122,7 +122,7 @@ class Bench:
 
         if arch != STEPPER:
             return work, size
-        fast = mamba_cpu.Stepper(model, batch)
+        fast = step_cpu.Stepper(model, batch)
         fast.load(first)
 
         @torch.inference_mode()
@@ -252,9 +252,7 @@ def run(lab) -> dict:
     bench = Bench(protocol.size, chosen.vocabulary, lab.device)
     result = lab.read("efficiency") or {"rows": [], "exponents": []}
     result["threads"] = torch.get_num_threads()
-    result["body_parameters"] = {
-        arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs
-    }
+    result["body_parameters"] = {arch: matched.body(bench.model(arch, 8)) for arch in chosen.archs}
     grids = {
         "training": chosen.lengths,
         "prefill": chosen.prefill,
@@ -290,7 +288,7 @@ def _add_times(lab, bench: Bench, kind: str, lengths: tuple[int, ...], result: d
     """One kind of measurement at each length that the result does not have yet."""
     chosen = lab.protocol.efficiency
     archs = chosen.archs
-    if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
+    if kind in GENERATED and lab.device == "cpu" and step_cpu.KERNEL.available():
         archs = (*archs, STEPPER)
     a_round = chosen.tokens if kind in GENERATED else 1
     limit: set[str] = set()  # who has taken too long

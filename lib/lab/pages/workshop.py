@@ -29,9 +29,8 @@ from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
 from lib.env.files import atomic_write, sha256_of, write_text
 from lib.env.install import pip_reason
-from lib.lab.pages import address as colab
-from lib.lab.pages import teaching
-from lib.music import ten as sample
+from lib.lab.pages import address, teaching
+from lib.music import ten
 
 WHEELS, COURSE, LIST, TEACHING = "wheels", "course.zip", "bundle.json", "teaching"
 SAMPLE = "data/maestro-sample"
@@ -175,8 +174,8 @@ def make(folder: Path, say=print) -> None:
         bundle |= kind | {"packages": resolve(folder / "requirements.txt")}
         _write_list(folder, bundle)
     _fetch_wheels(folder, bundle, say)
-    if not sample.whole(env.ROOT / SAMPLE):
-        sample.fetch_ten(env.ROOT / SAMPLE, say)
+    if not ten.whole(env.ROOT / SAMPLE):
+        ten.fetch_ten(env.ROOT / SAMPLE, say)
     pack(folder / COURSE)
     packed = sha256_of(folder / COURSE)
     if bundle.get(TEACHING) != packed or not (folder / TEACHING / "index.html").is_file():
@@ -241,9 +240,9 @@ def course_files() -> dict[str, Path]:
             "the bundle is made from a git clone of the course: get one with git clone"
         ) from error
     names = [name for name in done.stdout.decode().split("\0") if name]
-    names += [f"{SAMPLE}/{name}" for name in [*(row[0] for row in sample.TEN), "README"]]
+    names += [f"{SAMPLE}/{name}" for name in [*(row[0] for row in ten.TEN), "README"]]
     return {
-        f"{colab.FOLDER}/{name}": env.ROOT / name for name in names if (env.ROOT / name).is_file()
+        f"{address.FOLDER}/{name}": env.ROOT / name for name in names if (env.ROOT / name).is_file()
     }
 
 
@@ -319,9 +318,9 @@ def lacking_course(path: Path) -> Iterator[str]:
         yield f"a whole {damaged} in {COURSE}"
     for what, names in (
         ("the model", MODEL),
-        ("the sample", [f"{SAMPLE}/{row[0]}" for row in sample.TEN]),
+        ("the sample", [f"{SAMPLE}/{row[0]}" for row in ten.TEN]),
     ):
-        gone = [name for name in names if f"{colab.FOLDER}/{name}" not in there]
+        gone = [name for name in names if f"{address.FOLDER}/{name}" not in there]
         if gone:
             yield f"{what} in {COURSE} ({', '.join(gone[:3])}{', …' if len(gone) > 3 else ''})"
     if stale:
