@@ -21,7 +21,7 @@ from torch import Tensor
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.files import atomic_write, write_json
-from lib.lab.bench.generate_contenders import NAMES, WARM, Rivals
+from lib.lab.bench.generate_contenders import NAMES, WARM, Contenders
 from lib.lab.bench.scan import listed, slug
 from lib.lab.bench.timing import (
     Contender,
@@ -46,12 +46,12 @@ BATCHES = (1, 8, 64)  # pieces at once
 # ---- measuring, each part in a process of its own ------------------------------------------
 
 
-def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
+def check(contenders: Contenders, one: Contender, position: int = 64) -> float:
     """The largest difference of a Mamba's logits from `MambaLM.forward`'s over eight tokens."""
-    tokens = torch.arange(8) % rivals.model.config.vocab_size
+    tokens = torch.arange(8) % contenders.model.config.vocab_size
     read, _ = one.prepare(position)
     found = torch.stack([read(token[None]) for token in tokens], 1)
-    return float((rivals.model(tokens[None], rivals.state(position)) - found).abs().max())
+    return float((contenders.model(tokens[None], contenders.state(position)) - found).abs().max())
 
 
 @torch.inference_mode()
@@ -150,9 +150,9 @@ def _rows_round(stepper: Stepper, tokens: int) -> float:
 
 
 @torch.inference_mode()
-def growth(rivals: Rivals, tokens: int) -> dict:
+def growth(contenders: Contenders, tokens: int) -> dict:
     """How far the process's memory rises while ours generates so many tokens, in one go."""
-    read, _ = rivals.get("stepper").prepare(1)
+    read, _ = contenders.get("stepper").prepare(1)
     generate(read, 200)  # what the first calls ever set up is not counted
     found = peak_bytes(lambda: generate(read, tokens), "cpu")
     return {"tokens": tokens, "growth_mib": None if found is None else found / 2**20}
@@ -161,28 +161,28 @@ def growth(rivals: Rivals, tokens: int) -> dict:
 def child(task: dict) -> dict:
     """What one process measures; see `_run`."""
     limit_memory()
-    rivals = Rivals(
+    contenders = Contenders(
         mamba.MambaConfig(**task["config"]), task["positions"], task["tokens"], task["seed"]
     )
     if task["task"] == "memory":
-        return growth(rivals, task["memory_tokens"])
+        return growth(contenders, task["memory_tokens"])
     found: dict = {"contenders": {}, "absent": {}, "checks": {}}
-    contenders = []
+    present = []
     for name in task["names"]:
         try:
-            one = rivals.get(name)
+            one = contenders.get(name)
             if not name.startswith("gpt2"):
                 with torch.inference_mode():
-                    found["checks"][name] = check(rivals, one)
+                    found["checks"][name] = check(contenders, one)
                 if not found["checks"][name] < 1e-4:  # some hundred float32 roundings
                     raise UserError(f"its logits differ from ours by {found['checks'][name]:.1e}")
-            contenders.append(one)
+            present.append(one)
             found["contenders"][name] = {"label": one.label, "timed": one.timed, **one.facts}
         except UserError as error:
             note(f"without {name}: {error}")
             found["absent"][name] = str(error)
     rows, cut = measure(
-        contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")}
+        present, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")}
     )
     machine = env.provenance("") | {
         "threads": torch.get_num_threads(),
@@ -191,7 +191,7 @@ def child(task: dict) -> dict:
     if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
         machine["versions"]["transformers"] = version("transformers")
     if "stepper" in found["contenders"]:
-        found["batches"] = batches(rivals.model, task["repeats"], task["tokens"])
+        found["batches"] = batches(contenders.model, task["repeats"], task["tokens"])
     return found | {"rows": rows, "cut": cut, "machine": machine}
 
 
@@ -277,7 +277,7 @@ def draw(result: dict, ax=None):
 
 
 def _title(result: dict) -> str:
-    """The finding: how much slower rivals are at the last position; of two GPT-2s, the faster."""
+    """The finding: how much slower others are at the last position; of two GPT-2s, the faster."""
     last = max((row["position"] for row in result["ratios"]), default=0)
     times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
     groups = {"transformers' Mamba": ("transformers_mamba",), "GPT-2": ("gpt2", "gpt2_static")}

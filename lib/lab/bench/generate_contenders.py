@@ -20,7 +20,7 @@ COPIED = "the state that ours has reached there is copied into its cache"
 RANDOM = "its cache is filled with random numbers up to there"
 
 
-class Rivals:
+class Contenders:
     """The contenders of one comparison.
 
     The three Mambas have equal weights; all weights are random.

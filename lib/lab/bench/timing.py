@@ -1,4 +1,4 @@
-"""Timing rivals fairly: turns, medians, the memory that they keep and the highest they reach.
+"""Timing contenders fairly: turns, medians, the memory that they keep and the highest they reach.
 
 Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that
 whatever drifts hits all of them alike.
