@@ -8,7 +8,6 @@ data/results/generate_DEVICE.json and draws it into a PNG of the same name.
 import argparse
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -330,7 +329,7 @@ def table(result: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _options(argv: list[str] | None) -> argparse.Namespace:
+def _options(argv: list[str]) -> argparse.Namespace:
     """The command line; `UserError` where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.lab.bench generate", description=main.__doc__
@@ -393,7 +392,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba,
     and a GPT-2 of equal size.
     """
@@ -425,9 +424,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"nothing could be measured: {reasons}")
     rows = found["rows"]
     result = found.pop("machine") | {
-        "command": shlex.join(
-            ["python", "-m", "lib.lab.bench", "generate", *(sys.argv[2:] if argv is None else argv)]
-        ),
+        "command": shlex.join(["python", "-m", "lib.lab.bench", "generate", *argv]),
         "seed": args.seed,
         "config": config,
         "positions": args.positions,

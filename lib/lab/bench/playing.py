@@ -259,7 +259,7 @@ PARTS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Measure everything that is claimed of playing, and write data/results/generation.json."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.lab.bench playing", description=main.__doc__
@@ -312,8 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     result = read_json(args.result, dict, do="delete it") if args.result.is_file() else {}
     if result.get("model") != mark:
         result = {}  # another model's numbers do not belong beside these
-    words = sys.argv[2:] if argv is None else argv
-    line = shlex.join(["python", "-m", "lib.lab.bench", "playing", *words])
+    line = shlex.join(["python", "-m", "lib.lab.bench", "playing", *argv])
     result |= {"model": mark, "parameters": model.parameter_count(), **provenance(line)}
     for part in args.parts:
         begin = time.perf_counter()

@@ -69,9 +69,3 @@ def main(argv: list[str] | None = None) -> None:
         )
     if not (passed and all(rung.passed for rung in rungs)):
         raise UserError("this model does not climb: look for a bug before training it for longer")
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -286,7 +285,7 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _options(argv: list[str] | None) -> argparse.Namespace:
+def _options(argv: list[str]) -> argparse.Namespace:
     """The command line with the device's defaults filled in;
     `UserError` where it makes no sense.
     """
@@ -475,12 +474,10 @@ def _figure3(result: dict, task: dict) -> dict:
     return {part: found[part] for part in ("contenders", "rows", "cut")}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time our scan and its peers over a range of lengths, with the memory they take."""
     args = _options(argv)
-    command = shlex.join(
-        ["python", "-m", "lib.lab.bench", "scan", *(sys.argv[1:] if argv is None else argv)]
-    )
+    command = shlex.join(["python", "-m", "lib.lab.bench", "scan", *argv])
     result = _measure_all(args) | {"command": command}
     rows, ours = result["rows"], result["ours"]
     first = (result["dtypes"][0], result["allocators"][0])

@@ -426,7 +426,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time a training step of language models of equal size."""
     parser = argparse.ArgumentParser(prog="python -m lib.lab.bench train", description=main.__doc__)
     add = parser.add_argument
@@ -477,7 +477,7 @@ def main(argv: list[str] | None = None) -> None:
         result["rows"] += found["rows"]
         result["cut"] += [stop | {"allocator": allocator} for stop in found["cut"]]
         result.setdefault("floors", {})[allocator] = found["floors"]
-    command = "python -m lib.lab.bench train " + " ".join(argv if argv is not None else [])
+    command = "python -m lib.lab.bench train " + " ".join(argv)
     result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command.strip()}
     write_json(args.output, result)
     print(table(result))
