@@ -22,6 +22,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 from lib.env import machine as env  # noqa: E402
 from lib.env.errors import UserError, cli, os_errors  # noqa: E402
+from lib.env.files import write_text  # noqa: E402
 from lib.env.install import INSTALL  # noqa: E402
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -147,7 +148,7 @@ def record(name: str, minutes: float, *, quick: bool, command: str) -> None:
     entry[f"{kind}_minutes"] = round(minutes, 3)
     entry[f"{kind}_run"] = env.provenance(command)
     text = json.dumps(dict(sorted(results.items())), indent=2) + "\n"
-    env.write_text(env.RESULTS / "notebooks.json", text)
+    write_text(env.RESULTS / "notebooks.json", text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -173,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         minutes = run(notebook, path, quick=given.quick, timeout=given.timeout)
         if not given.quick:
             clean(notebook, path.stem)
-            env.write_text(path, nbformat.writes(notebook) + "\n")
+            write_text(path, nbformat.writes(notebook) + "\n")
         record(path.stem, minutes, quick=given.quick, command=command)
         size = path.stat().st_size / 1024
         print(f"{minutes:6.2f} minutes, {size:5.0f} KiB", flush=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lib.env.errors import UserError, cli, os_errors
-from lib.env.machine import write_text
+from lib.env.files import write_text
 from lib.show import moving_roll
 from slides import deck
 from slides.pictures import FIGURE, SOUND, file_hash, input_hash, made_of, make

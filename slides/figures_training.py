@@ -15,8 +15,8 @@ import torch
 
 from lib.env import machine as env
 from lib.generate.control import Controls
-from lib.generate.grammar import FOLLOWS
-from lib.generate.player import Grammar, load_model, prompt_end, variations
+from lib.generate.grammar import FOLLOWS, Grammar
+from lib.generate.player import load_model, prompt_end, variations
 from lib.lab.experiments import figures as experiments
 from lib.lab.judge import anchors
 from lib.music.maestro import performances
@@ -24,7 +24,7 @@ from lib.music.notes import Music, crop, read_midi, sustain
 from lib.music.tokens import first_seconds
 from lib.show import diagrams as cells
 from lib.show import figures_playing, plots
-from lib.train.batches import Crops
+from lib.train.batches import Batches
 from lib.train.config import TrainConfig
 from lib.train.optim import learning_rate
 
@@ -97,7 +97,7 @@ def reading():
     silent = SimpleNamespace(vocab_size=1, stream=lambda piece: np.zeros(piece.length, int))
     fig, axes = _figure(2, 1, height=4.2, sharex=True)
     for ax, carry in zip(axes, (8, 1)):
-        plan = Crops(silent, pieces, TrainConfig(batch=8, length=LENGTH, carry=carry))
+        plan = Batches(silent, pieces, TrainConfig(batch=8, length=LENGTH, carry=carry))
         begins = [[] for _ in range(8)]  # of each row: (step, whether at a piece's beginning)
         for step in range(40):
             for row in np.flatnonzero(plan.next()[1]):

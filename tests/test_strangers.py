@@ -285,14 +285,14 @@ def runs(home: Path) -> SPOILT:
 def streams(home: Path) -> SPOILT:
     """A folder of token streams: its index and its array."""
     from lib.music.streams import INDEX, TOKENS, Streams
-    from lib.train.batches import Crops, base_names, validation_pieces
+    from lib.train.batches import Batches, base_names, validation_pieces
 
     made = store(make_streams(), home, names=[f"Pitch_{i}" for i in range(11)])
     index, whole = json.loads((home / INDEX).read_text()), (home / TOKENS).read_bytes()
 
     def use():
         found = Streams.load(home)
-        crops = Crops(found, found.select("train"), TINY)
+        crops = Batches(found, found.select("train"), TINY)
         names = base_names(found)
         rates = [piece.length / piece.notes for piece in validation_pieces(found, 100)]
         return (

@@ -1,7 +1,9 @@
 """Files appear whole or not at all."""
 
+import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from lib.env.errors import UserError, os_errors
 
 
 @contextmanager
-def whole(path: str | Path, what: str = "") -> Iterator[Path]:
+def atomic_write(path: str | Path, what: str = "") -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; it becomes `path` when the block succeeds.
 
     When the block fails, nothing is left behind and an older file keeps its content. The folder
@@ -29,8 +31,60 @@ def whole(path: str | Path, what: str = "") -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(folder: Path, what: str = "", *, first_stays: bool = False) -> Iterator[Path]:
+    """Give a folder to fill beside `folder`, which appears with all of its files or not at all.
+
+    Where it is there already, its files are replaced one by one: they have to fit those that stay.
+    With `first_stays` it is left as it is: another process was first, and its work is the same.
+    """
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part.d")
+    with os_errors(f"write {what or folder}"):
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            yield part
+            if first_stays:
+                try:
+                    os.replace(part, folder)
+                except OSError:
+                    if not folder.is_dir():
+                        raise
+            elif folder.exists():
+                for path in sorted(part.iterdir()):
+                    os.replace(path, folder / path.name)
+            else:
+                os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def only_one(path: Path, say=print) -> Iterator[None]:
+    """One process at a time inside the block, by a lock file; a second one waits and says so."""
+    from filelock import FileLock, Timeout
+
+    with os_errors(f"write into {path.parent}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("another process is fetching the data: waiting for it")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sha256_of(path: Path) -> str:
+    """The file's checksum in hexadecimal."""
+    with os_errors(f"read {path}"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_writable(path: str | Path) -> None:
-    """Raise `UserError` where `whole` could not write this file: to be asked before long work.
+    """Raise `UserError` where `atomic_write` could not write this file; asked before long work.
 
     Nothing is left behind, and an older file is not touched.
     """
@@ -68,9 +122,16 @@ def on_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def write_text(path: str | Path, text: str, what: str = "") -> None:
+    """Write a text file whole or not at all, as UTF-8 with plain line ends.
+
+    Raises `UserError`, never leaves half a file.
+    """
+    with atomic_write(path, what) as part:
+        # a file's name may hold bytes that are no UTF-8; JSON reads the escape as what it was
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
 def write_json(path: str | Path, value, what: str = "") -> None:
     """A result or a description as JSON that people can read, whole or not at all."""
-    with whole(path, what) as part:
-        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-        # a file's name may hold bytes that are no UTF-8: JSON reads the escape as what it was
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", what)

@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
 from lib.env.install import INSTALL, install_missing
 from lib.env.paths import RESULTS, ROOT
 
@@ -132,13 +131,6 @@ def read_results(name: str) -> dict:
     if not isinstance(found, dict):
         raise UserError(f"data/results/{path.name} is damaged: get it again with git")
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises UserError, never leaves half a file."""
-    with whole(path) as part:
-        # a file's name may hold bytes that are no UTF-8
-        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _expected_minutes() -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.env.errors import Damaged, UserError, os_errors
-from lib.env.files import check_regular, whole
+from lib.env.files import atomic_write, check_regular
 
 MOST_HEADER = 16 << 20  # bytes; a model of 64 layers takes 80 kB
 MOST_TENSORS = 20_000
@@ -59,7 +59,7 @@ def save_tensors(
     from safetensors.torch import save_file
 
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         try:
             save_file(kept, part, metadata={"format": "pt", **(notes or {})})
         except SafetensorError as error:

@@ -200,7 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.stream:
         player = Player(model, tokenizer, [start], [args.seed], args.sampling, args.controls)
         path = args.out / f"{stem}-seed{args.seed}-stream.mid"
-        return stream(player, before, origin, path, args.seconds and begin + args.seconds)
+        until = None if args.seconds is None else begin + args.seconds
+        return stream(player, before, origin, path, until)
 
     seeds = list(range(args.seed, args.seed + args.variations))
     new, tokens = play_on(args, model, tokenizer, start, begin, seeds)

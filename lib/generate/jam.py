@@ -143,6 +143,7 @@ class Partner:
         self.ear = Ear()
         self.zero: float | None = None  # of the piece, on the clock: your first note
         self.playing = False
+        self.reader = NoteReader(tokenizer, self.moment.grammar)  # anew at each takeover
         # what it plays: notes to strike and keys to let up, and the way back from what is not due
         self.due: list[tuple[float, float, int, int]] = []
         self.down: dict[int, float] = {}
@@ -457,6 +458,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.mock and (args.source or args.sink):
         raise UserError("--mock plays without hardware: leave out --in and --out")
+    if bool(args.source) != bool(args.sink):
+        raise UserError("--in and --out belong together: name both ports")
     check_seconds(args.mock_seconds, "mock-seconds")
     if args.seconds is not None:
         check_seconds(args.seconds, "seconds")
@@ -480,7 +483,7 @@ def main(argv: list[str] | None = None) -> None:
         music = sustain(read_midi(args.mock))
         first = music.notes["start"].min()
         music = Music(music.notes[music.notes["start"] < first + args.mock_seconds])
-    elif not (args.source and args.sink):
+    elif not args.source:
         _, inputs, outputs = ports()
         print(f"inputs, for --in: {', '.join(inputs) or 'none'}")
         print(f"outputs, for --out: {', '.join(outputs) or 'none'}")

@@ -148,7 +148,7 @@ def load(path: str | Path, model: MambaLM, tokenizer: Tokenizer) -> Moment:
         if not sound:
             raise UserError(f"{path} is damaged ({what}): {AGAIN}")
     grammar.bar, grammar.position, grammar.end = facts.bar, facts.position, facts.end
-    grammar.struck = set(facts.struck)
+    grammar.struck = frozenset(facts.struck)
     state = [(tensors[f"{i}.window"], tensors[f"{i}.h"]) for i in range(model.config.n_layer)]
     return Moment(tensors["logits"], state, grammar, tuple(recent), facts.seed, facts.drawn)
 

@@ -15,12 +15,10 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
-
-# FINGERS and FOLLOWS, unused here, are for whoever reads on
-from lib.generate.grammar import FINGERS, FOLLOWS, Grammar, NoteReader  # noqa: F401
+from lib.generate.grammar import Grammar, NoteReader
 from lib.generate.moment import KEPT, Moment, hear
 from lib.generate.sampling import Sampling, draw
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 from lib.music.maestro import DATA
 from lib.music.notes import Music, clip_repeats, sustain
 from lib.music.token_names import BAR_LINE, numbers_in
@@ -78,7 +76,7 @@ class Player:
         self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in layers])
 
     def _set(self, state: mamba.State) -> None:
-        self._fast = mamba_cpu.stepper(self.model, len(self.rows)) if self.rows else None
+        self._fast = step_cpu.stepper(self.model, len(self.rows)) if self.rows else None
         self._load(state)
 
     def _load(self, state: mamba.State) -> None:

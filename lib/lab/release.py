@@ -13,7 +13,7 @@ import torch
 
 from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json, write_text
 from lib.env.machine import provenance
 from lib.generate.player import generate
 from lib.music.maestro import DATA, leaking_titles
@@ -23,7 +23,7 @@ from lib.show.listen import save_mp3
 from lib.show.plots import save_roll
 from lib.train import checkpoints
 from lib.train.bits import counting_baselines, interval, piece_bits
-from lib.train.trainer import LAST, LOG_FIELDS
+from lib.train.checkpoints import LAST, LOG_FIELDS
 
 # The header is what the Hub of Hugging Face reads: https://huggingface.co/docs/hub/model-cards
 CARD = """---
@@ -264,12 +264,11 @@ def main(argv: list[str] | None = None) -> None:
     log = DATA / "results" / "training_log.csv"
     rows = whole_log(run["log"], log, init)
     write_json(DATA / "results" / "model.json", result)
-    with whole(log) as part, open(part, "w", newline="") as file:
+    with atomic_write(log) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, LOG_FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    with whole(args.out / "README.md") as part:
-        part.write_text(card(result))
+    write_text(args.out / "README.md", card(result))
     # the piece that `python -m lib.generate --seconds 30` plays
     music = generate(model, tokenizer, seconds=30, seed=1)
     save_roll(

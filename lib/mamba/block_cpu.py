@@ -286,7 +286,7 @@ def _block_kernel(x, before, h0, mask, dtype, eps, *rest):
         low, B, C = selected.split([rank, d_state, d_state], -1)
         delta = F.linear(low, w.dt_w)
         given = scan_cpu.Inputs(x_conv, delta, A, B, C, w.D, z, w.dt_b, True)
-        y, last, states = scan_cpu._forward(given, h0, keep)
+        y, last, states = scan_cpu.forward_unchecked(given, h0, keep)
         out = F.linear(y, w.out_w, w.out_b)
     result = _add(x, out if mask is None else (out * mask).contiguous())
     newest = x_in[:, max(0, x.shape[1] - window) :].float()
@@ -353,7 +353,7 @@ def _block_backward_kernel(x, before, mask, dtype, eps, *rest):
         dx_in, dz = dxz.split([d_inner, d_inner], -1)
         dlow, dB, dC = dselected.split([rank, d_state, d_state], -1)
         given = scan_cpu.Inputs(x_conv, delta, A, B, C, w.D, z, w.dt_b, True)
-        scan = scan_cpu._backward(given, states, dy, dlast, dB=dB, dC=dC, dz=dz)
+        scan = scan_cpu.backward_unchecked(given, states, dy, dlast, dB=dB, dC=dC, dz=dz)
         dlow.copy_(scan.delta @ w.dt_w)
         dx_conv = torch.addmm(_flat(scan.x), _flat(dselected), w.x_w).view_as(x_conv)
         dtaps, dconv_b, dbefore = _convolve_backward(x_in, taps, w.conv_b, before, dx_conv, dx_in)
@@ -722,16 +722,16 @@ def cross_entropy(
     targets: Tensor,
     eps: float,
     dtype: torch.dtype,
-    reduce: bool,
+    total: bool,
 ) -> Tensor:
     """Nats of targets (B, L) under softmax(rms_norm(x) head^T), x (B, L, M).
 
-    With `reduce` it is their sum, which has gradients, else each of them. `dtype` is what the
+    With `total` it is their sum, which has gradients, else each of them. `dtype` is what the
     products are computed in, float32 or bfloat16. A target below 0 counts nothing; raises
     `UserError` for one beyond the vocabulary, or for what does not fit.
     """
     _check_loss(x, norm, head, targets, dtype)
-    if reduce:
+    if total:
         return _loss(x, norm, head, targets, eps, dtype, wants_gradient(x, norm, head))[0]
     return _loss(x.detach(), norm.detach(), head.detach(), targets, eps, dtype, False)[1]
 

@@ -9,7 +9,6 @@ Parameter names are the official ones, those of mamba-ssm's `Mamba2` and of tran
 `Mamba2ForCausalLM`, with one group of B and C for all heads.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -179,29 +178,3 @@ class Mamba2LM(LanguageModel):
         super().__init__(
             config, (Block(config, Mamba2Mixer(config)) for _ in range(config.n_layer))
         )
-
-
-def from_weights(weights: Mapping[str, Tensor], config: Mamba2Config) -> Mamba2LM:
-    """A model out of named tensors, ours, transformers' or mamba-ssm's, of the sizes in `config`.
-
-    Raises `UserError` where they do not fit it, or have an output layer that is not the embedding.
-    """
-    weights = {
-        name.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
-        for name, tensor in weights.items()
-    }
-    head = weights.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, weights.get("backbone.embeddings.weight", head)):
-        raise UserError(
-            "these weights have an output layer of their own: the Mamba-2 of this course "
-            "has its embedding there"
-        )
-    model = Mamba2LM(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            "these weights are not those of a Mamba-2 of this configuration, with one "
-            "group of B and C: compare its sizes with theirs"
-        ) from error
-    return model.eval()

@@ -178,8 +178,10 @@ def _check_model(model: MambaLM) -> None:
 class Stepper:
     """A model that reads one token a row at a time, from a state that it holds and writes over.
 
-    The weights are those of the moment when it is made. It needs a model on a CPU and a C++
-    compiler; `stepper` says what this machine can do.
+    The weights are those of the moment when it is made. `weights` says how those of the projections
+    and of the output layer are kept: "float32", "float16" (half as many bytes to read for a token),
+    or "auto", which is float16 where that is exact. It needs a model on a CPU and a C++ compiler;
+    `stepper` says what this machine can do.
     """
 
     def __init__(self, model: MambaLM, batch: int = 1, weights: str = "auto"):

@@ -5,7 +5,6 @@ says that the source cannot be had just now, so that the caller may try another 
 """
 
 import errno
-import hashlib
 import io
 import os
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib.env.errors import Unreachable, UserError, explain_os_error, os_errors
+from lib.env.files import sha256_of
 
 CHUNK = 1 << 14  # bytes read at a time; a cut loses at most so much
 ANSWER = 8.0  # seconds until a server must have answered at all: no network is found out fast
@@ -31,31 +31,6 @@ TABLES = (".csv", ".json")
 
 class Cut(Exception):
     """The transfer stopped early: go on from what is there."""
-
-
-@contextmanager
-def only_one(path: Path, say=print) -> Iterator[None]:
-    """One process at a time inside the block, by a lock file; a second one waits and says so."""
-    from filelock import FileLock, Timeout
-
-    with os_errors(f"write into {path.parent}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say("another process is fetching the data: waiting for it")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def sha256_of(path: Path) -> str:
-    """The file's checksum in hexadecimal."""
-    with os_errors(f"read {path}"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def need_space(folder: Path, size: int) -> None:

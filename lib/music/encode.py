@@ -9,8 +9,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -20,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.env.errors import UserError, os_errors
+from lib.env.errors import UserError
+from lib.env.files import atomic_folder
 from lib.env.paths import CACHE
 from lib.music.maestro import Performance, performances
 from lib.music.notes import Music, augment, read_midi, sustain
@@ -231,22 +230,14 @@ def merge_all(encoded, tokenizer, progress) -> tuple[np.ndarray, list[Piece]]:
 
 
 def _write(target: Path, tokens: np.ndarray, index: dict, tokenizer) -> None:
-    """The folder of streams and their tokenizer, whole or not at all."""
-    cache = target.parent
-    with os_errors(f"write token streams to {cache}"):
-        cache.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache))
-        try:
-            np.save(part / TOKENS, tokens)
-            tokenizer.save(part)
-            (part / INDEX).write_text(json.dumps(index))
-            try:
-                part.rename(target)
-            except OSError:
-                if not target.is_dir():  # another process may have been first: its work is the same
-                    raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    """The folder of streams and their tokenizer, whole or not at all.
+
+    Another process may be first: its work is the same, and stays.
+    """
+    with atomic_folder(target, f"token streams to {target.parent}", first_stays=True) as part:
+        np.save(part / TOKENS, tokens)
+        tokenizer.save(part)
+        (part / INDEX).write_text(json.dumps(index))
 
 
 def chosen(args: argparse.Namespace) -> dict:

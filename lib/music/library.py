@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.music.maestro import DATA, Performance
 from lib.music.notes import NOTE, read_midi, sustain
 
@@ -33,17 +33,18 @@ def note_arrays(
                 notes, lengths = file["notes"], file["lengths"]
             sound = notes.dtype == NOTE and notes.ndim == 1 and lengths.dtype == np.int64
             sound = sound and lengths.shape == (len(performances),) and (lengths >= 0).all()
-            if sound and lengths.sum() == len(notes):
-                return np.split(notes, np.cumsum(lengths)[:-1])
+            if not sound or lengths.sum() != len(notes):
+                raise ValueError("the arrays are not those of these performances")
+            # behind the last performance nothing is left
+            return np.split(notes, np.cumsum(lengths))[: len(lengths)]
         except Exception as error:
-            # an error of numpy, of its zip, or of Python's parser, which reads the header
+            # ours, or one of numpy, of its zip, or of Python's parser, which reads the header
             raise UserError(f"{target} is damaged: delete it and run this again") from error
-        raise UserError(f"{target} is damaged: delete it and run this again")
     arrays = [
         sustain(read_midi(p.path)).notes
         for p in tqdm(performances, desc="reading", unit="piece", disable=not progress)
     ]
-    with whole(target) as part, part.open("wb") as file:
+    with atomic_write(target) as part, part.open("wb") as file:
         np.savez(
             file,
             notes=np.concatenate(arrays) if arrays else np.zeros(0, NOTE),

@@ -19,20 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import check_regular
+from lib.env.files import check_regular, only_one, sha256_of
 from lib.env.paths import DATA, ROOT
-from lib.music import ten as sample
-from lib.music.download import (
-    MAX_TABLE,
-    Unreachable,
-    entries,
-    fetch,
-    need_space,
-    only_one,
-    reading,
-    sha256_of,
-    unpack,
-)
+from lib.music import ten
+from lib.music.download import MAX_TABLE, Unreachable, entries, fetch, need_space, reading, unpack
 
 NAME = "maestro-v3.0.0"
 OFFICIAL_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"  # as MusPy
@@ -67,14 +57,14 @@ def performances(
     source. Raises `UserError`, one sentence, when what was named is unusable or nothing is found.
     """
     named = folder or os.environ.get("MAESTRO_DIR")
-    official, ten = DATA / NAME, DATA / "maestro-sample"
+    official, small = DATA / NAME, DATA / "maestro-sample"
     if named:
         place = Path(named).expanduser()
         if place.is_file():
             place = _from_zip(place, say)
         found = read_folder(place)
         return _use(_few(found) if quick else found, place, say)
-    if official.is_dir() and not (quick and sample.whole(ten)):
+    if official.is_dir() and not (quick and ten.whole(small)):
         found = read_folder(official)
         _mark(official)
         return _use(_few(found) if quick else found, official, say)
@@ -86,24 +76,24 @@ def performances(
         except Unreachable as error:
             reasons.append(str(error))
             say(f"MAESTRO cannot be downloaded now: {error}")
-    if download and not sample.whole(ten):
+    if download and not ten.whole(small):
         try:
-            sample.fetch_ten(ten, say)
+            ten.fetch_ten(small, say)
         except Unreachable as error:
             reasons.append(str(error))
-    if not sample.whole(ten):
+    if not ten.whole(small):
         raise UserError(
             f"no MAESTRO was found ({'; '.join(reasons)}): connect to a network, or "
             "name MAESTRO's folder or MIDI zip as an argument or in MAESTRO_DIR"
         )
-    return _use([Performance(ten / name, *facts) for name, *facts, _ in sample.TEN], ten, say)
+    return _use([Performance(small / name, *facts) for name, *facts, _ in ten.TEN], small, say)
 
 
 def _use(found: list[Performance], place: Path, say) -> list[Performance]:
     """Say in a line which source this is, and return it."""
     place = place.resolve()
     where = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else place.name
-    many = "performances" if len(found) > len(sample.TEN) else "performances (a small sample)"
+    many = "performances" if len(found) > len(ten.TEN) else "performances (a small sample)"
     note = origin(place)
     say(f"MAESTRO: {len(found):,} {many} from {where}" + (f" ({note})" if note else ""))
     return found
@@ -182,9 +172,9 @@ def _performance(row: dict, table: Path, line: int) -> Performance:
 def _few(found: list[Performance]) -> list[Performance]:
     """The ten of the sample out of a whole MAESTRO; of another collection eight, one and one."""
     by_name = {p.path.name: p for p in found}
-    ten = [by_name.get(PurePosixPath(row[-1]).name) for row in sample.TEN]
-    if all(ten):
-        return ten
+    same = [by_name.get(PurePosixPath(row[-1]).name) for row in ten.TEN]
+    if all(same):
+        return same
     return [
         p
         for split, n in zip(SPLITS, (8, 1, 1), strict=True)

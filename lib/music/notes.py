@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.music.keyboard import DRUMS, INSTANT, played
 from lib.music.midi import (
     CONTROL,
@@ -154,7 +154,7 @@ def write_midi(music: Music, path: str | Path) -> None:
     for track in tracks:
         ticks = [tick for tick, _, _, _ in track]
         chunks.append(track_chunk(ticks, [data for _, _, _, data in track]))
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(midi_file(chunks, division=TICKS))
 
 

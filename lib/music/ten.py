@@ -12,8 +12,8 @@ import zlib
 from pathlib import Path
 
 from lib.env.errors import Unreachable, os_errors
+from lib.env.files import only_one
 from lib.env.install import pip_download
-from lib.music.download import only_one
 
 SDIST = "miditok==3.1.0"
 FOLDER_IN_SDIST = "miditok-3.1.0/tests/MIDIs_one_track"

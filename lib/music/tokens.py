@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.schema import read_json
 from lib.music.notes import HIGHEST, LOWEST, Music, clip_repeats, crop, make_notes, sustain
 from lib.music.token_names import count_in, is_music
@@ -258,9 +258,9 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder: MidiTok's file and our settings."""
         folder = Path(folder)
-        with whole(folder / BPE_MODEL) as part:
+        with atomic_write(folder / BPE_MODEL) as part:
             self.base.save(part)
-        with whole(folder / SETTINGS) as part:
+        with atomic_write(folder / SETTINGS) as part:
             part.write_text(json.dumps(asdict(self.config), indent=1) + "\n")
 
     @classmethod

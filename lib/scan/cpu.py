@@ -95,7 +95,7 @@ def forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tenso
 
     Raises `UserError` for what does not fit.
     """
-    return _forward(_as_read(given, h0), in_floats(h0), keep)
+    return forward_unchecked(_as_read(given, h0), in_floats(h0), keep)
 
 
 def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> Gradients:
@@ -113,10 +113,12 @@ def backward(given: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> G
         {"dy": (dy, x.shape), "dlast": (dlast, (len(x), *A.shape))},
         optional=("dlast",),
     )
-    return _backward(given, in_floats(kept), in_rows(dy.to(x.dtype)), in_floats(dlast))
+    return backward_unchecked(given, in_floats(kept), in_rows(dy.to(x.dtype)), in_floats(dlast))
 
 
-def _forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def forward_unchecked(
+    given: Inputs, h0: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`forward` without a look at what it is given: for those who have looked."""
     x, A = given.x, given.A
     batch, _, channels = x.shape
@@ -135,7 +137,7 @@ def _forward(given: Inputs, h0: Tensor | None, keep: bool) -> tuple[Tensor, Tens
     return y, last, kept
 
 
-def _backward(
+def backward_unchecked(
     given: Inputs,
     kept: Tensor,
     dy: Tensor,

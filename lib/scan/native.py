@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.paths import CACHE, own_folder
 
-LIB = Path(__file__).parent  # with the headers that the sources of every room may include
+HERE = Path(__file__).parent  # with the headers that the sources of every room may include
 # CPU_FLAGS="-mavx2 -mfma", say, asks for another target than this machine's own:
 # it is for measuring what others have
 TARGET = os.environ.get("CPU_FLAGS", "-march=native").split()
@@ -106,7 +106,7 @@ def is_trusted(library: Path) -> bool:
         return False
     if not hasattr(os, "getuid"):  # Windows
         return stat.S_ISREG(found.st_mode)
-    owners = {os.getuid(), LIB.stat().st_uid, 0}
+    owners = {os.getuid(), HERE.stat().st_uid, 0}
     return stat.S_ISREG(found.st_mode) and found.st_uid in owners and not found.st_mode & 0o022
 
 
@@ -124,7 +124,7 @@ class Kernel:
     def target(self, threads: Sequence[str] = THREADS[0], folder: Path | None = None) -> Path:
         """Where this machine's library is kept."""
         texts = [
-            path.read_text(encoding="utf-8") for path in (self.source, *sorted(LIB.glob("*.h")))
+            path.read_text(encoding="utf-8") for path in (self.source, *sorted(HERE.glob("*.h")))
         ]
         key = "\n".join(
             [
@@ -204,9 +204,9 @@ class Kernel:
 
     def compile(self, target: Path, found: str, threads: Sequence[str]) -> None:
         """Write the library, whole or not at all, so that only its owner can change it."""
-        with whole(target) as part:
+        with atomic_write(target) as part:
             subprocess.run(
-                [found, *FLAGS, f"-I{LIB}", *threads, str(self.source), "-o", str(part)],
+                [found, *FLAGS, f"-I{HERE}", *threads, str(self.source), "-o", str(part)],
                 check=True,
                 capture_output=True,
                 timeout=300,

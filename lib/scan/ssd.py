@@ -142,7 +142,7 @@ def ssd_scan(
     float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
     Raises `UserError` for shapes, dtypes or devices that do not fit or an unknown backend.
     """
-    _check("ssd_scan", x, "(B, L, H, P)", delta, A, B, C, D, h0)
+    _check(x, delta, A, B, C, D, h0)
     if backend not in BACKENDS:
         raise UserError(f"backend {backend!r} is unknown: choose {' or '.join(BACKENDS)}")
     if 0 in (*x.shape, B.shape[2]):  # nothing to scan
@@ -182,20 +182,20 @@ def _in_floats(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t if t is None else t.to(high) for t in (x, *others))
 
 
-def _check(what: str, x, x_shape: str, delta, A, B, C, D, h0) -> None:
+def _check(x, delta, A, B, C, D, h0) -> None:
     """Raise `UserError` naming the first argument that does not fit.
 
     x and B say what the others should be.
     """
     if axes(x) != 4 or axes(B) != 3:
         raise UserError(
-            f"{what} needs x of shape {x_shape} and B of shape (B, L, N), not "
+            "ssd_scan needs x of shape (B, L, H, P) and B of shape (B, L, N), not "
             f"{described(x)} and {described(B)}"
         )
     batch, length, heads, channels = x.shape
     d_state = B.shape[2]
     check_tensors(
-        what,
+        "ssd_scan",
         x.device,
         {
             "x": (x, x.shape),

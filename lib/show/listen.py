@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.music.notes import Music, crop, sustain
 from lib.show.moving_roll import player_html
 
@@ -46,7 +46,7 @@ def render(music: Music, *, rate: int = 44_100) -> np.ndarray:
 def save_mp3(music: Music, path: str | Path, *, rate: int = 44_100) -> None:
     """Write the piece as a mono MP3 (0.3 MB a minute), whole or not at all."""
     data = mp3_bytes(render(music, rate=rate), rate)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(data)
 
 

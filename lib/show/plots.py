@@ -8,12 +8,13 @@ out (`OUTPUT`). Figures are made without pyplot's global state, so they work wit
 import base64
 import html
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.music.notes import Music
 
 INPUT, STATE, OUTPUT = "#0072B2", "#E69F00", "#009E73"
@@ -281,7 +282,7 @@ def save_roll(
     """Write the piano roll as a PNG, whole or not at all; needs no screen."""
     ax = piano_roll(music, prompt_seconds=prompt_seconds, title=title)
     data = png_bytes(ax.figure)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(data)
 
 
@@ -313,8 +314,6 @@ def image(fig, alt: str):
 
 def show(fig, alt: str) -> None:
     """Show a figure in a notebook as an image with alternative text, and close it."""
-    import sys
-
     from IPython.display import display
 
     display(image(fig, alt))

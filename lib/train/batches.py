@@ -16,7 +16,7 @@ from lib.music.tokens import Tokenizer
 from lib.train.config import TrainConfig
 
 
-class Crops:
+class Batches:
     """Batches of crops, each row reading on in its piece for `carry` crops, then jumping.
 
     `next()` gives tokens of shape (B, L+1), with -1 behind a piece's end, and the rows that
@@ -181,7 +181,10 @@ def base_names(streams: Streams) -> list[str]:
 
 
 def validation_pieces(streams: Streams, tokens: int) -> list[Piece]:
-    """A fixed, spread-out handful of whole validation pieces of about so many tokens."""
+    """A fixed, spread-out handful of whole validation pieces of about so many tokens.
+
+    Where the streams have no validation split, it is their first training piece.
+    """
     pieces = streams.select("validation") or streams.select("train")[:1]
     chosen = []
     total = 0

@@ -17,7 +17,6 @@ from lib.env.errors import UserError
 from lib.mamba.model import MambaLM
 from lib.music.notes import read_midi
 from lib.music.streams import Piece, Streams
-from lib.music.token_names import count_in, duration_of, kind_of
 
 
 @torch.inference_mode()
@@ -102,6 +101,7 @@ def _crop(
 
 def _nats(model, tokens: Tensor, state) -> tuple[Tensor, list]:
     """What each token after the first costs, in nats, and the state after the last but one."""
+    # rivals keep torch's cross entropy: by it the runs that are recorded were judged
     if isinstance(model, MambaLM):
         x, state = model.residual(tokens[:, :-1], state)
         return model.nats(x, tokens[:, 1:]), state
@@ -188,48 +188,3 @@ def held_out(tokenizer, performances: Sequence, *, progress: bool = False) -> St
         )
         offset += len(ids)
     return Streams(np.concatenate(arrays), pieces, tokenizer.vocab_size, tokenizer.bos)
-
-
-def dequantisation_bits(tokenizer, ids: np.ndarray, *, grid_ms: float = 10.0) -> float:
-    """Bits that say of every note of these tokens where in its cell of time it lies, to `grid_ms`.
-
-    A density that is flat within a cell of w ms costs log2(w / grid_ms) bits, for the onset and for
-    the duration; long durations have wider cells. Added to the model's own bits this makes the
-    likelihoods of tokenizers with different grids comparable. Negative for a grid finer than
-    `grid_ms`.
-    """
-    onset = count_in(tokenizer.pieces, "Pitch")
-    duration = np.zeros(len(tokenizer.pieces))
-    for token, names in enumerate(tokenizer.pieces):
-        for name in names:
-            if kind_of(name) == "Duration":
-                _, parts = duration_of(name)  # of a beat of half a second
-                duration[token] += math.log2(500 / parts / grid_ms)
-    cell = math.log2(tokenizer.config.grid_ms / grid_ms)
-    return float(onset[ids].sum() * cell + duration[ids].sum())
-
-
-def likelihood(
-    model, tokenizer, performances: Sequence, *, progress: bool = False, **options
-) -> dict:
-    """Bits per note of whole performances, on the tokens' own grid and at 10 ms.
-
-    Each with a 95 % interval over pieces.
-    """
-    streams = held_out(tokenizer, performances, progress=progress)
-    if not streams.pieces:
-        raise UserError("there is no piece to evaluate: choose another split")
-    bits = piece_bits(model, streams, streams.pieces, progress=progress, **options)
-    notes = np.array([p.notes for p in streams.pieces])
-    fine = bits + [dequantisation_bits(tokenizer, streams.stream(p)) for p in streams.pieces]
-    return {
-        "pieces": len(notes),
-        "notes": int(notes.sum()),
-        "grid_ms": tokenizer.config.grid_ms,
-        "native": _with_interval(bits, notes),
-        "dequantised_10_ms": _with_interval(fine, notes),
-    }
-
-
-def _with_interval(bits: np.ndarray, notes: np.ndarray) -> dict:
-    return {"bits_per_note": float(bits.sum() / notes.sum()), "interval_95": interval(bits, notes)}

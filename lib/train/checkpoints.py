@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import Damaged, UserError, os_errors
-from lib.env.files import on_disk, whole
+from lib.env.files import atomic_write, on_disk
 from lib.env.machine import RESULTS, ROOT, read_results
 from lib.env.schema import Amount, Count, Few, Number, check
 from lib.env.tensors import open_tensors
@@ -63,7 +63,7 @@ class Generator(TypedDict):
 
 
 class Position(TypedDict):
-    """What `lib.train.batches.Crops.position` gives."""
+    """What `lib.train.batches.Batches.position` gives."""
 
     rows: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
     drawn: NotRequired[
@@ -130,12 +130,12 @@ def write(folder: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
     text = json.dumps(facts)
     data = save(tensors, metadata={"run": text, "sha256": checksum(sorted(tensors.items()), text)})
-    with whole(folder / LAST) as part:
+    with atomic_write(folder / LAST) as part:
         part.write_bytes(data)
         on_disk(part)  # before another file gives its name up
         if (folder / LAST).exists():
             os.replace(folder / LAST, folder / PREVIOUS)
-    with whole(folder / LOG) as part, open(part, "w", newline="") as file:
+    with atomic_write(folder / LOG) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, LOG_FIELDS)
         writer.writeheader()
         writer.writerows(facts["log"])
@@ -220,26 +220,6 @@ def check_size(folder: Path, size: int, weights: int, rows: int) -> None:
             f"the checkpoint in {folder} takes {size / 1e6:,.0f} MB, and training this model "
             f"keeps less than {most / 1e6:,.0f} MB: it is of another model, choose another folder"
         )
-
-
-@contextmanager
-def whole_folder(folder: Path):
-    """Give a folder to fill beside `folder`, which appears with all of its files or not at all.
-
-    Where it is there already, its files are replaced one by one: they have to fit those that stay.
-    """
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part.d")
-    with os_errors(f"write {folder}"):
-        try:
-            part.mkdir(parents=True, exist_ok=True)
-            yield part
-            if folder.exists():
-                for path in sorted(part.iterdir()):
-                    os.replace(path, folder / path.name)
-            else:
-                os.replace(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json, write_text
 from lib.env.machine import provenance
 from lib.mamba.model import MambaLM
 from lib.music.encode import build
@@ -72,7 +72,7 @@ def open_streams(folder: str | Path, init: str | Path, out: Path, say=print) -> 
     found = read_folder(folder, say)
     streams = build(found, tokenizer=tokenizer, folder=out, say=say)[0]
     for name in TOKENIZER_FILES:  # to the byte: MidiTok notes the versions of its libraries in them
-        with whole(streams.folder / name) as part:
+        with atomic_write(streams.folder / name) as part:
             part.write_bytes((Path(init) / name).read_bytes())
     return streams
 
@@ -132,10 +132,7 @@ def report(trainer, init: str | Path, command: str, say=print) -> dict:
     result |= {"steps": trainer.step, "minutes": trainer.seconds / 60, "init": str(init)}
     result |= provenance(command, seed=trainer.config.seed)
     write_json(best / FACTS, result)
-    with whole(best / "README.md") as part:
-        # a folder's name may hold bytes that are no UTF-8
-        text = card(result, best, after.parameter_count())
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(best / "README.md", card(result, best, after.parameter_count()))
     for line in lines(result):
         say(line)
     say(f"the model, its card and these figures are in {best}")

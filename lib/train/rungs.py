@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from lib.music.streams import Piece, Streams
-from lib.train.trainer import TrainConfig, Trainer
+from lib.train.config import TrainConfig
+from lib.train.trainer import Trainer
 
 NEAR_ZERO = 0.02  # bits a token
 HEART = TrainConfig(

@@ -24,31 +24,18 @@ from torch.nn import functional as F
 
 from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import on_disk
+from lib.env.files import atomic_folder, on_disk
 from lib.mamba.model import MambaLM, State
 from lib.music.streams import Streams
 from lib.train import checkpoints, distributed
-from lib.train.batches import Crops, content, validation_pieces
+from lib.train.batches import Batches, content, validation_pieces
 from lib.train.bits import piece_bits
-from lib.train.checkpoints import LAST, LOG, LOG_FIELDS
-from lib.train.config import FIXED, PRESETS, TrainConfig
+from lib.train.checkpoints import LOG_FIELDS
+from lib.train.config import FIXED, TrainConfig
 from lib.train.distributed import World
-from lib.train.optim import choose_precision, learning_rate, optimizers, parameter_groups
+from lib.train.optim import choose_precision, learning_rate, optimizers
 from lib.train.snapshots import flat, load_optimizer, random_states, restore_random_states, under
 from lib.train.warm_start import TOKENIZER_FILES, sizes_of, warm_start
-
-__all__ = [
-    "LAST",
-    "LOG",
-    "PRESETS",
-    "Crops",
-    "TrainConfig",
-    "Trainer",
-    "choose_precision",
-    "learning_rate",
-    "parameter_groups",
-    "validation_pieces",
-]
 
 # the tensors that an optimiser keeps for each parameter
 KEPT = {"optimizer": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
@@ -110,7 +97,7 @@ class Trainer:
         torch.manual_seed(config.seed + 1 + self.world.rank)  # each process drops out others
 
         # what it reads
-        self.crops = Crops(streams, streams.select("train", copies=config.copies), config)
+        self.crops = Batches(streams, streams.select("train", copies=config.copies), config)
         self.held_out = validation_pieces(streams, config.eval_tokens)
         self.data = content(streams)
 
@@ -215,6 +202,7 @@ class Trainer:
         inputs = tokens[:, :-1].clamp(min=0)
         targets = tokens[:, 1:]  # -1 behind a piece's end
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            # rivals keep torch's cross entropy: by it the runs that are recorded were trained
             if isinstance(self.model, MambaLM):
                 loss, state = self.forward(inputs, state, return_state=True, targets=targets)
             else:
@@ -523,7 +511,7 @@ def check_tensors_fit(run: Trainer, tensors: dict[str, Tensor]) -> None:
 def keep_best(run: Trainer) -> None:
     """Keep the model with its tokenizer, so that `python -m lib.generate --model` can play it."""
     best = run.folder / "best"
-    with checkpoints.whole_folder(best) as part:
+    with atomic_folder(best) as part:
         run.save_model(run.model, part)
         for name in TOKENIZER_FILES:
             if run.streams.folder and (run.streams.folder / name).exists():

@@ -197,19 +197,6 @@ def test_provenance_names_device_versions_command_seed():
     assert {"python", "torch", "numpy"} <= set(found["versions"])
 
 
-def test_write_text_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
-    target = tmp_path / "new" / "x.json"
-    env.write_text(target, "old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(env.os, "replace", full)
-    with pytest.raises(UserError, match="disk is full"):
-        env.write_text(target, "new")
-    assert target.read_text() == "old" and os.listdir(target.parent) == ["x.json"]
-
-
 # ---- notebooks/execute.py
 
 

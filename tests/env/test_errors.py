@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from lib.env.errors import UserError, cli
-from lib.env.files import write_json
-from lib.env.machine import write_text
+from lib.env.files import write_json, write_text
 from lib.env.paths import ROOT
 
 LATIN = os.fsdecode(b"F\xfcr Elise")  # a name that was written on a machine of another time

@@ -15,7 +15,9 @@ from lib.env.errors import UserError
 from lib.generate import endless
 from lib.generate.endless import GrowingMidi, forever, stream
 from lib.generate.grammar import NoteReader
-from lib.generate.player import Player, Sampling, hear, load_model, sample
+from lib.generate.moment import hear
+from lib.generate.player import Player, load_model, sample
+from lib.generate.sampling import Sampling
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.notes import read_midi
 from lib.music.tokens import TokenConfig, Tokenizer

@@ -15,22 +15,19 @@ import torch
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
 from lib.generate.__main__ import main
-from lib.generate.moment import dice
+from lib.generate.grammar import FOLLOWS, Grammar
+from lib.generate.moment import dice, hear
 from lib.generate.player import (
-    FOLLOWS,
     MODEL,
-    Grammar,
     Player,
-    Sampling,
     continuations,
     generate,
-    hear,
     load_model,
     prompt_end,
     sample,
     variations,
 )
-from lib.generate.sampling import draw
+from lib.generate.sampling import Sampling, draw
 from lib.music.notes import Music, make_notes, read_midi, write_midi
 from lib.music.tokens import TokenConfig, Tokenizer, first_seconds
 from lib.show.listen import check

@@ -265,6 +265,8 @@ def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
     "words, says",
     [
         (["--mock", "a.mid", "--in", "x"], "leave out --in and --out"),
+        (["--in", "Yamaha"], "belong together: name both ports"),
+        (["--out", "Yamaha"], "belong together: name both ports"),
         (["--silence", "0"], "outside 0.2 to 60"),
         (["--pedal", "64"], "64 has music to do"),
         (["--mock", "nowhere.mid"], "there is no file"),

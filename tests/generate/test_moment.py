@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from lib.env.errors import UserError
 from lib.generate import moment as moments
 from lib.generate.grammar import Grammar
-from lib.generate.player import Player, hear, play
+from lib.generate.moment import hear
+from lib.generate.player import Player, play
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.tokens import TokenConfig, Tokenizer
 

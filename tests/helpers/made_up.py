@@ -7,7 +7,7 @@ import numpy as np
 
 from lib.lab.bench.interruptions import store
 from lib.music.streams import Piece, Streams
-from lib.train.trainer import TrainConfig
+from lib.train.config import TrainConfig
 
 __all__ = ["TINY", "make_streams", "quiet", "sdist", "store"]
 

@@ -169,11 +169,11 @@ def functions(dtype: torch.dtype):
 
     Yields (name, function, its arguments by name).
     """
-    names = ("x", "norm", "head", "targets", "eps", "dtype", "reduce")
+    names = ("x", "norm", "head", "targets", "eps", "dtype", "total")
     x, targets = random(BATCH, LENGTH, WIDTH), torch.randint(2, WORDS, (BATCH, LENGTH))
     given = dict(zip(names, (x, random(WIDTH), random(WORDS, WIDTH), targets, 1e-5, dtype, True)))
     yield "cross_entropy", block_cpu.cross_entropy, given
-    yield "cross_entropy of each", block_cpu.cross_entropy, given | {"reduce": False}
+    yield "cross_entropy of each", block_cpu.cross_entropy, given | {"total": False}
 
     given = dict(zip(scan_cpu.Inputs._fields, scan(dtype)))
     y, last, kept = scan_cpu.forward(scan_cpu.Inputs(*given.values()), None, True)

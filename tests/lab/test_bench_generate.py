@@ -1,4 +1,4 @@
-"""Claims about the benchmark of generation: rivals are equal, take turns,
+"""Claims about the benchmark of generation: contenders are equal, take turns,
 and are summed up by medians.
 """
 
@@ -13,11 +13,11 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.lab.bench import __main__ as bench
 from lib.lab.bench import generate as generate_bench
-from lib.lab.bench.generate import Rivals
+from lib.lab.bench.generate import Contenders
 from lib.lab.bench.timing import Contender
 from lib.lab.peers import language_models
 from lib.mamba import model as mamba
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,12 +40,12 @@ TINY = [
     "64",
 ]
 CONFIG = mamba.MambaConfig(40, 24, 2, 4)
-needs_compiler = pytest.mark.skipif(not mamba_cpu.KERNEL.available(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not step_cpu.KERNEL.available(), reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module")
-def rivals():
-    return Rivals(CONFIG, [5, 9], 16)
+def contenders():
+    return Contenders(CONFIG, [5, 9], 16)
 
 
 # ---- the contenders -----------------------------------------------------------------------
@@ -54,28 +54,30 @@ def rivals():
 @pytest.mark.parametrize(
     "name", [pytest.param("stepper", marks=needs_compiler), "pytorch", "transformers_mamba"]
 )
-def test_three_mambas_give_the_same_logits_from_the_same_position(rivals, name):
+def test_three_mambas_give_the_same_logits_from_the_same_position(contenders, name):
     with torch.inference_mode():
-        assert generate_bench.check(rivals, rivals.get(name), 9) < 1e-5  # float32, logits below one
+        assert (
+            generate_bench.check(contenders, contenders.get(name), 9) < 1e-5
+        )  # float32, logits below one
 
 
-def test_wrong_contender_is_found_by_the_check(rivals):
-    right = rivals.get("pytorch")
+def test_wrong_contender_is_found_by_the_check(contenders):
+    right = contenders.get("pytorch")
 
     def begin(position):
         read, size = right.prepare(position)
         return (lambda token: 1.01 * read(token)), size
 
     with torch.inference_mode():
-        assert generate_bench.check(rivals, Contender("wrong", "", "", begin), 9) > 1e-3
+        assert generate_bench.check(contenders, Contender("wrong", "", "", begin), 9) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2_static"])
-def test_gpt2_is_of_equal_size_and_its_cache_is_full_up_to_the_position(rivals, name):
-    one = rivals.get(name)
+def test_gpt2_is_of_equal_size_and_its_cache_is_full_up_to_the_position(contenders, name):
+    one = contenders.get(name)
     assert (
-        abs(one.facts["parameters"] - rivals.model.parameter_count())
-        < 0.03 * rivals.model.parameter_count()
+        abs(one.facts["parameters"] - contenders.model.parameter_count())
+        < 0.03 * contenders.model.parameter_count()
     )
     sizes = []
     for position in (5, 9):
@@ -83,24 +85,26 @@ def test_gpt2_is_of_equal_size_and_its_cache_is_full_up_to_the_position(rivals, 
         sizes.append(size())
         with torch.inference_mode():
             assert read(torch.tensor([3])).shape == (1, 40)
-    config = language_models.gpt2(rivals.model, 9).config
+    config = language_models.gpt2(contenders.model, 9).config
     kept = 2 * 24 * 4 * config.n_layer  # a key and a value, float32
-    assert sizes == ([rivals.longest * kept] * 2 if name == "gpt2_static" else [5 * kept, 9 * kept])
+    assert sizes == (
+        [contenders.longest * kept] * 2 if name == "gpt2_static" else [5 * kept, 9 * kept]
+    )
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param("stepper", marks=needs_compiler), "pytorch", "transformers_mamba"]
 )
-def test_a_mamba_keeps_as_much_at_any_position(rivals, name):
-    one = rivals.get(name)
+def test_a_mamba_keeps_as_much_at_any_position(contenders, name):
+    one = contenders.get(name)
     assert one.prepare(5)[1]() == one.prepare(9)[1]() > 4 * 2 * 48 * 4, (
         "two layers, 48 channels, 4 states, float32"
     )
 
 
-def test_each_round_starts_at_the_position_again(rivals):
+def test_each_round_starts_at_the_position_again(contenders):
     """Also where the function that was given before has read on."""
-    one = rivals.get("pytorch")
+    one = contenders.get("pytorch")
     with torch.inference_mode():
         read, _ = one.prepare(5)
         first = [read(torch.tensor([t])) for t in (1, 2, 3)]
@@ -333,7 +337,7 @@ def test_command_measures_and_writes_everything_down(tmp_path, same_process, cap
 def test_missing_peer_and_missing_compiler_are_said_and_the_rest_is_measured(
     tmp_path, same_process, monkeypatch, capsys
 ):
-    monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)
+    monkeypatch.setattr(step_cpu.KERNEL, "available", lambda: False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     path = tmp_path / "generate.json"
     bench.main(["generate", *TINY, "--only", "stepper,pytorch,gpt2", "--output", str(path)])

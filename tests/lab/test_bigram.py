@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.generate.player import continuations, hear, load_model
+from lib.generate.moment import hear
+from lib.generate.player import continuations, load_model
 from lib.lab.judge.bigram import BigramLM
 from lib.music.encode import Augmentation, build
 from lib.music.maestro import performances

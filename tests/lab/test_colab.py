@@ -23,9 +23,8 @@ from lib.env import install
 from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.env.paths import ROOT
-from lib.lab.pages import address as colab
+from lib.lab.pages import address, stamp
 from lib.lab.pages import lone as colab_check
-from lib.lab.pages import stamp
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 TINY = "music-tiny-thing"
@@ -338,12 +337,12 @@ def test_the_address_stands_in_one_place():
         *ROOT.glob("notebooks/*.py"),
     ]:
         text = path.read_text(encoding="utf-8")
-        assert text.count(colab.REPOSITORY) == (path.name == "address.py"), path.name
-    assert colab.REPOSITORY in colab.first_cell()
+        assert text.count(address.REPOSITORY) == (path.name == "address.py"), path.name
+    assert address.REPOSITORY in address.first_cell()
 
 
 def test_a_fork_is_stamped_everywhere(monkeypatch):
-    monkeypatch.setattr(colab, "REPOSITORY", "https://github.com/ada/piano.git")
+    monkeypatch.setattr(address, "REPOSITORY", "https://github.com/ada/piano.git")
     name = env.notebook_names()[0]
     old = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
     new = stamp.notebook(old, name)
@@ -359,9 +358,9 @@ def test_a_fork_is_stamped_everywhere(monkeypatch):
 
 
 def test_colab_opens_from_github_only(monkeypatch):
-    monkeypatch.setattr(colab, "REPOSITORY", "https://example.org/ada/piano")
+    monkeypatch.setattr(address, "REPOSITORY", "https://example.org/ada/piano")
     with pytest.raises(UserError, match="from GitHub only"):
-        colab.badge("00_tour")
+        address.badge("00_tour")
 
 
 def test_a_notebook_that_lost_its_first_cell_is_not_overwritten():

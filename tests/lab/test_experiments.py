@@ -745,7 +745,7 @@ def test_an_exponent_is_found_with_its_error():
 
 @pytest.mark.parametrize("arch", ["lstm", "s4d", "hybrid", efficiency.STEPPER])
 def test_generation_starts_at_its_position_in_every_round(arch):
-    if arch == efficiency.STEPPER and not efficiency.mamba_cpu.KERNEL.available():
+    if arch == efficiency.STEPPER and not efficiency.step_cpu.KERNEL.available():
         pytest.skip("no C++ compiler")
     work, size = efficiency.Bench(SIZE, 20, "cpu").generation(arch, 9, 3)
     work()

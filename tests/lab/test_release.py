@@ -18,7 +18,8 @@ from lib.music.notes import Music, make_notes, write_midi
 from lib.music.streams import Streams
 from lib.music.tokens import TokenConfig
 from lib.train.bits import bits_per_note, interval
-from lib.train.trainer import TrainConfig, Trainer
+from lib.train.config import TrainConfig
+from lib.train.trainer import Trainer
 
 TINY = TrainConfig(
     precision="fp32",

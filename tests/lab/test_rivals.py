@@ -11,14 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.lab.rivals import matched as baselines
-from lib.lab.rivals import windows
+from lib.lab.rivals import matched, windows
 from lib.lab.rivals.hybrid import HybridConfig
 from lib.lab.rivals.matched import ARCHS, Size, build
 from lib.lab.rivals.s4d import S4DLM, S4DConfig
-from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM, copy_state
+from lib.lab.rivals.transformer import Attention, TransformerConfig, TransformerLM
 from lib.music.streams import Piece, Streams
-from lib.train import bits as evaluate
+from lib.train.bits import piece_bits
 from lib.train.optim import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,20 +47,25 @@ def by_steps(model, ids, state=None):
     return torch.stack(logits, 1), state
 
 
+def copy_state(state):
+    """One's own: a step writes into the cache that it is given."""
+    return [tuple(t.clone() for t in memory) for memory in state]
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("size", [Size(), Size(512, 12), Size(48, 3, 8), TINY])
 def test_all_have_the_parameters_of_the_mamba(arch, size):
     ours = size.mamba(738)
-    wanted = baselines._count(ours)
-    assert abs(baselines._count(baselines.config_of(arch, 738, size)) / wanted - 1) <= 0.03
+    wanted = matched._count(ours)
+    assert abs(matched._count(matched.config_of(arch, 738, size)) / wanted - 1) <= 0.03
 
 
 def test_parameters_are_counted_without_the_embedding():
     for arch in ARCHS:
         model = make(arch)
-        assert baselines.body(model) == model.parameter_count() - VOCAB * model.config.d_model
+        assert matched.body(model) == model.parameter_count() - VOCAB * model.config.d_model
         # the search counts the same, on no device
-        assert baselines.body(model) == baselines._count(model.config)
+        assert matched.body(model) == matched._count(model.config)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -145,8 +149,8 @@ def test_loss_at_the_start_is_ln_of_the_vocabulary_and_falls(arch):
 def test_prefill_is_the_last_position_and_a_checkpoint_comes_back(arch, tmp_path):
     model, ids = make(arch), tokens(2, 12)
     same(model.prefill(ids)[0], model(ids)[:, -1])
-    baselines.save(model, tmp_path)
-    again = baselines.load(tmp_path)
+    matched.save(model, tmp_path)
+    again = matched.load(tmp_path)
     assert torch.equal(again(ids), model(ids)) and again.carries == model.carries
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -182,7 +186,7 @@ def test_the_loss_of_a_rival_is_the_sum_of_its_cross_entropies(arch):
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "config", "size"])
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
-    baselines.save(make("lstm"), tmp_path)
+    matched.save(make("lstm"), tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     if damage == "missing":
         weights.unlink()
@@ -194,7 +198,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, damage):
         )
         config.write_text(json.dumps(facts))
     with pytest.raises(UserError) as error:
-        baselines.load(tmp_path)
+        matched.load(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -357,7 +361,7 @@ def test_bytes_of_a_state_grow_with_the_cache_up_to_its_window_and_not_at_all_el
     for arch in ARCHS:
         model = make(arch)
         state = model.new_state()
-        sizes = [baselines.state_bytes(model, state, n) for n in (1, 5, 9, 100)]
+        sizes = [matched.state_bytes(model, state, n) for n in (1, 5, 9, 100)]
         if arch in ("transformer", "transformer_xl"):
             per_token = 2 * 4 * 2 * model.config.d_model  # layers, bytes, keys and values
             assert np.diff(sizes).tolist() == [4 * per_token, 4 * per_token, 0]
@@ -406,14 +410,14 @@ def test_a_piece_is_judged_in_the_way_of_its_architecture(arch):
     found = windows.model_bits(model, streams, streams.pieces, batch=2)
     nats = windows.token_nats(model, streams, streams.pieces)
     np.testing.assert_allclose(found, [n.sum() / math.log(2) for n in nats], rtol=1e-5)
-    carried = evaluate.piece_bits(model, streams, streams.pieces)
+    carried = piece_bits(model, streams, streams.pieces)
     if arch == "transformer":
         assert abs(found[0] - carried[0]) > 1e-3  # windows read afresh are not the cache carried on
         whole = TransformerLM(replace(model.config, window=64))
         whole.load_state_dict(model.state_dict())
         np.testing.assert_allclose(
             windows.model_bits(whole, streams, streams.pieces)[1:3],
-            evaluate.piece_bits(whole, streams, streams.pieces)[1:3],
+            piece_bits(whole, streams, streams.pieces)[1:3],
             rtol=1e-5,
         )
     else:

@@ -22,9 +22,9 @@ from lib.env import machine as env
 from lib.env.errors import UserError
 from lib.lab.pages import __main__ as command
 from lib.lab.pages import workshop
-from lib.music import ten as sample
+from lib.music import ten
 
-TEN = [row[0] for row in sample.TEN]
+TEN = [row[0] for row in ten.TEN]
 
 
 @pytest.fixture
@@ -51,10 +51,8 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setattr(env, "ROOT", root)
     # the version of torch, which is not asked for here
     monkeypatch.setattr(workshop, "version", lambda name: "2.13.0+cpu")
-    monkeypatch.setattr(sample, "fetch_ten", fetch)
-    monkeypatch.setattr(
-        sample, "whole", lambda folder: all((folder / name).is_file() for name in TEN)
-    )
+    monkeypatch.setattr(ten, "fetch_ten", fetch)
+    monkeypatch.setattr(ten, "whole", lambda folder: all((folder / name).is_file() for name in TEN))
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(index)), ("CONFIG_FILE", os.devnull)):

@@ -283,9 +283,9 @@ def test_the_loss_refuses_what_does_not_fit(name, bad):
         "targets": torch.zeros(2, 3, dtype=torch.long),
     }
     wrong = given | {name: BAD[bad](given[name])}
-    for reduce in (True, False):
+    for total in (True, False):
         assert "the loss needs" in refused(
-            block_cpu.cross_entropy, *wrong.values(), 1e-5, torch.float32, reduce
+            block_cpu.cross_entropy, *wrong.values(), 1e-5, torch.float32, total
         )
 
 

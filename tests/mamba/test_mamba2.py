@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.lab.peers import language_models
-from lib.mamba.mamba2 import GatedRMSNorm, Mamba2Config, Mamba2LM, from_weights
+from lib.lab.peers.language_models import ours_of_mamba2
+from lib.mamba.mamba2 import GatedRMSNorm, Mamba2Config, Mamba2LM
 
 CONFIG = Mamba2Config(29, d_model=24, n_layer=2, d_state=10, head_dim=12, d_conv=4)
 SHAPES = [
@@ -69,7 +70,7 @@ def test_weights_of_transformers_become_ours():
             tie_word_embeddings=True,
         )
     ).eval()
-    ours = from_weights(theirs.state_dict(), CONFIG)
+    ours = ours_of_mamba2(theirs.state_dict(), CONFIG)
     ids = tokens(2, 70)
     torch.testing.assert_close(ours(ids), theirs(ids, use_cache=False).logits, rtol=1e-5, atol=1e-5)
 
@@ -79,15 +80,15 @@ def test_names_of_mamba_ssm_are_taken_too():
     theirs = {name.replace("embeddings", "embedding"): t for name, t in model.state_dict().items()}
     theirs["lm_head.weight"] = theirs["backbone.embedding.weight"].clone()
     ids = tokens(1, 9)
-    assert torch.equal(from_weights(theirs, CONFIG)(ids), model(ids))
+    assert torch.equal(ours_of_mamba2(theirs, CONFIG)(ids), model(ids))
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_sentence():
     weights = make().state_dict()
     with pytest.raises(UserError, match="one group"):
-        from_weights(weights, replace(CONFIG, d_state=11))
+        ours_of_mamba2(weights, replace(CONFIG, d_state=11))
     with pytest.raises(UserError, match="output layer of their own"):
-        from_weights(weights | {"lm_head.weight": torch.zeros(29, 24)}, CONFIG)
+        ours_of_mamba2(weights | {"lm_head.weight": torch.zeros(29, 24)}, CONFIG)
     with pytest.raises(UserError, match="do not split into heads"):
         replace(CONFIG, head_dim=7)
 

@@ -23,7 +23,7 @@ from lib.mamba.model import MambaConfig, MambaLM, MambaMixer
 from lib.scan import cpu as scan_cpu
 from lib.scan.selective import BACKENDS
 from lib.scan.triton_interpreter import fast_interpreter
-from lib.train.trainer import parameter_groups
+from lib.train.optim import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

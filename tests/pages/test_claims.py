@@ -308,7 +308,7 @@ BUILT = {
         "open_step": "lib.mamba.MambaMixer.step",
     },
     "08_training": {
-        "reading_plan": "lib.train.batches.Crops",
+        "reading_plan": "lib.train.batches.Batches",
         "train_by_hand": "lib.train.Trainer",
     },
     "09_generation": {

@@ -15,8 +15,7 @@ from pages import (
     text_of,
 )
 
-from lib.lab.pages import address as colab
-from lib.lab.pages import stamp
+from lib.lab.pages import address, stamp
 
 LARGEST = 1_048_576  # bytes
 TAGS = {"tags"}  # the only cell metadata that a reader needs
@@ -122,7 +121,7 @@ def test_says_what_it_is_for(path):
 
 def test_first_code_cell_is_the_same_in_all():
     firsts = {text_of(code_cells(load(path))[0]["source"]) for path in NOTEBOOKS}
-    assert firsts == {colab.first_cell()}, "run python -m lib.lab.pages stamp"
+    assert firsts == {address.first_cell()}, "run python -m lib.lab.pages stamp"
 
 
 @each_notebook

@@ -146,7 +146,7 @@ def test_the_cache_is_keyed_by_source_headers_compiler_torch_and_processor(
         (native, "processor", lambda: "another"),
         (torch, "__version__", "0.1"),
         # no headers there
-        (native, "LIB", tmp_path),
+        (native, "HERE", tmp_path),
     ):
         monkeypatch.setattr(module, name, value)
         names.append(one.target().name)

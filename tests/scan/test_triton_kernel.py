@@ -15,7 +15,7 @@ from lib.env.errors import UserError
 from lib.scan.selective import selective_scan
 
 triton = pytest.importorskip("triton", reason="no Triton for this system")
-from lib.scan import triton_kernel as scan_triton  # noqa: E402
+from lib.scan import triton_kernel  # noqa: E402
 from lib.scan.triton_interpreter import fast_interpreter  # noqa: E402
 
 fast_interpreter()
@@ -190,7 +190,7 @@ def test_nothing_of_size_bldn_is_kept(device):
     note = lambda t: kept.update({t.data_ptr(): t.numel() * t.element_size()}) or t
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         selective_scan(**a, delta_softplus=True, backend="triton")
-    states = 2 * (64 // scan_triton.BLOCK_L + 1) * 32 * 16 * 4
+    states = 2 * (64 // triton_kernel.BLOCK_L + 1) * 32 * 16 * 4
     assert states in kept.values() and max(kept.values()) <= a["x"].numel() * 4
 
 
@@ -206,12 +206,12 @@ def test_other_tensors_are_refused_in_a_sentence():
 
 AOT = """
 import json, sys, torch
-from lib.scan import triton_kernel as scan_triton
+from lib.scan import triton_kernel
 from lib.lab.bench import triton_cost as triton_aot
 found = []
 for capability, dtype in ((7.5, torch.float32), (7.5, torch.float16), (8.0, torch.float32), (8.0, torch.bfloat16),
                           (9.0, torch.float32), (9.0, torch.bfloat16)):
-    for kernel in (scan_triton.forward_kernel, scan_triton.backward_kernel):
+    for kernel in (triton_kernel.forward_kernel, triton_kernel.backward_kernel):
         cost = triton_aot.cost(kernel, capability, dtype)
         found.append(cost | {"name": kernel.fn.__name__, "capability": capability, "dtype": str(dtype)})
 print(json.dumps(found))

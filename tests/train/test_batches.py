@@ -10,7 +10,7 @@ from lib.env.errors import UserError
 from lib.music.notes import Music, augment, make_notes
 from lib.music.streams import Streams
 from lib.music.tokens import TokenConfig, Tokenizer
-from lib.train.batches import Changes, Crops, base_names
+from lib.train.batches import Batches, Changes, base_names
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +57,23 @@ def test_louder_moves_each_velocity_by_levels_and_nothing_else(base):
 def test_no_transposition_leaves_the_keyboard_and_a_visit_keeps_its_own(base):
     streams, _ = base
     config = replace(TINY, length=24, carry=4, transpose=60, louder=1)
-    crops, plain = (
-        Crops(streams, streams.select("train"), c)
+    batches, plain = (
+        Batches(streams, streams.select("train"), c)
         for c in (config, replace(config, transpose=0, louder=0))
     )
-    pitches, seen, rows = crops.changes.pitches, set(), None
+    pitches, seen, rows = batches.changes.pitches, set(), None
     for _ in range(40):
-        tokens, jumped = crops.next()
+        tokens, jumped = batches.next()
         for row in range(config.batch):
-            piece, after, _ = crops.rows[row]
-            original = streams.stream(crops.pieces[piece])[after - 24 : after + 1].astype(int)
+            piece, after, _ = batches.rows[row]
+            original = streams.stream(batches.pieces[piece])[after - 24 : after + 1].astype(int)
             keys = (original >= pitches[0]) & (original <= pitches[-1])
             shift = np.unique((tokens[row, : len(original)] - original)[keys])
-            assert len(shift) <= 1 and (not len(shift) or shift[0] == crops.drawn[row][0])
+            assert len(shift) <= 1 and (not len(shift) or shift[0] == batches.drawn[row][0])
             if not jumped[row]:
-                assert crops.drawn[row] == rows[row]
+                assert batches.drawn[row] == rows[row]
             seen |= set(shift.tolist())
-        rows = [list(d) for d in crops.drawn]
+        rows = [list(d) for d in batches.drawn]
     assert len(seen) > 10 and not plain.drawn[0][0]
     keys = streams.stream(streams.pieces[0])
     keys = keys[(keys >= pitches[0]) & (keys <= pitches[-1])].astype(int)
@@ -87,7 +87,7 @@ def test_no_transposition_leaves_the_keyboard_and_a_visit_keeps_its_own(base):
 def test_transposition_goes_on_exactly_after_a_stop(base):
     streams, _ = base
     config = replace(TINY, transpose=5)
-    first, second = (Crops(streams, streams.select("train"), config) for _ in range(2))
+    first, second = (Batches(streams, streams.select("train"), config) for _ in range(2))
     for _ in range(7):
         first.next()
     second.load(first.position())
@@ -101,13 +101,13 @@ def test_tokens_that_cannot_be_shifted_are_one_sentence(tmp_path):
         base_names(streams)
     merged = store(streams, tmp_path / "merged", [f"Pitch_{i} Velocity_3" for i in range(11)])
     with pytest.raises(UserError, match="byte-pair merges"):
-        Crops(merged, merged.select("train"), replace(TINY, transpose=3))
+        Batches(merged, merged.select("train"), replace(TINY, transpose=3))
     other = store(streams, tmp_path / "other", [f"Word_{i}" for i in range(11)])
     with pytest.raises(UserError, match="no row of pitches"):
-        Crops(other, other.select("train"), replace(TINY, louder=1))
+        Batches(other, other.select("train"), replace(TINY, louder=1))
 
 
 def test_where_every_state_starts_empty_each_crop_is_a_jump():
     streams = make_streams()
-    crops = Crops(streams, streams.select("train"), replace(TINY, carry=1))
-    assert all(crops.next()[1].all() for _ in range(20))
+    batches = Batches(streams, streams.select("train"), replace(TINY, carry=1))
+    assert all(batches.next()[1].all() for _ in range(20))

@@ -33,7 +33,8 @@ from safetensors import SafetensorError  # noqa: E402
 from lib import mamba  # noqa: E402
 from lib.env.errors import UserError  # noqa: E402
 from lib.train import checkpoints  # noqa: E402
-from lib.train.trainer import TOKENIZER_FILES, Trainer, keep_best, log_row  # noqa: E402
+from lib.train.trainer import Trainer, keep_best, log_row  # noqa: E402
+from lib.train.warm_start import TOKENIZER_FILES  # noqa: E402
 
 HOW = ("error", "kill", "power cut")
 FILES = ("tokenizer.json", "tokens.json")

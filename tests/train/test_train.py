@@ -23,19 +23,12 @@ from lib.scan import native
 from lib.scan.native import compiler
 from lib.train import distributed
 from lib.train.__main__ import main
+from lib.train.batches import Batches, validation_pieces
 from lib.train.bits import bits_per_note, counting_baselines, piece_bits
-from lib.train.config import OPTIMIZERS, TrainConfig
+from lib.train.config import OPTIMIZERS, PRESETS, TrainConfig
 from lib.train.cost import plan, rehearse
-from lib.train.optim import optimizers
-from lib.train.trainer import (
-    PRESETS,
-    Crops,
-    Trainer,
-    choose_precision,
-    learning_rate,
-    parameter_groups,
-    validation_pieces,
-)
+from lib.train.optim import choose_precision, learning_rate, optimizers, parameter_groups
+from lib.train.trainer import Trainer
 
 
 def test_training_learns_a_sequence_that_can_be_learnt(tmp_path):
@@ -173,10 +166,10 @@ def test_a_run_leaves_a_log_a_best_checkpoint_and_no_rubbish(tmp_path):
 def test_crops_read_on_in_a_piece_and_never_cross_its_end():
     streams = make_streams(lengths=(70, 41, 20, 90))
     config = replace(TINY, batch=2, length=16, carry=3)
-    crops = Crops(streams, streams.select("train"), config)
+    batches = Batches(streams, streams.select("train"), config)
     previous = None
     for _ in range(60):
-        tokens, jumped = crops.next()
+        tokens, jumped = batches.next()
         for row in range(2):
             valid = tokens[row][tokens[row] >= 0]
             # one piece, in whole order: its start can only be first, its end only last
@@ -188,7 +181,7 @@ def test_crops_read_on_in_a_piece_and_never_cross_its_end():
 
 def loss_by_hand(trainer, state):
     """Bits per token of the trainer's next batch, from a given state, and which rows jump."""
-    twin = Crops(trainer.streams, trainer.streams.select("train"), trainer.config)
+    twin = Batches(trainer.streams, trainer.streams.select("train"), trainer.config)
     twin.load(copy.deepcopy(trainer.crops.position()))
     tokens, jumped = twin.next()
     tokens = torch.from_numpy(tokens)
@@ -218,8 +211,8 @@ def test_a_row_that_jumps_starts_empty_and_one_that_reads_on_keeps_its_state(tmp
 
 def test_crops_meet_every_token_of_the_train_split():
     streams = make_streams()
-    crops = Crops(streams, streams.select("train"), TINY)
-    seen = sum(np.bincount(t[t >= 0], minlength=11) for t, _ in (crops.next() for _ in range(50)))
+    batches = Batches(streams, streams.select("train"), TINY)
+    seen = sum(np.bincount(t[t >= 0], minlength=11) for t, _ in (batches.next() for _ in range(50)))
     assert (seen[1:] > 0).all()
 
 

@@ -15,7 +15,7 @@ SURVEYS = {  # name: the module whose main(argv) measures it
     "interruptions": "lib.lab.bench.interruptions",
     "jam": "lib.lab.bench.jam",
     "ladder": "lib.lab.bench.ladder",
-    "playing": "lib.lab.judge.report",
+    "playing": "lib.lab.bench.playing",
     "rungs": "lib.lab.bench.rungs",
     "scan": "lib.lab.bench.scan",
     "ssd": "lib.lab.bench.ssd",

@@ -24,7 +24,7 @@ from lib.lab.bench.timing import note
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.streams import Streams
 from lib.scan import cpu as scan_cpu
-from lib.train.batches import Crops
+from lib.train.batches import Batches
 from lib.train.config import TrainConfig
 from lib.train.optim import learning_rate, optimizers
 
@@ -57,14 +57,14 @@ def run(streams: Streams, arm: str, seed: int, steps: int) -> list[float]:
     model = MambaLM(
         MambaConfig(streams.vocab_size, config.d_model, config.n_layer, config.d_state)
     ).train()
-    crops = Crops(streams, streams.select("train"), config)
+    batches = Batches(streams, streams.select("train"), config)
     chosen = optimizers(model, config, torch.device("cpu"))
     losses = []
     for step in range(steps):
         for one in chosen.values():
             for group in one.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
-        batch = torch.from_numpy(crops.next()[0])
+        batch = torch.from_numpy(batches.next()[0])
         loss = loss_of(model, batch[:, :-1].clamp(min=0), batch[:, 1:].contiguous(), fused)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)

@@ -8,7 +8,6 @@ data/results/generate_DEVICE.json and draws it into a PNG of the same name.
 import argparse
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from lib.env import machine as env
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
-from lib.lab.bench.generate_contenders import NAMES, WARM, Rivals
+from lib.env.files import atomic_write, write_json
+from lib.lab.bench.generate_contenders import NAMES, WARM, Contenders
 from lib.lab.bench.scan import listed, slug
 from lib.lab.bench.timing import (
     Contender,
@@ -46,12 +45,12 @@ BATCHES = (1, 8, 64)  # pieces at once
 # ---- measuring, each part in a process of its own ------------------------------------------
 
 
-def check(rivals: Rivals, one: Contender, position: int = 64) -> float:
+def check(contenders: Contenders, one: Contender, position: int = 64) -> float:
     """The largest difference of a Mamba's logits from `MambaLM.forward`'s over eight tokens."""
-    tokens = torch.arange(8) % rivals.model.config.vocab_size
+    tokens = torch.arange(8) % contenders.model.config.vocab_size
     read, _ = one.prepare(position)
     found = torch.stack([read(token[None]) for token in tokens], 1)
-    return float((rivals.model(tokens[None], rivals.state(position)) - found).abs().max())
+    return float((contenders.model(tokens[None], contenders.state(position)) - found).abs().max())
 
 
 @torch.inference_mode()
@@ -150,9 +149,9 @@ def _rows_round(stepper: Stepper, tokens: int) -> float:
 
 
 @torch.inference_mode()
-def growth(rivals: Rivals, tokens: int) -> dict:
+def growth(contenders: Contenders, tokens: int) -> dict:
     """How far the process's memory rises while ours generates so many tokens, in one go."""
-    read, _ = rivals.get("stepper").prepare(1)
+    read, _ = contenders.get("stepper").prepare(1)
     generate(read, 200)  # what the first calls ever set up is not counted
     found = peak_bytes(lambda: generate(read, tokens), "cpu")
     return {"tokens": tokens, "growth_mib": None if found is None else found / 2**20}
@@ -161,28 +160,28 @@ def growth(rivals: Rivals, tokens: int) -> dict:
 def child(task: dict) -> dict:
     """What one process measures; see `_run`."""
     limit_memory()
-    rivals = Rivals(
+    contenders = Contenders(
         mamba.MambaConfig(**task["config"]), task["positions"], task["tokens"], task["seed"]
     )
     if task["task"] == "memory":
-        return growth(rivals, task["memory_tokens"])
+        return growth(contenders, task["memory_tokens"])
     found: dict = {"contenders": {}, "absent": {}, "checks": {}}
-    contenders = []
+    present = []
     for name in task["names"]:
         try:
-            one = rivals.get(name)
+            one = contenders.get(name)
             if not name.startswith("gpt2"):
                 with torch.inference_mode():
-                    found["checks"][name] = check(rivals, one)
+                    found["checks"][name] = check(contenders, one)
                 if not found["checks"][name] < 1e-4:  # some hundred float32 roundings
                     raise UserError(f"its logits differ from ours by {found['checks'][name]:.1e}")
-            contenders.append(one)
+            present.append(one)
             found["contenders"][name] = {"label": one.label, "timed": one.timed, **one.facts}
         except UserError as error:
             note(f"without {name}: {error}")
             found["absent"][name] = str(error)
     rows, cut = measure(
-        contenders, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")}
+        present, **{k: task[k] for k in ("positions", "repeats", "tokens", "seconds", "limit")}
     )
     machine = env.provenance("") | {
         "threads": torch.get_num_threads(),
@@ -191,7 +190,7 @@ def child(task: dict) -> dict:
     if any(name not in ("stepper", "pytorch") for name in found["contenders"]):
         machine["versions"]["transformers"] = version("transformers")
     if "stepper" in found["contenders"]:
-        found["batches"] = batches(rivals.model, task["repeats"], task["tokens"])
+        found["batches"] = batches(contenders.model, task["repeats"], task["tokens"])
     return found | {"rows": rows, "cut": cut, "machine": machine}
 
 
@@ -277,7 +276,7 @@ def draw(result: dict, ax=None):
 
 
 def _title(result: dict) -> str:
-    """The finding: how much slower rivals are at the last position; of two GPT-2s, the faster."""
+    """The finding: how much slower others are at the last position; of two GPT-2s, the faster."""
     last = max((row["position"] for row in result["ratios"]), default=0)
     times = {row["contender"]: row["times"] for row in result["ratios"] if row["position"] == last}
     groups = {"transformers' Mamba": ("transformers_mamba",), "GPT-2": ("gpt2", "gpt2_static")}
@@ -330,7 +329,7 @@ def table(result: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _options(argv: list[str] | None) -> argparse.Namespace:
+def _options(argv: list[str]) -> argparse.Namespace:
     """The command line; `UserError` where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.lab.bench generate", description=main.__doc__
@@ -393,7 +392,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time generation on a CPU: ours, in C++ and in PyTorch, transformers' Mamba,
     and a GPT-2 of equal size.
     """
@@ -425,9 +424,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"nothing could be measured: {reasons}")
     rows = found["rows"]
     result = found.pop("machine") | {
-        "command": shlex.join(
-            ["python", "-m", "lib.lab.bench", "generate", *(sys.argv[2:] if argv is None else argv)]
-        ),
+        "command": shlex.join(["python", "-m", "lib.lab.bench", "generate", *argv]),
         "seed": args.seed,
         "config": config,
         "positions": args.positions,
@@ -441,7 +438,7 @@ def main(argv: list[str] | None = None) -> None:
     result["key"] = key_row(result)
     path = args.output or env.RESULTS / f"generate_{slug(result['device'])}.json"
     write_json(path, result, path.name)
-    with whole(path.with_suffix(".png")) as part:
+    with atomic_write(path.with_suffix(".png")) as part:
         part.write_bytes(plots.png_bytes(draw(result)))
     print(table(result))
     print(json.dumps(result["key"], indent=1))

@@ -10,7 +10,7 @@ from torch import nn
 from lib.lab.bench.timing import Contender
 from lib.lab.peers import language_models
 from lib.mamba import model as mamba
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 
 NAMES = ("stepper", "pytorch", "transformers_mamba", "gpt2", "gpt2_static")
 SEGMENT = 4096  # a prompt is read in pieces of this length, so that its memory stays small
@@ -20,7 +20,7 @@ COPIED = "the state that ours has reached there is copied into its cache"
 RANDOM = "its cache is filled with random numbers up to there"
 
 
-class Rivals:
+class Contenders:
     """The contenders of one comparison.
 
     The three Mambas have equal weights; all weights are random.
@@ -54,7 +54,7 @@ class Rivals:
         }[name]()
 
     def _stepper(self) -> Contender:
-        fast = mamba_cpu.Stepper(self.model)
+        fast = step_cpu.Stepper(self.model)
 
         def begin(position):
             fast.load(self.state(position))

@@ -27,7 +27,8 @@ from lib.lab.bench.timing import note
 from lib.mamba import checkpoint as mamba
 from lib.music.streams import INDEX, TOKENS, Piece, Streams
 from lib.train import checkpoints
-from lib.train.trainer import TrainConfig, Trainer
+from lib.train.config import TrainConfig
+from lib.train.trainer import Trainer
 
 CONFIG = TrainConfig(
     d_model=128,

@@ -76,9 +76,3 @@ def main(argv: list[str] | None = None) -> None:
         f"first note after {result['median_ms']:.0f} ms in the median, "
         f"{result['most_ms']:.0f} at most"
     )
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

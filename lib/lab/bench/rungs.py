@@ -8,20 +8,21 @@ import numpy as np
 
 from lib.env.errors import UserError
 from lib.train.bits import counting_baselines
+from lib.train.config import PRESETS
 from lib.train.rungs import HEART, climb
-from lib.train.trainer import PRESETS, Trainer
+from lib.train.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
     """Climb the three rungs with the course's Mamba,
     or with another architecture of lib.lab.rivals.matched.
     """
-    from lib.lab.rivals import matched as baselines
+    from lib.lab.rivals import matched
     from lib.music.encode import build
     from lib.music.maestro import performances
 
     parser = argparse.ArgumentParser(prog="python -m lib.lab.bench rungs", description=main.__doc__)
-    parser.add_argument("--arch", default="mamba", choices=baselines.ARCHS)
+    parser.add_argument("--arch", default="mamba", choices=matched.ARCHS)
     parser.add_argument(
         "--count", type=int, default=2000, help="rung 1: the sequence 0 … COUNT - 1 (%(default)s)"
     )
@@ -34,10 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--count takes 2 to 65535, --tokens 2 or more")
 
     def maker(vocab, config):
-        size = baselines.Size(
-            config.d_model, config.n_layer, config.d_state, dropout=config.dropout
-        )
-        return lambda: baselines.build(args.arch, vocab, size)
+        size = matched.Size(config.d_model, config.n_layer, config.d_state, dropout=config.dropout)
+        return lambda: matched.build(args.arch, vocab, size)
 
     streams, _ = build(performances(quick=args.preset == "quick"))
     piece = min(streams.select("train"), key=lambda p: p.length)
@@ -70,9 +69,3 @@ def main(argv: list[str] | None = None) -> None:
         )
     if not (passed and all(rung.passed for rung in rungs)):
         raise UserError("this model does not climb: look for a bug before training it for longer")
-
-
-if __name__ == "__main__":
-    from lib.env.errors import cli
-
-    cli(main)

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from lib.env import machine as env
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 from lib.lab.bench.scan_contenders import arguments, contender, lay_out, names
 from lib.lab.bench.scan_figures import draw, draw_figure3, picture
 from lib.lab.bench.timing import (
@@ -286,7 +285,7 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _options(argv: list[str] | None) -> argparse.Namespace:
+def _options(argv: list[str]) -> argparse.Namespace:
     """The command line with the device's defaults filled in;
     `UserError` where it makes no sense.
     """
@@ -475,12 +474,10 @@ def _figure3(result: dict, task: dict) -> dict:
     return {part: found[part] for part in ("contenders", "rows", "cut")}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time our scan and its peers over a range of lengths, with the memory they take."""
     args = _options(argv)
-    command = shlex.join(
-        ["python", "-m", "lib.lab.bench", "scan", *(sys.argv[1:] if argv is None else argv)]
-    )
+    command = shlex.join(["python", "-m", "lib.lab.bench", "scan", *argv])
     result = _measure_all(args) | {"command": command}
     rows, ours = result["rows"], result["ours"]
     first = (result["dtypes"][0], result["allocators"][0])
@@ -498,7 +495,7 @@ def main(argv: list[str] | None = None) -> None:
     result["key"] = key_row(result)
     path = args.output or env.RESULTS / f"scan_{slug(result['device'])}.json"
     write_json(path, result, path.name)
-    with whole(path.with_suffix(".png")) as part:
+    with atomic_write(path.with_suffix(".png")) as part:
         part.write_bytes(picture(result))
     print(table(result))
     print(json.dumps(result["key"], indent=1))

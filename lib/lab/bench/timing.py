@@ -1,4 +1,4 @@
-"""Timing rivals fairly: turns, medians, the memory that they keep and the highest they reach.
+"""Timing contenders fairly: turns, medians, the memory that they keep and the highest they reach.
 
 Nothing here knows of scans. In `take_turns` contenders take turns within each round, so that
 whatever drifts hits all of them alike.
@@ -50,7 +50,7 @@ def note(text: str) -> None:
 
 def apart(
     module: str, task: dict, *, what: str, advice: str, environment: dict | None = None
-) -> dict:
+) -> dict | list:
     """`child(task)` of a module in a process of its own, with an environment of its own.
 
     What it prints is not shown. The module ends in `answer(child)`.
@@ -70,7 +70,7 @@ def apart(
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def answer(child: Callable[[dict], dict]) -> None:
+def answer(child: Callable[[dict], dict | list]) -> None:
     """The other end of `apart`: do the task on the command line, and write down what came of it."""
     with os_errors("write the answer"):
         Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")

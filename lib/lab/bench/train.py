@@ -37,7 +37,7 @@ from lib.lab.bench.timing import (
     without_gpu,
 )
 from lib.lab.peers import language_models
-from lib.lab.rivals import matched as baselines
+from lib.lab.rivals import matched
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.scan import cpu as scan_cpu
 from lib.scan import native
@@ -112,8 +112,8 @@ def contender(name: str, ours: MambaLM, length: int) -> Contender:
             )
         return _contender(name, "lib.mamba", "our MambaLM, as lib.train runs it", model, mean)
     if name in ("transformer", "transformer_bf16"):
-        size = baselines.Size(config.d_model, config.n_layer, config.d_state, window=length)
-        model = baselines.build("transformer", config.vocab_size, size)
+        size = matched.Size(config.d_model, config.n_layer, config.d_state, window=length)
+        model = matched.build("transformer", config.vocab_size, size)
         timed = "our TransformerLM: rotary, SwiGLU, scaled_dot_product_attention"
         if bf16:
             return _contender(
@@ -426,7 +426,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time a training step of language models of equal size."""
     parser = argparse.ArgumentParser(prog="python -m lib.lab.bench train", description=main.__doc__)
     add = parser.add_argument
@@ -477,7 +477,7 @@ def main(argv: list[str] | None = None) -> None:
         result["rows"] += found["rows"]
         result["cut"] += [stop | {"allocator": allocator} for stop in found["cut"]]
         result.setdefault("floors", {})[allocator] = found["floors"]
-    command = "python -m lib.lab.bench train " + " ".join(argv if argv is not None else [])
+    command = "python -m lib.lab.bench train " + " ".join(argv)
     result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command.strip()}
     write_json(args.output, result)
     print(table(result))

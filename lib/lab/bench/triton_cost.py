@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lib.env.errors import UserError
-from lib.scan import triton_kernel as scan_triton
+from lib.scan import triton_kernel
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # arguments that are as long as the sequence; they have the dtype of x, the others are float32
@@ -34,7 +34,7 @@ def compiled(kernel, capability: float, dtype: torch.dtype, d_state: int = 16):
     """
     if triton.knobs.runtime.interpret:
         raise UserError("kernels cannot be compiled while TRITON_INTERPRET is set: unset it")
-    settings = scan_triton.options(dtype)
+    settings = triton_kernel.options(dtype)
     warps = settings.pop("num_warps")
     constants = settings | {"N": d_state, "SOFTPLUS": True}
     signature, aligned = {}, {}
@@ -72,7 +72,7 @@ def cost(kernel, capability: float, dtype: torch.dtype, d_state: int = 16) -> di
         r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout + usage.stderr
     )
     registers, stack, shared, local = map(int, found.groups())
-    settings = scan_triton.options(dtype)
+    settings = triton_kernel.options(dtype)
     elements = settings["BLOCK_D"] * settings["BLOCK_L"] / (32 * settings["num_warps"])
     inner, outer = sorted(loops(code.stdout), key=lambda body: sum(body.values()))[-2:]
     count = sum(inner.values())
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     print("|---|---|---|---|---|---|")
     for capability in parser.parse_args(argv).capability:
         for dtype in (torch.float32, torch.float16 if capability < 8 else torch.bfloat16):
-            for kernel in (scan_triton.forward_kernel, scan_triton.backward_kernel):
+            for kernel in (triton_kernel.forward_kernel, triton_kernel.backward_kernel):
                 c = cost(kernel, capability, dtype)
                 print(
                     f"| {capability} | {NAMES[dtype]} | {kernel.fn.__name__.split('_')[0]} "

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.paths import ROOT
 from lib.generate import control
 from lib.generate.grammar import FINGERS, FOLLOWS
@@ -30,7 +30,7 @@ from lib.mamba.model import MambaLM
 from lib.mamba.step_cpu import SLABS, SOURCE, exact_in_float16, pack
 from lib.music.token_names import duration_of, is_music, kind_of, number_of
 from lib.music.tokens import BAR, BEAT, BPE_MODEL, Tokenizer
-from lib.scan.native import LIB as HEADERS
+from lib.scan import native
 from lib.show import plots
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ FLAGS = (
 def made_from(model: Path = MODEL) -> str:
     """A hash of all that the page is made from: its sources, the step in C++, the shipped model."""
     sources = [path for path in HERE.iterdir() if path.suffix in (".js", ".html", ".css", ".py")]
-    sources += [SOURCE, *HEADERS.glob("*.h")]
+    sources += [SOURCE, *native.HERE.glob("*.h")]
     digest = hashlib.sha256()
     for path in [
         *sorted(sources),
@@ -86,7 +86,7 @@ def wasm() -> bytes:
         out = Path(folder) / "step.wasm"
         exports = [f"-Wl,--export={name}" for name in EXPORTS]
         done = subprocess.run(
-            [*command, *FLAGS, *exports, f"-I{HEADERS}", "-o", str(out), str(SOURCE)],
+            [*command, *FLAGS, *exports, f"-I{native.HERE}", "-o", str(out), str(SOURCE)],
             capture_output=True,
             text=True,
             check=False,
@@ -232,6 +232,6 @@ def build(path: Path = PAGE) -> int:
         raise UserError(
             f"the page would have {size:,} bytes, and {LARGEST:,} are allowed: ship a smaller model"
         )
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
     return size

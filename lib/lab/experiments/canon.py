@@ -140,9 +140,7 @@ class Mamba(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """What the block's inside makes of u."""
-        config = self.mixer.config
-        before = u.new_zeros(len(u), config.d_conv - 1, config.d_inner)
-        return self.mixer(u, (before, u.new_zeros(len(u), config.d_inner, config.d_state)))[0]
+        return self.mixer(u, self.mixer.new_memory(len(u)))[0]
 
 
 def without_waves(width: int) -> ssm.S4D:

@@ -19,7 +19,7 @@ import torch
 
 from lib.env import machine as env
 from lib.env.errors import UserError, cli
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 from lib.scan import copying
 
 COMMAND = "python -m lib.lab.experiments.copying"
@@ -103,7 +103,7 @@ def train(
     if kept.exists():
         training.load_state_dict(torch.load(kept, weights_only=True))
     finished = training.run(seconds)
-    with whole(kept) as part:
+    with atomic_write(kept) as part:
         torch.save(training.state_dict(), part)
     if not finished:
         return None

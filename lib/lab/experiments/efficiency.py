@@ -6,27 +6,29 @@ on the logarithms: what stands as O(N) in the original's table 1, measured, with
 """
 
 import gc
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from lib.env import machine as env
-from lib.env.errors import UserError, os_errors
-from lib.lab.bench.timing import limit_memory, peak_bytes, rounds_for, spread, take_turns, trim
-from lib.lab.rivals import matched as baselines
+from lib.lab.bench.timing import (
+    answer,
+    apart,
+    limit_memory,
+    peak_bytes,
+    rounds_for,
+    spread,
+    take_turns,
+    trim,
+)
+from lib.lab.rivals import matched
 from lib.lab.rivals.matched import LABELS, Size, build
-from lib.mamba import step_cpu as mamba_cpu
+from lib.mamba import step_cpu
 from lib.mamba.model import LanguageModel, State
 from lib.train.optim import choose_precision, parameter_groups
 
@@ -106,7 +108,7 @@ class Bench:
         """
         model = self.model("mamba" if arch == STEPPER else arch, position + 3 * tokens + 8).eval()
         state = self.state(model, position)
-        size = baselines.state_bytes(model, state, position)
+        size = matched.state_bytes(model, state, position)
         first = [
             tuple(t.expand(batch, *t.shape[1:]).contiguous() for t in memory) for memory in state
         ]
@@ -122,7 +124,7 @@ class Bench:
 
         if arch != STEPPER:
             return work, size
-        fast = mamba_cpu.Stepper(model, batch)
+        fast = step_cpu.Stepper(model, batch)
         fast.load(first)
 
         @torch.inference_mode()
@@ -152,19 +154,17 @@ class Bench:
 def turns(
     bench: Bench, works: dict[str, Callable], chosen, limit: set[str]
 ) -> dict[str, list[float]]:
-    """Times of each work, taking turns.
+    """Times of each work, taking turns; the first call of each warms it up and is not counted.
 
     One that takes longer than the limit gets one round and stops for good.
     So does one for which memory runs out, without a time.
     """
     first, rounds = {}, {}
     for arch, work in works.items():
-        took = bench.clock(work)
-        if took < 1e3 * chosen.seconds:
-            took = bench.clock(work)  # the first one also warmed up
-        elif took >= 1e3 * chosen.limit:
+        bench.clock(work)
+        first[arch] = took = bench.clock(work)
+        if took >= 1e3 * chosen.limit:
             limit.add(arch)
-        first[arch] = took
         rounds[arch] = 0 if arch in limit else rounds_for(took, chosen.repeats, chosen.seconds) - 1
     more, failed = take_turns(
         {arch: partial(bench.clock, work) for arch, work in works.items()}, rounds
@@ -230,20 +230,12 @@ def child(task: dict) -> list[dict]:
 
 def memory(task: dict) -> list[dict]:
     """`child(task)` in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "lib.lab.experiments.efficiency", json.dumps(task), str(answer)],
-            check=False,
-            cwd=env.ROOT,
-            env=dict(os.environ),
-        )
-        if done.returncode:
-            raise UserError(
-                f"measuring the memory of {task['arch']} ended with code {done.returncode}: "
-                "shorten the lengths"
-            )
-        return json.loads(answer.read_text())
+    return apart(
+        "lib.lab.experiments.efficiency",
+        task,
+        what=f"the memory of {task['arch']}",
+        advice="shorten the lengths",
+    )
 
 
 def run(lab) -> dict:
@@ -252,9 +244,7 @@ def run(lab) -> dict:
     bench = Bench(protocol.size, chosen.vocabulary, lab.device)
     result = lab.read("efficiency") or {"rows": [], "exponents": []}
     result["threads"] = torch.get_num_threads()
-    result["body_parameters"] = {
-        arch: baselines.body(bench.model(arch, 8)) for arch in chosen.archs
-    }
+    result["body_parameters"] = {arch: matched.body(bench.model(arch, 8)) for arch in chosen.archs}
     grids = {
         "training": chosen.lengths,
         "prefill": chosen.prefill,
@@ -290,7 +280,7 @@ def _add_times(lab, bench: Bench, kind: str, lengths: tuple[int, ...], result: d
     """One kind of measurement at each length that the result does not have yet."""
     chosen = lab.protocol.efficiency
     archs = chosen.archs
-    if kind in GENERATED and lab.device == "cpu" and mamba_cpu.KERNEL.available():
+    if kind in GENERATED and lab.device == "cpu" and step_cpu.KERNEL.available():
         archs = (*archs, STEPPER)
     a_round = chosen.tokens if kind in GENERATED else 1
     limit: set[str] = set()  # who has taken too long
@@ -423,5 +413,4 @@ def show(result: dict, arch: str, kind: str, quantity: str) -> str:
 
 
 if __name__ == "__main__":
-    with os_errors("write the answer"):
-        Path(sys.argv[2]).write_text(json.dumps(child(json.loads(sys.argv[1]))), encoding="utf-8")
+    answer(child)

@@ -30,7 +30,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from lib.env import machine as env
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.schema import read_json
 from lib.lab.experiments.protocol import Protocol
 from lib.lab.experiments.runs import OutOfTime, Spec, best_model, completed, train
@@ -208,7 +208,7 @@ class Lab:
         if not path.exists():
             self.left()
             text = json.dumps(work())
-            with whole(path) as part:
+            with atomic_write(path) as part:
                 part.write_text(text + "\n")
         return read_json(path, schema, do="delete that file, and it is measured again")
 
@@ -235,7 +235,7 @@ class Lab:
         if self.jobs > 1:  # speeds hang on it
             command += f" --jobs {self.jobs}"
         result = env.provenance(command) | {"protocol": self._protocol(part), **result}
-        with whole(self.path(part)) as file:
+        with atomic_write(self.path(part)) as file:
             file.write_text(
                 json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )

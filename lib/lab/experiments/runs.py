@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.schema import Amount, Count, Number, read_json
-from lib.lab.rivals import matched as baselines
+from lib.lab.rivals import matched
 from lib.lab.rivals.matched import Size
 from lib.lab.rivals.windows import model_bits
 from lib.music.streams import Piece, Streams
@@ -102,8 +102,8 @@ class Run(Trainer):
             streams,
             spec.config,
             folder,
-            save=baselines.save,
-            build=lambda: baselines.build(spec.arch, streams.vocab_size, spec.size),
+            save=matched.save,
+            build=lambda: matched.build(spec.arch, streams.vocab_size, spec.size),
             **options,
         )
         if spec.cut_every:  # after the loop has set its own rate
@@ -185,7 +185,7 @@ def train(
     found = {
         "spec": facts,
         "parameters": run.model.parameter_count(),
-        "body_parameters": baselines.body(run.model),
+        "body_parameters": matched.body(run.model),
         "steps": run.step,
         "tokens": run.tokens,
         "training_seconds": round(run.training_seconds, 2),
@@ -196,7 +196,7 @@ def train(
     }
     if run.judge:
         found["judged"] = run.judged
-    with whole(outcome) as part:
+    with atomic_write(outcome) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
     for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         (folder / name).unlink(missing_ok=True)
@@ -213,4 +213,4 @@ def best_model(folder: Path, device: str = "cpu"):
         raise UserError(
             f"{folder.name} has not ended on this machine: run python -m lib.lab.experiments first"
         )
-    return baselines.load(folder / "best", device)
+    return matched.load(folder / "best", device)

@@ -26,10 +26,11 @@ from lib.lab.experiments.entries import kept_as, settings
 from lib.lab.experiments.intervals import difference, interval, mean_bits
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.experiments.tokens import drawn
+from lib.lab.judge.likelihood import dequantisation_bits
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import build
 from lib.lab.rivals.windows import model_bits
-from lib.train.bits import counting_baselines, dequantisation_bits
+from lib.train.bits import counting_baselines
 
 
 class Kept(TypedDict):

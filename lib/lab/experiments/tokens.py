@@ -11,8 +11,9 @@ import numpy as np
 
 from lib.env.schema import Number
 from lib.lab.experiments.runs import Spec, best_model
+from lib.lab.judge.likelihood import dequantisation_bits
 from lib.lab.rivals.windows import model_bits
-from lib.train.bits import dequantisation_bits, interval
+from lib.train.bits import interval
 
 
 def run(lab) -> dict:

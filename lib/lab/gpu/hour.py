@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import write_json, write_text
 from lib.env.paths import ROOT
 from lib.lab.gpu import parts
 from lib.lab.gpu.plan import STEPS, STREAMS, Step
@@ -177,7 +177,6 @@ def receive(hour: Hour, say) -> None:
 def keep(hour: Hour, name: str, result: dict) -> None:
     """What a step has found so far."""
     try:
-        with whole(hour.result(name)) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_text(hour.result(name), json.dumps(result, indent=1) + "\n")
     except TypeError as error:
         raise UserError(f"the result of {name} is no JSON ({error})") from error

@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 
 LIST = "streams.json"  # beside the first part: how many parts there are, and their checksum
 MOST_FILES, LARGEST = 8, 16 * 2**20  # of what is carried back
@@ -28,7 +28,7 @@ def cut(streams: Path, folder: Path, size: int) -> int:
     data = packed.getvalue()
     count = -(-len(data) // size)
     for number in range(count):
-        with whole(folder / f"in{number + 1}" / f"streams.{number + 1}") as part:
+        with atomic_write(folder / f"in{number + 1}" / f"streams.{number + 1}") as part:
             part.write_bytes(data[number * size : (number + 1) * size])
     facts = {"parts": count, "sha256": hashlib.sha256(data).hexdigest()}
     write_json(folder / "in1" / LIST, facts)

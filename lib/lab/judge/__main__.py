@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 
 
 def read_folder(folder: Path, seconds: float | None) -> tuple[dict[str, np.ndarray], float]:
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     anchor = anchors.anchors(performances(quick=args.quick), Tokenizer.load(args.model), seconds)
     result = anchors.compare(anchor, {name_of(args.folder): list(pieces.values())})
     write_json(args.folder / "evaluation.json", result)
-    with whole(args.folder / "evaluation.png") as part:
+    with atomic_write(args.folder / "evaluation.png") as part:
         part.write_bytes(plots.png_bytes(anchors.plot(result)))
     print(anchors.table(result))
     print(f"\n{args.folder}: evaluation.json, evaluation.png")

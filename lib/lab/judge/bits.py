@@ -12,8 +12,9 @@ import numpy as np
 
 from lib.env.errors import UserError
 from lib.generate.player import MODEL, load_model
+from lib.lab.judge.likelihood import with_interval
 from lib.music.folder import gather
-from lib.train.bits import held_out, interval, piece_bits
+from lib.train.bits import held_out, piece_bits
 
 
 def bits_of(folder: Path, model, tokenizer, say=print) -> dict:
@@ -29,12 +30,13 @@ def bits_of(folder: Path, model, tokenizer, say=print) -> dict:
     bits = piece_bits(model, streams, streams.pieces)
     notes = np.array([piece.notes for piece in streams.pieces])
     names = [str(one.performance.path.relative_to(Path(folder).expanduser())) for one in found]
-    low, high = interval(bits, notes)
+    together = with_interval(bits, notes)
+    if len(notes) == 1:
+        together["interval_95"] = None
     return {
         "files": dict(zip(names, (bits / notes).round(4).tolist(), strict=True)),
         "notes": int(notes.sum()),
-        "bits_per_note": float(bits.sum() / notes.sum()),
-        "interval_95": [low, high] if len(notes) > 1 else None,
+        **together,
     }
 
 

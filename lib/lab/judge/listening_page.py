@@ -23,7 +23,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write
 from lib.env.schema import read_json
 from lib.music.notes import Music, crop, read_midi, sustain
 from lib.show.listen import PLAYER_LEVEL, PLAYER_RATE, TAIL, mp3_bytes, render
@@ -112,7 +112,7 @@ def page(
         text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("/*MOVE*/", script())
     text = text.replace("/*CONTENT*/null", json.dumps(content).replace("</", "<\\/"))
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError
+from lib.env.files import write_text
 from lib.env.install import INSTALL, pip_reason
 
 THERE = ("ipykernel",)  # what Colab has beside torch, and a kernel cannot do without
@@ -189,7 +190,7 @@ def main(names: list[str], say=print) -> None:
             found["run"] = env.provenance(f"python -m lib.lab.pages lone {name[:2]}")
             results = env.read_results("colab")
             results[name] = found
-            env.write_text(
+            write_text(
                 env.RESULTS / "colab.json",
                 json.dumps(dict(sorted(results.items())), indent=2) + "\n",
             )

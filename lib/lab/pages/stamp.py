@@ -13,8 +13,9 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
+from lib.env.files import write_text
 from lib.env.paths import ROOT
-from lib.lab.pages import address as colab
+from lib.lab.pages import address
 
 NOTEBOOK = re.compile(r"\b\d\d_\w+")  # 00_tour
 
@@ -79,8 +80,8 @@ def _model(block: str) -> str:
 def _badges(block: str) -> str:
     """The badge of the first notebook, and a link to each of the others."""
     first, *others = env.notebook_names()
-    links = [f"[{name[:2]}]({colab.link(name)})" for name in others]
-    return " ·\n".join([colab.badge(first), *links])
+    links = [f"[{name[:2]}]({address.link(name)})" for name in others]
+    return " ·\n".join([address.badge(first), *links])
 
 
 def _results(block: str) -> str:
@@ -150,14 +151,14 @@ def notebook(text: str, name: str) -> str:
 
     book = nbformat.reads(text, as_version=4)
     parts = [p for p in book.cells[0].source.split("\n\n") if not p.startswith("[![Open in Colab]")]
-    book.cells[0].source = "\n\n".join([*parts[:2], colab.badge(name), *parts[2:]])
+    book.cells[0].source = "\n\n".join([*parts[:2], address.badge(name), *parts[2:]])
     start = next((cell for cell in book.cells if cell.cell_type == "code"), None)
     if start is None or "lib.env import" not in start.source:
         raise UserError(
             f"the first code cell of {name}.ipynb is not the one "
             "that fetches the course: put it back"
         )
-    start.source = colab.first_cell()
+    start.source = address.first_cell()
     return nbformat.writes(book) + "\n"
 
 
@@ -178,5 +179,5 @@ def _rewrite(path: Path, write) -> bool:
         old = path.read_text(encoding="utf-8")
     new = write(old)
     if new != old:
-        env.write_text(path, new)
+        write_text(path, new)
     return new != old

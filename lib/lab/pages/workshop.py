@@ -27,12 +27,10 @@ from pathlib import Path
 
 from lib.env import machine as env
 from lib.env.errors import UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write, sha256_of, write_text
 from lib.env.install import pip_reason
-from lib.lab.pages import address as colab
-from lib.lab.pages import teaching
-from lib.music import ten as sample
-from lib.music.download import sha256_of
+from lib.lab.pages import address, teaching
+from lib.music import ten
 
 WHEELS, COURSE, LIST, TEACHING = "wheels", "course.zip", "bundle.json", "teaching"
 SAMPLE = "data/maestro-sample"
@@ -161,23 +159,23 @@ def read_list(folder: Path) -> dict:
 
 
 def _write_list(folder: Path, bundle: dict) -> None:
-    env.write_text(folder / LIST, json.dumps(bundle, indent=1) + "\n")
+    write_text(folder / LIST, json.dumps(bundle, indent=1) + "\n")
 
 
 def make(folder: Path, say=print) -> None:
     """Make the bundle, or what is missing of it."""
     wanted = env.ROOT / "requirements.txt"
     kind = here() | {"requirements": sha256_of(wanted)}
-    env.write_text(folder / "requirements.txt", wanted.read_text(encoding="utf-8"))
-    env.write_text(folder / "README.md", PAGE.format(**kind))
+    write_text(folder / "requirements.txt", wanted.read_text(encoding="utf-8"))
+    write_text(folder / "README.md", PAGE.format(**kind))
     bundle = read_list(folder)
     if {key: bundle.get(key) for key in kind} != kind:
         say("finding out which packages the course needs")
         bundle |= kind | {"packages": resolve(folder / "requirements.txt")}
         _write_list(folder, bundle)
     _fetch_wheels(folder, bundle, say)
-    if not sample.whole(env.ROOT / SAMPLE):
-        sample.fetch_ten(env.ROOT / SAMPLE, say)
+    if not ten.whole(env.ROOT / SAMPLE):
+        ten.fetch_ten(env.ROOT / SAMPLE, say)
     pack(folder / COURSE)
     packed = sha256_of(folder / COURSE)
     if bundle.get(TEACHING) != packed or not (folder / TEACHING / "index.html").is_file():
@@ -242,15 +240,15 @@ def course_files() -> dict[str, Path]:
             "the bundle is made from a git clone of the course: get one with git clone"
         ) from error
     names = [name for name in done.stdout.decode().split("\0") if name]
-    names += [f"{SAMPLE}/{name}" for name in [*(row[0] for row in sample.TEN), "README"]]
+    names += [f"{SAMPLE}/{name}" for name in [*(row[0] for row in ten.TEN), "README"]]
     return {
-        f"{colab.FOLDER}/{name}": env.ROOT / name for name in names if (env.ROOT / name).is_file()
+        f"{address.FOLDER}/{name}": env.ROOT / name for name in names if (env.ROOT / name).is_file()
     }
 
 
 def pack(path: Path) -> None:
     """Write course.zip, whole; the same files give the same bytes."""
-    with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in sorted(course_files().items()):
             entry = zipfile.ZipInfo(name)  # without the date, which would make each packing another
             entry.external_attr = 0o644 << 16
@@ -320,9 +318,9 @@ def lacking_course(path: Path) -> Iterator[str]:
         yield f"a whole {damaged} in {COURSE}"
     for what, names in (
         ("the model", MODEL),
-        ("the sample", [f"{SAMPLE}/{row[0]}" for row in sample.TEN]),
+        ("the sample", [f"{SAMPLE}/{row[0]}" for row in ten.TEN]),
     ):
-        gone = [name for name in names if f"{colab.FOLDER}/{name}" not in there]
+        gone = [name for name in names if f"{address.FOLDER}/{name}" not in there]
         if gone:
             yield f"{what} in {COURSE} ({', '.join(gone[:3])}{', …' if len(gone) > 3 else ''})"
     if stale:

@@ -5,16 +5,14 @@ what it asks for: the reference scan for the kernel, and the few turns of axes t
 einops. Nothing is installed, and nothing is put among Python's modules.
 """
 
-import ast
 import math
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.env.errors import os_errors
 from lib.lab.peers import scans as peers
 
 FILE = "mamba_ssm/modules/mamba_simple.py"
@@ -38,26 +36,17 @@ def _turn(tensor: Tensor, pattern: str, **sizes: int) -> Tensor:
     return TURNS[pattern](tensor, **sizes)
 
 
-def _definition(path: Path, name: str, names: dict[str, Any]):
-    """The class or function `name` of the file, which sees `names` and none of its own imports."""
-    with os_errors(f"read {path.name}"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if getattr(node, "name", "") == name]
-    exec(compile(tree, path.name, "exec"), names)  # noqa: S102
-    return names[name]
-
-
 def block() -> type[nn.Module]:
     """mamba-ssm's class `Mamba`: (B, L, d_model) to (B, L, d_model), and `step`, in plain PyTorch.
 
     Raises `Unreachable`, in one sentence, where neither the package nor a package index is at hand.
     """
     common = {"torch": torch, "F": F, "rearrange": _turn, "repeat": _turn}
-    scan = _definition(peers.reference_file(), "selective_scan_ref", dict(common))
+    scan = peers.definition(peers.reference_file(), "selective_scan_ref", dict(common))
     without = dict.fromkeys(
         ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update", "mamba_inner_fn")
     )
-    return _definition(
+    return peers.definition(
         block_file(),
         "Mamba",
         common

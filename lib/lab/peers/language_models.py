@@ -1,12 +1,14 @@
-"""transformers' language models beside ours: its Mambas with our weights,
+"""transformers' language models beside ours: its Mambas with our weights, our Mamba-2 with its,
 and a GPT-2 of our size.
 """
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.env.errors import UserError
-from lib.mamba.mamba2 import Mamba2LM
+from lib.mamba.mamba2 import Mamba2Config, Mamba2LM
 from lib.mamba.model import MambaLM
 
 
@@ -68,6 +70,32 @@ def mamba2(ours: Mamba2LM) -> nn.Module:
     )
     theirs.load_state_dict(ours.state_dict(), strict=False)  # the tied lm_head is the embedding
     return theirs
+
+
+def ours_of_mamba2(weights: Mapping[str, Tensor], config: Mamba2Config) -> Mamba2LM:
+    """A model out of named tensors, ours, transformers' or mamba-ssm's, of the sizes in `config`.
+
+    Raises `UserError` where they do not fit it, or have an output layer that is not the embedding.
+    """
+    weights = {
+        name.replace("backbone.embedding.", "backbone.embeddings."): tensor.float()
+        for name, tensor in weights.items()
+    }
+    head = weights.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, weights.get("backbone.embeddings.weight", head)):
+        raise UserError(
+            "these weights have an output layer of their own: the Mamba-2 of this course "
+            "has its embedding there"
+        )
+    model = Mamba2LM(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            "these weights are not those of a Mamba-2 of this configuration, with one "
+            "group of B and C: compare its sizes with theirs"
+        ) from error
+    return model.eval()
 
 
 def gpt2(ours: MambaLM, positions: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Other people's selective scans, behind our signature: second opinions, and rivals to be timed.
+"""Other people's selective scans, behind our signature: second opinions, and peers to be timed.
 
 Nothing of theirs is copied here. Each is imported when it is asked for; where it cannot be had, a
 `UserError` says why in one sentence, and nothing else in the course needs it.
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from lib.env.errors import Unreachable, UserError, os_errors
-from lib.env.files import whole
+from lib.env.files import atomic_write, only_one
 from lib.env.install import NO_CUDA_SCAN, pip_download
 from lib.env.paths import CACHE
-from lib.music.download import only_one
 
 SDIST = "mamba-ssm==2.3.2.post1"  # as in requirements-gpu.txt
 FILE = "mamba_ssm/ops/selective_scan_interface.py"
@@ -113,13 +113,17 @@ def _mamba_ssm_cuda() -> Callable:
 
 def _mamba_ssm_reference() -> Callable:
     """`selective_scan_ref`, alone: the rest of its module cannot be imported without CUDA."""
-    path = reference_file()
+    names = {"torch": torch, "F": F, "rearrange": _rearrange}
+    return _channels_first(definition(reference_file(), "selective_scan_ref", names))
+
+
+def definition(path: Path, name: str, names: dict[str, Any]):
+    """The class or function `name` of the file, which sees `names` and none of its own imports."""
     with os_errors(f"read {path.name}"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if getattr(node, "name", "") == "selective_scan_ref"]
-    names = {"torch": torch, "F": F, "rearrange": _rearrange}
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == name]
     exec(compile(tree, path.name, "exec"), names)  # noqa: S102
-    return _channels_first(names["selective_scan_ref"])
+    return names[name]
 
 
 def _rearrange(tensor, pattern):
@@ -147,7 +151,7 @@ def archive_file(file: str, sha256: str, what: str, folder: Path | None = None, 
     with only_one(folder / "mamba-ssm.lock", say), os_errors(f"write into {folder}"):
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
             say(f"fetching mamba-ssm's {what} from its source distribution (0.2 MB, once)")
-            with tempfile.TemporaryDirectory(dir=folder) as work, whole(target) as part:
+            with tempfile.TemporaryDirectory(dir=folder) as work, atomic_write(target) as part:
                 # nothing is built: its set-up is asked not to look for CUDA
                 pip_download(
                     SDIST,

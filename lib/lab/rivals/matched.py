@@ -6,7 +6,6 @@ new_state, parameter_count, device.
 """
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import whole
+from lib.env.files import write_json
 from lib.env.schema import read_json
 from lib.env.tensors import load_tensors, save_tensors
 from lib.lab.rivals.hybrid import HybridConfig, HybridLM
@@ -230,11 +229,8 @@ def save(model: LanguageModel, folder: str | Path) -> None:
     if isinstance(model, MambaLM):
         return mamba.save(model, folder)
     save_tensors(model.state_dict(), Path(folder) / WEIGHTS)
-    with whole(Path(folder) / CONFIG) as part:
-        part.write_text(
-            json.dumps({"architecture": type(model).__name__, **asdict(model.config)}, indent=1)
-            + "\n"
-        )
+    description = {"architecture": type(model).__name__, **asdict(model.config)}
+    write_json(Path(folder) / CONFIG, description)
 
 
 class Description(TypedDict, total=False):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, State, precise
+from lib.mamba.model import Block, LanguageModel, Memory, RMSNorm, precise
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,3 @@ class TransformerLM(LanguageModel):
         self.carries = config.carries
         for layer in self.backbone.layers:
             layer.mixer.carries = config.carries
-
-
-def copy_state(state: State) -> State:
-    """A state of one's own: a step writes into the cache that it is given."""
-    return [tuple(t.clone() for t in memory) for memory in state]

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.music.streams import Piece, Streams
-from lib.train import bits as evaluate
+from lib.train.bits import judging, piece_bits
+
+SEGMENT = 512  # tokens that are read at once where the state is carried
 
 
 def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.ndarray:
@@ -22,7 +24,7 @@ def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.nd
     Options as in `lib.train.bits.piece_bits`.
     """
     if model.carries:
-        return evaluate.piece_bits(model, streams, pieces, **options)
+        return piece_bits(model, streams, pieces, **options)
     return window_bits(model, streams, pieces, window=model.config.window, **options)
 
 
@@ -93,14 +95,7 @@ def _jobs(pieces: list[Piece], window: int, stride: int) -> list[tuple[int, int,
 
 
 @torch.inference_mode()
-def carried_nats(
-    model,
-    streams: Streams,
-    pieces: list[Piece],
-    *,
-    segment: int = 512,
-    autocast: torch.dtype | None = None,
-) -> list[np.ndarray]:
+def carried_nats(model, streams: Streams, pieces: list[Piece]) -> list[np.ndarray]:
     """Nats of every token after the first, float64 (length - 1,) a piece,
     the state carried through it.
     """
@@ -108,34 +103,25 @@ def carried_nats(
     for piece in pieces:
         stream = torch.from_numpy(streams.stream(piece).astype(np.int64))[None]
         state, parts = None, []
-        for begin in range(0, piece.length - 1, segment):
-            values, state = _nats(model, stream[:, begin : begin + segment + 1], state, autocast)
+        for begin in range(0, piece.length - 1, SEGMENT):
+            values, state = _nats(model, stream[:, begin : begin + SEGMENT + 1], state)
             parts.append(values[0])
         nats.append(np.concatenate(parts) if parts else np.zeros(0))
     return nats
 
 
-def token_nats(
-    model,
-    streams: Streams,
-    pieces: list[Piece],
-    *,
-    batch: int = 16,
-    autocast: torch.dtype | None = None,
-) -> list[np.ndarray]:
+def token_nats(model, streams: Streams, pieces: list[Piece]) -> list[np.ndarray]:
     """Nats of every token, in the way that belongs to the architecture."""
     if model.carries:
-        return carried_nats(model, streams, pieces, autocast=autocast)
-    return window_nats(
-        model, streams, pieces, window=model.config.window, batch=batch, autocast=autocast
-    )
+        return carried_nats(model, streams, pieces)
+    return window_nats(model, streams, pieces, window=model.config.window)
 
 
-def _nats(model, tokens, state, autocast):
+def _nats(model, tokens, state, autocast=None):
     """tokens (B, L+1) on a CPU: nats of the last L, float64 (B, L), and the state after them."""
     tokens = tokens.to(model.device)
     cast = torch.autocast(model.device.type, autocast, enabled=autocast is not None)
-    with cast, evaluate.judging(model):
+    with cast, judging(model):
         logits, state = model(tokens[:, :-1], state, return_state=True)
     targets = tokens[:, 1:]
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")

@@ -7,6 +7,7 @@ model, whatever that is, and takes some ten minutes on two cores.
 """
 
 import argparse
+import math
 import os
 import shlex
 import subprocess
@@ -20,27 +21,27 @@ import numpy as np
 import torch
 
 from lib.env.errors import UserError
-from lib.env.files import whole, write_json
+from lib.env.files import atomic_write, write_json
 from lib.env.machine import RESULTS, provenance
 from lib.env.schema import read_json
 from lib.generate.control import Controls
 from lib.generate.endless import GrowingMidi, forever
 from lib.generate.grammar import NoteReader
-from lib.generate.moment import fingerprint
-from lib.generate.player import MODEL, Player, continuations, hear, load_model, variations
+from lib.generate.moment import SEGMENT, fingerprint, hear
+from lib.generate.player import MODEL, Player, continuations, load_model, variations
 from lib.lab.bench.timing import note
 from lib.lab.judge import anchors
 from lib.lab.judge.bigram import BigramLM
+from lib.lab.judge.likelihood import likelihood
 from lib.lab.judge.memorisation import keys, longest_repeat
+from lib.lab.rivals.matched import body
 from lib.music.encode import Augmentation, build
 from lib.music.library import excerpt
 from lib.music.maestro import ROOT, performances
 from lib.music.notes import Music, read_midi, write_midi
 from lib.music.tokens import first_seconds
 from lib.show import plots
-from lib.train.bits import likelihood
 
-PARTS = ("pieces", "controls", "prefill", "continuation", "stream", "bits")
 LEVEL = 1.0  # at which the controls are proved
 TEMPO = 1.5
 POINTS = 20  # of the curves along the endless piece
@@ -141,19 +142,25 @@ def _rate(work: Callable[[], None], operations: float) -> float:
 
 
 def prefill(model, tokenizer, found, args) -> dict:
-    """A prompt of ten minutes, against the machine's own rate of multiplying matrices, in turns."""
+    """A prompt of ten minutes, against the machine's own rate of multiplying matrices, in turns.
+
+    Every token is multiplied by the weights of the blocks; by the output layer, only the last of
+    each segment in which the prompt is read.
+    """
     whole_pieces = sorted((p for p in found if p.split == "test"), key=lambda p: -p.seconds)
     minutes = min(600.0, whole_pieces[0].seconds)
     begin = time.perf_counter()
     ids = first_seconds(tokenizer, read_midi(whole_pieces[0].path), minutes)
     encoding = time.perf_counter() - begin
-    size, parameters = 2048, model.parameter_count()
+    segments = math.ceil(len(ids) / SEGMENT)
+    operations = 2.0 * (body(model) * len(ids) + model.head.numel() * segments)
+    size = 2048
     a, b = torch.randn(size, size), torch.randn(size, size)
     rates: dict[str, list[float]] = {"matmul": [], "prefill": []}
     for turn in range(8):
         one = {
             "matmul": _rate(lambda: torch.mm(a, b), 2.0 * size**3),
-            "prefill": _rate(lambda: hear(model, tokenizer, ids), 2.0 * parameters * len(ids)),
+            "prefill": _rate(lambda: hear(model, tokenizer, ids), operations),
         }
         if turn:  # the first warms up
             for name, rate in one.items():
@@ -163,7 +170,7 @@ def prefill(model, tokenizer, found, args) -> dict:
         "prompt_seconds": minutes,
         "tokens": len(ids),
         "encoding_seconds": encoding,
-        "seconds": 2 * parameters * len(ids) / median["prefill"],
+        "seconds": operations / median["prefill"],
         "matmul_gflops": median["matmul"] / 1e9,
         "prefill_gflops": median["prefill"] / 1e9,
         "share": median["prefill"] / median["matmul"],
@@ -242,7 +249,17 @@ def bits(model, tokenizer, found, args) -> dict:
     return likelihood(model, tokenizer, [p for p in found if p.split == "test"])
 
 
-def main(argv: list[str] | None = None) -> None:
+PARTS = {
+    "pieces": pieces,
+    "controls": controls,
+    "prefill": prefill,
+    "continuation": continuation,
+    "stream": stream,
+    "bits": bits,
+}
+
+
+def main(argv: list[str]) -> None:
     """Measure everything that is claimed of playing, and write data/results/generation.json."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.lab.bench playing", description=main.__doc__
@@ -265,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         "--parts",
         nargs="+",
         choices=PARTS,
-        default=PARTS,
+        default=list(PARTS),
         help="measure only these, keep the others",
     )
     parser.add_argument("--quick", action="store_true", help="the ten sample pieces only")
@@ -295,17 +312,16 @@ def main(argv: list[str] | None = None) -> None:
     result = read_json(args.result, dict, do="delete it") if args.result.is_file() else {}
     if result.get("model") != mark:
         result = {}  # another model's numbers do not belong beside these
-    words = sys.argv[2:] if argv is None else argv
-    line = shlex.join(["python", "-m", "lib.lab.bench", "playing", *words])
+    line = shlex.join(["python", "-m", "lib.lab.bench", "playing", *argv])
     result |= {"model": mark, "parameters": model.parameter_count(), **provenance(line)}
     for part in args.parts:
         begin = time.perf_counter()
-        result[part] = globals()[part](model, tokenizer, found, args)
+        result[part] = PARTS[part](model, tokenizer, found, args)
         result.setdefault("measured_by", {})[part] = line
         note(f"{part}: {time.perf_counter() - begin:.0f} s")
         write_json(args.result, result)  # after each part, so that an interruption loses little
     if "pieces" in args.parts:
-        with whole(args.out / "evaluation.png") as file:
+        with atomic_write(args.out / "evaluation.png") as file:
             file.write_bytes(plots.png_bytes(anchors.plot(result["pieces"]["comparison"])))
     print(summary(result))
 

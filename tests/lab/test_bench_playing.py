@@ -1,4 +1,4 @@
-"""Claims about lib.lab.judge.report: it measures what it says, keeps what it measured,
+"""Claims about lib.lab.bench.playing: it measures what it says, keeps what it measured,
 and only of one model.
 """
 
@@ -9,7 +9,7 @@ import pytest
 
 from lib.env.errors import UserError
 from lib.generate.player import generate, load_model
-from lib.lab.judge.report import main, summary
+from lib.lab.bench.playing import main, summary
 from lib.music.notes import read_midi
 
 SMALL = ["--quick", "--pieces", "8", "--seconds", "10", "--seeds", "5", "--stream-tokens", "2000"]
