@@ -23,16 +23,7 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
-from lib.lab.experiments.entries import (
-    best_of,
-    choice,
-    entries,
-    is_shown,
-    kept_as,
-    tied,
-    trial,
-    whole,
-)
+from lib.lab.experiments.entries import best_of, entries, is_shown, kept_as, tied, trial, whole
 from lib.lab.experiments.intervals import Spread, difference, interval, mean_bits, show, spread
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
