@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -106,6 +107,15 @@ def device_name() -> str:
     else:
         cores = os.cpu_count() or 1
     return f"CPU, {cores} core{'s' if cores > 1 else ''}"
+
+
+def command_line(*words: str) -> str:
+    """A command as a result file keeps it: of a path that only this machine has, the last name."""
+    kept = []
+    for word in words:
+        option, equals, value = word.rpartition("=")  # --out=PATH, or PATH alone
+        kept.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return shlex.join(kept)
 
 
 def provenance(command: str, *, seed: int = 0) -> dict:

@@ -14,7 +14,7 @@ import torch
 from lib import mamba
 from lib.env.errors import UserError
 from lib.env.files import atomic_write, write_json, write_text
-from lib.env.machine import provenance
+from lib.env.machine import command_line, provenance
 from lib.generate.player import generate
 from lib.music.maestro import DATA, leaking_titles
 from lib.music.streams import Streams
@@ -252,7 +252,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.save(args.out)
 
     model = mamba.load(args.out)  # what was stored is what is measured
-    command = f"python -m lib.lab.release {args.run} --streams {args.streams}"
+    command = command_line(
+        "python", "-m", "lib.lab.release", str(args.run), "--streams", str(args.streams)
+    )
     result = {
         **sizes(model, tokenizer),
         **training(run, init, streams),

@@ -60,6 +60,11 @@ class Streams:
         """The pieces of a split, with augmented copies only where asked for."""
         return [p for p in self.pieces if p.split == split and (copies or p.copy == 0)]
 
+    def tokens_a_note(self, *, copies: bool = False) -> float:
+        """Of the train split: how many tokens it takes to write a note down, on average."""
+        train = self.select("train", copies=copies)
+        return sum(piece.length for piece in train) / sum(piece.notes for piece in train)
+
     def stream(self, piece: Piece) -> np.ndarray:
         """Tokens of one piece, uint16 of shape (length,): BOS … EOS."""
         return self.tokens[piece.offset : piece.offset + piece.length]

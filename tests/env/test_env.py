@@ -16,6 +16,7 @@ from lib.env import __main__ as command
 from lib.env import install
 from lib.env import machine as env
 from lib.env.errors import UserError
+from lib.env.machine import command_line
 from lib.env.paths import ROOT
 
 spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
@@ -279,3 +280,11 @@ def test_execute_explains_wrong_names_and_files(folder):
         execute.main(["77"])
     with pytest.raises(UserError, match="02_x.ipynb is not a notebook"):
         execute.main(["02"])
+
+
+def test_a_command_is_kept_without_the_paths_of_one_machine(tmp_path):
+    words = "python", "-m", "lib.lab.bench", "--out", str(tmp_path / "a b"), "--lengths", "64,128"
+    assert command_line(*words) == "python -m lib.lab.bench --out 'a b' --lengths 64,128"
+    assert (
+        command_line(f"--result={tmp_path}/b.json", "data/x.json") == "--result=b.json data/x.json"
+    )

@@ -300,6 +300,22 @@ def test_it_trains_under_autocast_on_any_processor(arch):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_where_each_crop_begins_afresh_training_leaves_the_cache_alone():
+    """Its outputs and gradients are those of the one that carries, on the first crop."""
+    ids, found = tokens(2, 12), {}
+    for arch in ("transformer", "transformer_xl"):
+        model = make(arch).train()
+        state = model.new_state(2)
+        logits, after = model(ids, state, return_state=True)
+        logits.sum().backward()
+        found[arch] = [logits.detach(), *(p.grad for p in model.parameters())]
+        kept = all(map(torch.equal, *map(list, zip(*((a[0], b[0]) for a, b in zip(state, after))))))
+        assert kept == (arch == "transformer")
+        _, judged = model.eval()(ids, model.new_state(2), return_state=True)
+        assert judged[0][1].tolist() == [[[12.0]]] * 2
+    assert all(map(torch.equal, found["transformer"], found["transformer_xl"]))
+
+
 def test_a_transformer_in_bfloat16_counts_beyond_256():
     model = make("transformer").bfloat16()
     _, state = model.prefill(tokens(1, 300))

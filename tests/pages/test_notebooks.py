@@ -15,6 +15,7 @@ from pages import (
     text_of,
 )
 
+from lib.env.paths import RESULTS
 from lib.lab.pages import address, stamp
 
 LARGEST = 1_048_576  # bytes
@@ -129,6 +130,12 @@ def test_badge_opens_this_notebook(path):
     text = path.read_text(encoding="utf-8")
     assert stamp.notebook(text, path.stem) == text, "run python -m lib.lab.pages stamp"
     assert f"/notebooks/{path.name})" in text_of(load(path)["cells"][0]["source"])
+
+
+def test_no_result_names_a_path_of_one_machine():
+    for path in sorted(RESULTS.rglob("*.json")):
+        found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{path.name}: {found}"
 
 
 # The checks above would pass on anything if their patterns were wrong. So:

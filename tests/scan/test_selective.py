@@ -301,6 +301,25 @@ def test_step_lets_gradients_through_where_they_are_asked_for():
     assert all(v.grad is not None for v in a.values())
 
 
+def test_a_step_has_gradients_under_torch_func_too():
+    """Where `requires_grad` does not tell that they are wanted."""
+    a = problem(2, dtype=torch.float32)
+    one = {
+        k: v.detach()[:, 0] if k in ("x", "delta", "B", "C", "z") else v.detach()
+        for k, v in a.items()
+    }
+    h, x = one.pop("h0"), one.pop("x")
+
+    def loss(x, backend):
+        step = lambda x: selective_step(h, x, **one, delta_softplus=True, backend=backend)[0]
+        return torch.func.vmap(step)(x).square().sum()
+
+    many = torch.stack([x, 2 * x])
+    ours, plain = (torch.func.grad(loss)(many, backend) for backend in ("auto", "loop"))
+    assert plain.abs().max() > 0.1
+    torch.testing.assert_close(ours, plain)
+
+
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_empty_sequence_keeps_the_state(backend):
     a = {k: v.detach() for k, v in problem(0).items()}

@@ -361,6 +361,20 @@ def test_a_rehearsal_tells_the_cost_and_leaves_no_trace(tmp_path):
     assert rehearsed.tokens == plain.tokens
 
 
+def test_a_rehearsal_validates_in_the_precision_of_the_run(tmp_path):
+    config = replace(TINY, precision="bf16")
+    trainer = Trainer(make_streams(), config, tmp_path / "run", device="cpu", say=quiet)
+    seen = set()
+
+    def look(module, inputs, output):
+        if not module.training:
+            seen.add(output.dtype)
+
+    with trainer.model.backbone.layers[0].mixer.in_proj.register_forward_hook(look):
+        rehearse(trainer)
+    assert seen == {torch.bfloat16}
+
+
 def test_everything_is_said_before_the_start(tmp_path):
     trainer = Trainer(make_streams(), TINY, tmp_path / "run", device="cpu", say=quiet)
     text = plan(trainer)

@@ -132,7 +132,9 @@ def main(argv: list[str] | None = None) -> None:
                 result["runs"][f"{arm} {seed}"] = curve
                 note(f"{arm}, seed {seed}: {np.mean(curve[-LAST:]):.4f} nats a token at the end")
                 write_json(args.out, result)
-    result |= env.provenance(f"python -m lib.lab.bench curves {args.streams}")
+    result |= env.provenance(
+        env.command_line("python", "-m", "lib.lab.bench", "curves", str(args.streams))
+    )
     result |= {
         "seeds": seeds,
         "threads": torch.get_num_threads(),

@@ -7,7 +7,6 @@ data/results/generate_DEVICE.json and draws it into a PNG of the same name.
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -424,7 +423,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"nothing could be measured: {reasons}")
     rows = found["rows"]
     result = found.pop("machine") | {
-        "command": shlex.join(["python", "-m", "lib.lab.bench", "generate", *argv]),
+        "command": env.command_line("python", "-m", "lib.lab.bench", "generate", *argv),
         "seed": args.seed,
         "config": config,
         "positions": args.positions,

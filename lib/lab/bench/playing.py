@@ -9,7 +9,6 @@ model, whatever that is, and takes some ten minutes on two cores.
 import argparse
 import math
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import torch
 
 from lib.env.errors import UserError
 from lib.env.files import atomic_write, write_json
-from lib.env.machine import RESULTS, provenance
+from lib.env.machine import RESULTS, command_line, provenance
 from lib.env.schema import read_json
 from lib.generate.control import Controls
 from lib.generate.endless import GrowingMidi, forever
@@ -312,7 +311,7 @@ def main(argv: list[str]) -> None:
     result = read_json(args.result, dict, do="delete it") if args.result.is_file() else {}
     if result.get("model") != mark:
         result = {}  # another model's numbers do not belong beside these
-    line = shlex.join(["python", "-m", "lib.lab.bench", "playing", *argv])
+    line = command_line("python", "-m", "lib.lab.bench", "playing", *argv)
     result |= {"model": mark, "parameters": model.parameter_count(), **provenance(line)}
     for part in args.parts:
         begin = time.perf_counter()

@@ -8,7 +8,6 @@ data/results/scan_DEVICE.json, and draws it into a PNG of the same name.
 import argparse
 import json
 import os
-import shlex
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -477,7 +476,7 @@ def _figure3(result: dict, task: dict) -> dict:
 def main(argv: list[str]) -> None:
     """Time our scan and its peers over a range of lengths, with the memory they take."""
     args = _options(argv)
-    command = shlex.join(["python", "-m", "lib.lab.bench", "scan", *argv])
+    command = env.command_line("python", "-m", "lib.lab.bench", "scan", *argv)
     result = _measure_all(args) | {"command": command}
     rows, ours = result["rows"], result["ours"]
     first = (result["dtypes"][0], result["allocators"][0])

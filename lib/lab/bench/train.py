@@ -477,8 +477,8 @@ def main(argv: list[str]) -> None:
         result["rows"] += found["rows"]
         result["cut"] += [stop | {"allocator": allocator} for stop in found["cut"]]
         result.setdefault("floors", {})[allocator] = found["floors"]
-    command = "python -m lib.lab.bench train " + " ".join(argv)
-    result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command.strip()}
+    command = env.command_line("python", "-m", "lib.lab.bench", "train", *argv)
+    result |= {"ratios": ratios(result["rows"]), **found["machine"], "command": command}
     write_json(args.output, result)
     print(table(result))
     for allocator, least in result["floors"].items():

@@ -13,7 +13,7 @@ from lib.env import machine as env
 from lib.lab.bench.scan_figures import draw_figure3
 from lib.lab.experiments import original as original_part
 from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
-from lib.lab.experiments.likelihood import show as estimate
+from lib.lab.experiments.intervals import show as estimate
 from lib.lab.rivals.matched import LABELS
 from lib.music.notes import Music
 from lib.show import plots

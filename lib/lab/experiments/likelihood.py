@@ -18,6 +18,7 @@ from pydantic import Field
 from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.bench.timing import stopwatch, take_turns
+from lib.lab.experiments.intervals import show
 from lib.lab.experiments.runs import Run, Spec, best_model
 from lib.lab.rivals.matched import LABELS
 from lib.lab.rivals.windows import model_bits
@@ -294,11 +295,3 @@ def table(result: dict) -> str:
                 f"{show(row['without_leaks'])} | {show(difference, '+') if difference else ''} |"
             )
     return "\n".join(lines)
-
-
-def show(row: dict, sign: str = "") -> str:
-    """An estimate and its interval in words."""
-    if row["bits_per_note"] is None:
-        return "no piece"
-    low, high = row["interval_95"]
-    return f"{row['bits_per_note']:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"

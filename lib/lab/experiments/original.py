@@ -109,7 +109,7 @@ def measured(lab, item: tuple[str, int]) -> dict:
     name, seed = item
     recipe = ARMS[name]
     streams, judge = data(lab, recipe)
-    rate = tokens_a_note(streams)
+    rate = streams.tokens_a_note(copies=True)
     one = spec(lab, trained_as(name), recipe, streams, seed)
     outcome = lab.train(one, streams, judge)
     each = steps_a_pass(lab, streams)
@@ -164,16 +164,10 @@ def spec(lab, name: str, recipe: Recipe, streams: Streams, seed: int) -> Spec:
     return Spec(folder, "mamba", replace(chosen.size, dropout=share), config, cut_every=cut_every)
 
 
-def tokens_a_note(streams: Streams) -> float:
-    """Of what is trained on."""
-    train = streams.select("train", copies=True)
-    return sum(piece.length for piece in train) / sum(piece.notes for piece in train)
-
-
 def steps_a_pass(lab, streams: Streams) -> int:
     """Steps that read as many notes as the performances have."""
     chosen = lab.protocol.original
-    tokens = streams.settings["notes"] * tokens_a_note(streams)
+    tokens = streams.settings["notes"] * streams.tokens_a_note(copies=True)
     return max(1, round(tokens / (chosen.batch * chosen.length)))
 
 

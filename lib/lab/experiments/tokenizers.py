@@ -100,7 +100,7 @@ def row(lab, arm: Arm, found: dict) -> dict:
         for budget in chosen.notes
     }
     means = [mean_bits(bits[budget], notes) for budget in chosen.notes]
-    rate = tokens_a_note(streams)
+    rate = streams.tokens_a_note()
     model = build("mamba", streams.vocab_size, lab.protocol.size)
     kept = sum(tokenizer.notes_of[streams.stream(piece)].sum() for piece in pieces)
     longest = bits[chosen.notes[-1]]
@@ -131,7 +131,7 @@ def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
     arm, seed, notes = item
     streams, tokenizer = data(lab, arm)
     config = lab.protocol.config
-    steps = round(notes * tokens_a_note(streams) / (config.batch * config.length))
+    steps = round(notes * streams.tokens_a_note() / (config.batch * config.length))
     config = replace(
         config,
         transpose=0,
@@ -161,12 +161,6 @@ def measured(lab, item: tuple[Arm, int, int]) -> list[float]:
 def data(lab, arm: Arm):
     """(Streams, Tokenizer) of an arm."""
     return lab.streams(arm.grid_ms, arm.merges, kind=arm.kind)
-
-
-def tokens_a_note(streams) -> float:
-    """Of the train split."""
-    train = streams.select("train")
-    return sum(piece.length for piece in train) / sum(piece.notes for piece in train)
 
 
 def table(result: dict) -> str:

@@ -33,11 +33,8 @@ def row(lab, item: tuple[float, int | None]) -> dict:
     grid, size = item
     lab.left()
     streams, tokenizer = lab.streams(grid, size)
-    train, validation = (
-        streams.select("train"),
-        drawn(streams.select("validation"), lab.protocol.tokens.measured),
-    )
-    rate = sum(p.length for p in train) / sum(p.notes for p in train)
+    validation = drawn(streams.select("validation"), lab.protocol.tokens.measured)
+    rate = streams.tokens_a_note()
     config = lab.protocol.config
     config = replace(
         config,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from lib.env import machine as env
-from lib.lab.experiments.likelihood import show
+from lib.lab.experiments.intervals import show
 from lib.lab.experiments.original import EVERYTHING, NOTHING, REPAIRS
 from lib.lab.experiments.race import said
 from lib.lab.rivals.matched import LABELS
