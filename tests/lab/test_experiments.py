@@ -398,9 +398,22 @@ def test_of_trials_that_tie_the_smallest_rate_is_tried_beside_the_best():
 
 
 def test_a_longer_warm_up_is_chosen_where_a_whole_run_gains_more_than_a_tie(monkeypatch):
-    """One gains much, one little. The third has its best at the shorter warm-up, tries nothing."""
-    lab = SimpleNamespace(protocol=TINY, all=lambda work, items: [work(lab, one) for one in items])
-    bits = {"mamba": {0.1: 18.0, 0.2: 17.5}, "lstm": {0.1: 18.0, 0.2: 17.95}}
+    """Two gain much, one little. The fourth has its best at the shorter warm-up, tries nothing.
+
+    Of the two, the one in the primary comparison doubles once more.
+    """
+    chosen = replace(
+        TINY.race, archs=("mamba", "s4d", "lstm", "hybrid"), headline=("mamba", "lstm")
+    )
+    lab = SimpleNamespace(
+        protocol=replace(TINY, race=chosen),
+        all=lambda work, items: [work(lab, one) for one in items],
+    )
+    bits = {
+        "mamba": {0.1: 18.0, 0.2: 17.5, 0.4: 17.45},
+        "s4d": {0.1: 18.0, 0.2: 17.5},
+        "lstm": {0.1: 18.0, 0.2: 17.95},
+    }
 
     def run(lab, arch, one):
         found = bits[arch][one["warmup"]]
@@ -411,10 +424,11 @@ def test_a_longer_warm_up_is_chosen_where_a_whole_run_gains_more_than_a_tie(monk
     best = {arch: {"lr": 1e-3, "warmup": 0.1} for arch in bits}
     best["hybrid"] = {"lr": 1e-3, "warmup": 0.02}
     rows, found = race.lengthen(lab, best)
-    assert found == best | {"mamba": {"lr": 1e-3, "warmup": 0.2}}
+    assert found == best | {arch: {"lr": 1e-3, "warmup": 0.2} for arch in ("mamba", "s4d")}
     assert [(row["arch"], row["warmup"]) for row in rows] == [
         *((arch, 0.1) for arch in bits),
         *((arch, 0.2) for arch in bits),
+        ("mamba", 0.4),
     ]
 
 
