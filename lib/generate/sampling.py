@@ -52,8 +52,9 @@ class Sampling:
 
         That divides the odds of such a token against any other by `repetition`, of which the
         temperature takes a power, as of all odds. The usual penalty
-        (Keskar et al. 2019) divides positive logits and multiplies negative ones instead: its
-        effect hangs on where zero happens to lie, which means nothing to a softmax.
+        (transformers' form of Keskar et al. 2019, who divided all) divides positive logits and
+        multiplies negative ones instead: its effect hangs on where zero happens to lie, which means
+        nothing to a softmax.
         """
         return logits - math.log(self.repetition) * recent
 

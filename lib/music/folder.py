@@ -49,7 +49,7 @@ def read_folder(folder: str | Path, say=print) -> list[Performance]:
     Raises `UserError` where there is no folder, or fewer than three different pieces in it.
     """
     found = gather(folder, say)
-    groups = together(found)
+    groups = together([one.shingles for one in found])
     if len(set(groups)) < 3:
         raise UserError(
             f"{folder} has {pieces_in(groups)} to learn from: it takes three different "
@@ -174,13 +174,13 @@ def shingles(steps: np.ndarray) -> np.ndarray:
     return np.unique(np.ascontiguousarray(runs).view(np.uint64))
 
 
-def together(found: list[Found]) -> np.ndarray:
-    """The group of each file, int of shape (files,): near copies share one."""
+def together(found: list[np.ndarray]) -> np.ndarray:
+    """The group of each file, int of shape (files,), by their shingles: near copies share one."""
     from scipy.sparse.csgraph import connected_components
 
     if not found:
         return np.zeros(0, int)
-    near = in_common([one.shingles for one in found])
+    near = in_common(found)
     near.data = near.data >= NEAR
     near.eliminate_zeros()
     return connected_components(near, directed=False)[1]

@@ -17,7 +17,7 @@ from lib.env.files import atomic_write, write_json, write_text
 from lib.env.machine import provenance
 from lib.mamba.model import MambaLM
 from lib.music.encode import build
-from lib.music.folder import read_folder
+from lib.music.folder import key_steps, read_folder, shingles, together
 from lib.music.maestro import performances
 from lib.music.streams import Piece, Streams
 from lib.music.tokens import Tokenizer
@@ -43,7 +43,7 @@ CARD = """# Model card: {title}
 A Mamba language model of {params:,} parameters that went on learning from a folder of MIDI files,
 {minutes:.1f} minutes ({steps:,} steps, {device}), from the weights in `{init}`.
 
-| bits per note, whole pieces | before | after | difference (95 % interval over pieces) |
+| bits per note, whole pieces | before | after | difference (95 % interval over different pieces) |
 |---|---|---|---|
 {rows}
 
@@ -78,19 +78,32 @@ def open_streams(folder: str | Path, init: str | Path, out: Path, say=print) -> 
 
 
 def before_and_after(
-    before: MambaLM, after: MambaLM, streams: Streams, pieces: list[Piece]
+    before: MambaLM, after: MambaLM, streams: Streams, pieces: list[Piece], tokenizer: Tokenizer
 ) -> dict:
-    """Bits per note of whole pieces by both models, and the difference with its interval."""
+    """Bits per note of whole pieces by both models, and the difference with its interval.
+
+    The interval draws groups of near copies: two recordings of one piece are no two pieces.
+    """
     notes = np.array([p.notes for p in pieces])
     was = piece_bits(before, streams, pieces)
     now = piece_bits(after, streams, pieces)
-    result = {"pieces": len(pieces), "notes": int(notes.sum())}
+    groups = copies(streams, pieces, tokenizer)
+    different = int(groups.max()) + 1
+    result = {"files": len(pieces), "pieces": different, "notes": int(notes.sum())}
     result["before"] = float(was.sum() / notes.sum())
     result["after"] = float(now.sum() / notes.sum())
     result["difference"] = result["after"] - result["before"]
-    enough = len(pieces) >= FEWEST_PIECES
-    result["interval_95"] = interval(now - was, notes) if enough else None
+    enough = different >= FEWEST_PIECES
+    result["interval_95"] = (
+        interval(np.bincount(groups, now - was), np.bincount(groups, notes)) if enough else None
+    )
     return result
+
+
+def copies(streams: Streams, pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
+    """The group of each piece, int of shape (pieces,): near copies share one."""
+    music = (tokenizer.decode(streams.stream(piece)) for piece in pieces)
+    return together([shingles(key_steps(one.notes)) for one in music])
 
 
 def maestro_pieces(tokenizer, say=print) -> Streams | None:
@@ -110,21 +123,24 @@ def maestro_pieces(tokenizer, say=print) -> Streams | None:
     return held_out(tokenizer, [pieces[i] for i in sorted(chosen)])
 
 
-def measure(before: MambaLM, after: MambaLM, streams: Streams, maestro: Streams | None) -> dict:
+def measure(
+    before: MambaLM, after: MambaLM, streams: Streams, maestro: Streams | None, tokenizer: Tokenizer
+) -> dict:
     """What was gained on the folder's test files, and what became of MAESTRO."""
-    result = {"folder": before_and_after(before, after, streams, streams.select("test"))}
+    result = {"folder": before_and_after(before, after, streams, streams.select("test"), tokenizer)}
     if maestro:
-        result["maestro"] = before_and_after(before, after, maestro, maestro.pieces)
+        result["maestro"] = before_and_after(before, after, maestro, maestro.pieces, tokenizer)
     return result
 
 
 def report(trainer, init: str | Path, command: str, say=print) -> dict:
     """Measure a finished run, write card and facts beside the best weights, and say both."""
     best = trainer.folder / "best"
-    maestro = maestro_pieces(Tokenizer.load(best), say)
+    tokenizer = Tokenizer.load(best)
+    maestro = maestro_pieces(tokenizer, say)
     say("measuring the weights before and after")
     after = mamba.load(best, trainer.device)
-    result = measure(mamba.load(init, trainer.device), after, trainer.streams, maestro)
+    result = measure(mamba.load(init, trainer.device), after, trainer.streams, maestro, tokenizer)
     pieces = trainer.streams.select
     result["files"] = {
         split: [p.name for p in pieces(split)] for split in ("train", "validation", "test")
@@ -147,7 +163,7 @@ def card(result: dict, folder: Path, params: int) -> str:
         if key in result:
             found = result[key]
             rows.append(
-                f"| {name} ({found['pieces']}) | {found['before']:.2f} | "
+                f"| {name} ({held_out_in_words(found)}) | {found['before']:.2f} | "
                 f"{found['after']:.2f} | {change(found)} |"
             )
         else:
@@ -172,17 +188,22 @@ def change(found: dict) -> str:
     return f"{found['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
+def held_out_in_words(found: dict) -> str:
+    """How many files were measured, and how many pieces they are."""
+    return f"files: {found['files']}, different pieces: {found['pieces']}"
+
+
 def lines(result: dict) -> list[str]:
     """What a run has brought, a sentence a measure."""
     own = result["folder"]
     said = [
         f"held-out files of the folder: {own['before']:.2f} bits a note before, "
-        f"{own['after']:.2f} after: {change(own)}, pieces: {own['pieces']}"
+        f"{own['after']:.2f} after: {change(own)}, {held_out_in_words(own)}"
     ]
     if "maestro" in result:
         other = result["maestro"]
         said.append(
             f"held-out pieces of MAESTRO: {other['before']:.2f} before, "
-            f"{other['after']:.2f} after: {change(other)}, pieces: {other['pieces']}"
+            f"{other['after']:.2f} after: {change(other)}, {held_out_in_words(other)}"
         )
     return said

@@ -12,6 +12,7 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.env.paths import DATA
 from lib.music import maestro
+from lib.music.encode import build
 from lib.music.notes import Music, make_notes, write_midi
 from lib.music.tokens import Tokenizer
 from lib.train import own_midi
@@ -143,8 +144,33 @@ def test_what_is_measured_of_maestro_is_never_a_piece_to_learn_from(tmp_path, we
 def test_the_same_weights_twice_differ_by_nothing(weights, folder, tmp_path):
     streams = own_midi.open_streams(folder, weights, tmp_path, say=lambda text: None)
     model = mamba.load(weights)
-    found = own_midi.before_and_after(model, model, streams, streams.select("train"))
+    pieces = streams.select("train")
+    found = own_midi.before_and_after(model, model, streams, pieces, Tokenizer.load(weights))
     assert found["difference"] == 0 and found["before"] == found["after"]
+    assert found["files"] == len(pieces)
+
+
+def test_copies_of_one_piece_are_one_piece_to_the_interval(weights, tmp_path, monkeypatch):
+    """Six files of six pieces have an interval; six transposed copies of one have none."""
+    tokenizer = Tokenizer.load(weights)
+    random = np.random.default_rng(0)
+    monkeypatch.setattr(own_midi, "piece_bits", lambda model, streams, pieces: np.ones(len(pieces)))
+
+    def measured(pieces: list[np.ndarray]) -> dict:
+        rows = []
+        for i, keys in enumerate(pieces):
+            path = tmp_path / f"{i}.mid"
+            start = 0.25 * np.arange(len(keys))
+            write_midi(Music(make_notes(start, start + 0.2, keys, np.full(len(keys), 64))), path)
+            rows.append(maestro.Performance(path, "composer", f"{i}", 2000, "train", 3.0))
+        streams = build(rows, tokenizer=tokenizer, progress=False, say=lambda text: None)[0]
+        return own_midi.before_and_after(None, None, streams, streams.pieces, tokenizer)
+
+    piece = random.integers(50, 70, 80)
+    found = measured([piece + up for up in range(6)])
+    assert (found["files"], found["pieces"], found["interval_95"]) == (6, 1, None)
+    found = measured([random.integers(50, 70, 80) for _ in range(6)])
+    assert (found["files"], found["pieces"]) == (6, 6) and found["interval_95"] == [0, 0]
 
 
 def test_the_choices_are_gentle_and_the_command_line_has_the_last_word():

@@ -156,7 +156,9 @@ def control(streams: Streams, init: Path, folder: Path, steps: int) -> dict:
     trainer.run()
     theirs = own_midi.open_streams(folder, init, WORK / f"run-{folder.name}")
     after = mamba.load(out / "best")
-    return own_midi.before_and_after(mamba.load(init), after, theirs, theirs.select("test"))
+    return own_midi.before_and_after(
+        mamba.load(init), after, theirs, theirs.select("test"), Tokenizer.load(init)
+    )
 
 
 def near_copies(found: list[Performance]) -> dict:
