@@ -12,7 +12,7 @@ from lib import mamba
 from lib.env.errors import UserError
 from lib.env.paths import DATA
 from lib.music import maestro
-from lib.music.encode import build
+from lib.music.encode import Augmentation, build
 from lib.music.notes import Music, make_notes, write_midi
 from lib.music.tokens import Tokenizer
 from lib.train import own_midi
@@ -163,7 +163,8 @@ def test_copies_of_one_piece_are_one_piece_to_the_interval(weights, tmp_path, mo
             start = 0.25 * np.arange(len(keys))
             write_midi(Music(make_notes(start, start + 0.2, keys, np.full(len(keys), 64))), path)
             rows.append(maestro.Performance(path, "composer", f"{i}", 2000, "train", 3.0))
-        streams = build(rows, tokenizer=tokenizer, progress=False, say=lambda text: None)[0]
+        plain = {"augmentation": Augmentation(copies=0), "tokenizer": tokenizer}
+        streams = build(rows, **plain, progress=False, say=lambda text: None)[0]
         return own_midi.before_and_after(None, None, streams, streams.pieces, tokenizer)
 
     piece = random.integers(50, 70, 80)
