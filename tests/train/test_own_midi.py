@@ -156,10 +156,10 @@ def test_copies_of_one_piece_are_one_piece_to_the_interval(weights, tmp_path, mo
     random = np.random.default_rng(0)
     monkeypatch.setattr(own_midi, "piece_bits", lambda model, streams, pieces: np.ones(len(pieces)))
 
-    def measured(pieces: list[np.ndarray]) -> dict:
+    def measured(name: str, pieces: list[np.ndarray]) -> dict:
         rows = []
         for i, keys in enumerate(pieces):
-            path = tmp_path / f"{i}.mid"
+            path = tmp_path / f"{name}{i}.mid"
             start = 0.25 * np.arange(len(keys))
             write_midi(Music(make_notes(start, start + 0.2, keys, np.full(len(keys), 64))), path)
             rows.append(maestro.Performance(path, "composer", f"{i}", 2000, "train", 3.0))
@@ -168,10 +168,10 @@ def test_copies_of_one_piece_are_one_piece_to_the_interval(weights, tmp_path, mo
         return own_midi.before_and_after(None, None, streams, streams.pieces, tokenizer)
 
     piece = random.integers(50, 70, 80)
-    found = measured([piece + up for up in range(6)])
+    found = measured("copy", [piece + up for up in range(6)])
     assert (found["files"], found["pieces"], found["interval_95"]) == (6, 1, None)
-    found = measured([random.integers(50, 70, 80) for _ in range(6)])
-    assert (found["files"], found["pieces"]) == (6, 6) and found["interval_95"] == [0, 0]
+    found = measured("piece", [random.integers(50, 70, 80) for _ in range(6)])
+    assert (found["files"], found["pieces"]) == (6, 6) and found["interval_95"] == (0, 0)
 
 
 def test_the_choices_are_gentle_and_the_command_line_has_the_last_word():
