@@ -87,7 +87,7 @@ def before_and_after(
     notes = np.array([p.notes for p in pieces])
     was = piece_bits(before, streams, pieces)
     now = piece_bits(after, streams, pieces)
-    groups = copies(streams, pieces, tokenizer)
+    groups = groups_of_copies(streams, pieces, tokenizer)
     different = int(groups.max()) + 1
     result = {"files": len(pieces), "pieces": different, "notes": int(notes.sum())}
     result["before"] = float(was.sum() / notes.sum())
@@ -100,7 +100,7 @@ def before_and_after(
     return result
 
 
-def copies(streams: Streams, pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
+def groups_of_copies(streams: Streams, pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
     """The group of each piece, int of shape (pieces,): near copies share one."""
     music = (tokenizer.decode(streams.stream(piece)) for piece in pieces)
     return together([shingles(key_steps(one.notes)) for one in music])

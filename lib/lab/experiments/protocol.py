@@ -46,7 +46,8 @@ class Race:
     # tried by each; then twice or half the best, while it lies at the edge
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
     # shares of a run: the rates with the first, then the best rate with the others; and twice the
-    # longest where that is the best: added when it had turned out to be so for all seven
+    # longest where that is the best, once more for the primary comparison: added when it had
+    # turned out to be so for all seven
     warmups: tuple[float, ...] = (0.1, 0.02)
     trial_tokens: int = 2_500_000  # of each trial
     # bits a note: of trials as near to the best as this, the one with the smallest rate trains a

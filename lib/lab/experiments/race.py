@@ -108,11 +108,11 @@ def lengthen(lab, best: dict[str, dict]) -> tuple[list[dict], dict[str, dict]]:
     In whole runs: a trial is too short to tell. Mamba's gained 0.13 bits, its whole run 0.36.
     """
     chosen = lab.protocol.race
-    longest, rows = max(chosen.warmups), {}
+    warmup, rows = max(chosen.warmups), {}
     for archs in (chosen.archs, chosen.headline[:2]):
-        short = {arch: best[arch] for arch in archs if best[arch]["warmup"] == longest}
-        longest *= 2
-        long = {arch: one | {"warmup": longest} for arch, one in short.items()}
+        short = {arch: best[arch] for arch in archs if best[arch]["warmup"] == warmup}
+        warmup *= 2
+        long = {arch: one | {"warmup": warmup} for arch, one in short.items()}
         usual, longer = (
             lab.all(trained, [whole(lab, arch, one) for arch, one in ones.items()])
             for ones in (short, long)
