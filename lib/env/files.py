@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,8 @@ def check_writable(path: str | Path) -> None:
 
 def _beside(path: Path) -> Path:
     """The temporary name that a file has until it is whole."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    one = f"{os.getpid()}-{threading.get_ident()}"  # threads write too
+    return path.with_name(f".{path.stem}.{one}.part{path.suffix}")
 
 
 def check_regular(path: str | Path) -> os.stat_result:

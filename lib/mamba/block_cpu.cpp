@@ -96,7 +96,7 @@ extern "C" struct Convolution {  // lib/mamba/block_cpu.py has the same fields i
 };
 
 namespace {
-// One tile of 16 channels of one row of the batch.
+// One tile of W channels of one row of the batch.
 template <class T>
 struct Tile {
   const Convolution& c;
@@ -203,7 +203,7 @@ void convolve(const Convolution& c, bool back) {
 // The cross entropy of a row of logits with its target, in nats; over the logits comes their
 // gradient, softmax minus one at the target. A target below 0 counts nothing.
 template <class T>
-void entropy(long rows, long vocabulary, int threads, int gradient, T* logits, const long* targets,
+void entropy(long rows, long vocabulary, int threads, int gradient, T* logits, const int64_t* targets,
              float* losses) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long r = 0; r < rows; r++) {
@@ -262,7 +262,7 @@ void conv_backward(int half, const Convolution* c) {
   half ? convolve<bf16>(*c, true) : convolve<float>(*c, true);
 }
 void cross_entropy(int half, long rows, long vocabulary, int threads, int gradient, void* logits,
-                   const long* targets, float* losses) {
+                   const int64_t* targets, float* losses) {
   half ? entropy(rows, vocabulary, threads, gradient, (bf16*)logits, targets, losses)
        : entropy(rows, vocabulary, threads, gradient, (float*)logits, targets, losses);
 }

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
-from lib.scan.arguments import FLOATS, axes, check_tensors, described
+from lib.scan.arguments import FLOATS, axes, cast, check_tensors, described
 from lib.scan.native import Kernel, address
-from lib.scan.operators import constant, differentiable, operator, saved, wants_gradient
+from lib.scan.operators import constant, differentiable, operator, saved, wants_derivative
 
 SHARE = 64  # rows in a share of work, as in block_cpu.cpp
 MOST_TAPS = 8  # of the convolution; with more, plain PyTorch computes it
@@ -195,7 +195,7 @@ def convolve_silu(x: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) 
     used in float32. Ask `available` first. Raises `UserError` for what does not fit.
     """
     _check_convolution(x, taps, bias, before)
-    taps, bias, before = (t if t is None else t.float() for t in (taps.t(), bias, before))
+    taps, bias, before = cast(torch.float32, taps.t(), bias, before)
     return _convolution(x, taps, bias, before)
 
 
@@ -498,7 +498,8 @@ def as_made(module: nn.Module, kind: type) -> bool:
         module._backward_pre_hooks,
     )
     patched = "forward" in vars(module)
-    return type(module) is kind and not patched and not any(listeners)
+    heard = any(listeners) or torch.nn.modules.module._has_any_global_hook()
+    return type(module) is kind and not patched and not heard
 
 
 def suits(block: nn.Module, x: Tensor) -> bool:
@@ -533,7 +534,7 @@ def block(
     mask = torch.empty_like(x, dtype=dtype).bernoulli_(1 - rate).div_(1 - rate) if rate else None
     tensors = x, before.float(), h0.float()
     weights = weights_of(module)
-    keep = wants_gradient(*tensors, *weights)
+    keep = wants_derivative(*tensors, *weights)
     x, before, h0, *_ = _block(*tensors, mask, dtype, module.norm.eps, *weights, keep)
     return x, (before, h0)
 
@@ -732,7 +733,7 @@ def cross_entropy(
     """
     _check_loss(x, norm, head, targets, dtype)
     if total:
-        return _loss(x, norm, head, targets, eps, dtype, wants_gradient(x, norm, head))[0]
+        return _loss(x, norm, head, targets, eps, dtype, wants_derivative(x, norm, head))[0]
     return _loss(x.detach(), norm.detach(), head.detach(), targets, eps, dtype, False)[1]
 
 

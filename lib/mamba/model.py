@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.env.errors import UserError
 from lib.mamba import block_cpu
-from lib.scan.operators import wants_gradient
+from lib.scan.operators import wants_derivative
 from lib.scan.selective import selective_scan, selective_step
 
 # One layer's memory: two tensors of three axes, the batch first. Zeros are the memory of nothing:
@@ -55,6 +55,17 @@ class MambaConfig:
     bias: bool = False  # of in_proj and out_proj
     conv_bias: bool = True
     tied: bool = True  # the embedding is the output layer too
+
+    def __post_init__(self):
+        sizes = ("vocab_size", "d_model", "n_layer", "d_state", "d_conv", "expand")
+        small = [name for name in sizes if getattr(self, name) < 1]
+        if small:
+            raise UserError(f"a Mamba needs at least one of each: {small[0]} is below 1")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise UserError(
+                f"steps begin between dt_min and dt_max, both above 0, "
+                f"not between {self.dt_min:g} and {self.dt_max:g}"
+            )
 
     @property
     def d_inner(self) -> int:
@@ -343,20 +354,32 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """The cross entropy of the residual's predictions in nats, (B, L), or its sum with `total`.
 
-        A target of -1 counts nothing.
+        A target below 0 counts nothing. Raises `UserError` for targets of another shape or beyond
+        the vocabulary.
         """
+        if targets.shape != x.shape[:2]:
+            raise UserError(
+                f"the model needs targets of shape {tuple(x.shape[:2])}, as its tokens have, "
+                f"not {tuple(targets.shape)}"
+            )
         targets = targets.long()  # streams hold 16 bits
         norm, dtype = self.backbone.norm_f, block_cpu.precision(x)
         suits = dtype is not None and self.head.dtype == torch.float32
         # the fused rows have no gradient, their sum has
-        suits = suits and (total or not wants_gradient(x, norm.weight, self.head))
+        suits = suits and (total or not wants_derivative(x, norm.weight, self.head))
         if suits and block_cpu.as_made(norm, RMSNorm):
             return block_cpu.cross_entropy(
                 x, norm.weight, self.head, targets, norm.eps, dtype, total
             )
         logits = precise(self.logits(x)).flatten(0, 1)
         reduction = "sum" if total else "none"
-        nats = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
+        wanted = targets.flatten().clamp(min=-1)
+        try:
+            nats = F.cross_entropy(logits, wanted, ignore_index=-1, reduction=reduction)
+        except IndexError:  # a GPU looks at this itself, and ends the process
+            raise UserError(
+                f"a target is {int(wanted.max())}, and the vocabulary has {len(self.head)} tokens"
+            ) from None
         return nats if total else nats.view(targets.shape)
 
     def residual(

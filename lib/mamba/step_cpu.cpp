@@ -107,8 +107,8 @@ struct Rows {
 typedef Rows<const float> In;
 typedef Rows<float> Out;
 
-// out[r] = start[r] + tile' in[r] for R rows at once: the tile (n, 2 W) is read once. Sixteen of the
-// results lie at out[r], sixteen `apart` behind.
+// out[r] = start[r] + tile' in[r] for R rows at once: the tile (n, 2 W) is read once. W of the
+// results lie at out[r], W `apart` behind.
 template <class Weights, int R>
 inline void block(const float* tile, long n, In in, In start, Out out, long apart) {
   vec first[R] = {}, second[R] = {};
@@ -155,7 +155,7 @@ void product(const float* tile, long n, In in, In start, Out out, long apart, lo
   blocks<Float, BLOCK>(wide, n, in, start, out, apart, rows);
 }
 
-// u = x / rms(x) * weight, of n numbers a row, a multiple of 32; behind the width there are zeros.
+// u = x / rms(x) * weight, of n numbers a row, a multiple of 2 W; behind the width there are zeros.
 void rms_norm(Out x, const float* weight, long n, long width, float eps, Out u, long rows) {
   for (long r = 0; r < rows; r++) {
     vec sum = {};
@@ -193,7 +193,7 @@ struct Call {  // what the caller gave, of all rows
   float eps;
   const float *weights, *embeddings;
   float *windows, *states, *scratch;  // (layers, tiles of channels, rows, K-1 or N, W)
-  const long* tokens;
+  const int64_t* tokens;
   float* logits;
 };
 
@@ -206,7 +206,7 @@ struct Worker {
   const long channels = p.G * W, width = p.M * 2 * W, low_width = p.P * 2 * W;  // as they lie, with padding
   Out x, z;                    // (rows, channels): the team's, though each thread minds its slabs
   float *x_parts, *out_parts;  // (slabs, rows, low_width or width): what the team adds
-  Out residual, u, low, some;  // u: the norm; low: what x_proj gives; some: 32 numbers a row
+  Out residual, u, low, some;  // u: the norm; low: what x_proj gives; some: 2 W numbers a row
   float* wide;
   float zeros[2 * W] = {};
 
@@ -375,7 +375,7 @@ void mamba_sizes(const long* sizes, long threads, long* floats) {
 // tokens (B,) are read; windows and states move on by one; logits (B, V) are written.
 // Returns 0, or 1 and does nothing where a token is not in the vocabulary.
 int mamba_step(const long* sizes, float eps, const float* weights, const float* embeddings, float* windows,
-               float* states, float* scratch, const long* tokens, float* logits, int threads) {
+               float* states, float* scratch, const int64_t* tokens, float* logits, int threads) {
   Plan p(*reinterpret_cast<const Sizes*>(sizes));
   for (long r = 0; r < p.s.rows; r++) {
     if (tokens[r] < 0 || tokens[r] >= p.s.vocab) return 1;

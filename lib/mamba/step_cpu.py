@@ -7,6 +7,7 @@ largest) from weights that were laid out once in the order in which they are rea
 import ctypes
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
@@ -25,6 +26,7 @@ from lib.scan.native import Kernel, address
 SLABS = 8
 # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_SCALE = 2**10
+FLOATS = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are just now
 HALF_LIMIT = 2**15 / HALF_SCALE  # a weight that is kept in float16 must be smaller than this
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 # the most sequences side by side: far more than memory is quick for, and no count overflows
@@ -99,8 +101,10 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     groups = math.ceil(D / one)
     cuts = [slab * groups // SLABS * one for slab in range(SLABS + 1)]
 
+    zeros = partial(torch.zeros, **FLOATS)
+
     def vector(v: Tensor | None, size: int, outputs: int = one) -> Tensor:  # a missing bias is zero
-        return _tiles((torch.zeros(size) if v is None else v.detach().float())[:, None], outputs)
+        return _tiles((zeros(size) if v is None else v.detach().float())[:, None], outputs)
 
     def matrix(tiles: Tensor) -> Tensor:
         return _halves(tiles) if halves else tiles
@@ -113,7 +117,7 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     for layer in model.backbone.layers:
         m = {name: p.detach().float() for name, p in layer.mixer.named_parameters()}
         in_x, in_z = m["in_proj.weight"].chunk(2)
-        bias_x, bias_z = (m["in_proj.bias"] if "in_proj.bias" in m else torch.zeros(2 * D)).chunk(2)
+        bias_x, bias_z = (m["in_proj.bias"] if "in_proj.bias" in m else zeros(2 * D)).chunk(2)
         pieces += [
             vector(layer.norm.weight, M, pair),
             matrix(torch.cat([_tiles(in_x, one), _tiles(in_z, one)], 2)),
@@ -217,10 +221,13 @@ class Stepper:
         with torch.inference_mode(False), torch.no_grad():
             self._weights = pack(model, halves)
             self._embeddings = model.backbone.embeddings.weight.detach().float().clone()
+            assert self._weights.dtype == torch.float32
             assert len(self._weights) == counts[0], (
                 "lib/mamba/step_cpu.py and step_cpu.cpp disagree on the layout"
             )
-            self._windows, self._states, self._scratch = (torch.zeros(n) for n in counts[1:])
+            self._windows, self._states, self._scratch = (
+                torch.zeros(n, **FLOATS) for n in counts[1:]
+            )
         self._fixed = (
             self._sizes,
             ctypes.c_float(c.norm_eps),
@@ -244,7 +251,7 @@ class Stepper:
             raise UserError(f"the step reads a token a row, not {tokens!r}") from error
         check_tensors("the step", torch.device("cpu"), {"tokens": (tokens, (self.batch,))}, WHOLE)
         tokens = tokens.long().contiguous()
-        logits = torch.empty(self.batch, self.config.vocab_size)
+        logits = torch.empty(self.batch, self.config.vocab_size, **FLOATS)
         threads = 1 if self._small else min(SLABS, torch.get_num_threads())
         if KERNEL.library.mamba_step(
             *self._fixed, address(tokens), address(logits), ctypes.c_int(threads)

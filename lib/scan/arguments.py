@@ -47,6 +47,11 @@ def check_tensors(
             )
 
 
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in this dtype; what is None stays None."""
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
 def axes(value) -> int:
     """How many axes a tensor has; -1 for what is none."""
     return value.dim() if isinstance(value, Tensor) else -1

@@ -36,7 +36,7 @@ extern "C" struct Scan {  // lib/scan/cpu.py has the same fields in the same ord
   long batch, length, channels, states, softplus, threads;
   Tensor x, delta, B, C, z, y;            // z.data may be null
   const float *A, *D, *bias, *h0;         // A (D, N); D, bias (D,) or null; h0 (B, D, N) or null
-  float *kept, *last;  // kept (B, chunks, tiles, padded states, 16) or null; last (B, D, N)
+  float *kept, *last;  // kept (B, chunks, tiles, padded states, W) or null; last (B, D, N)
   Tensor dy, dx, ddelta, dB, dC, dz;      // the backward pass
   const float* dlast;                     // (B, D, N) or null
   float *dA, *dD, *dbias, *dh0;           // summed over the batch but dh0 (B, D, N)
@@ -46,20 +46,21 @@ namespace {
 struct Plan {
   const Scan& s;
   long tiles, slab, slabs, padded, chunks;
-  explicit Plan(const Scan& s)
+  // Whole sequences are shared out among the threads, or slabs of their tiles where `cut`.
+  explicit Plan(const Scan& s, bool cut)
       : s(s),
         tiles(up(s.channels, W)),
-        slab(s.batch < 4 || !tiles ? 8 : tiles),
+        slab(cut || !tiles ? 8 : tiles),
         slabs(up(tiles, slab)),
         padded(up(s.states, PAD) * PAD),
         chunks(up(s.length, CHUNK)) {}
 
-  float* kept(long b, long chunk, long tile) const {  // the state there, (padded, 16)
+  float* kept(long b, long chunk, long tile) const {  // the state there, (padded, W)
     return s.kept + ((b * chunks + chunk) * tiles + tile) * padded * W;
   }
 };
 
-// `tile` of a (D, N) matrix with the channels in the lanes, (padded, 16); zeros where there is
+// `tile` of a (D, N) matrix with the channels in the lanes, (padded, W); zeros where there is
 // nothing.
 void gather(const Plan& p, const float* matrix, long tile, float factor, float* out) {
   for (long k = 0; k < p.padded; k++)
@@ -338,7 +339,7 @@ void add_rows(const Plan& p, const Sums& sums, long tile) {  // of the batch: dA
 
 template <class T>
 void all_forward(const Scan& s) {
-  Plan p(s);
+  Plan p(s, s.batch < 2 * s.threads);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(s.threads)
   for (long b = 0; b < s.batch; b++)
     for (long slab = 0; slab < p.slabs; slab++) forward<T>(p, b, slab);
@@ -346,7 +347,9 @@ void all_forward(const Scan& s) {
 
 template <class T>
 void all_backward(const Scan& s) {
-  Plan p(s);
+  // The number of threads has no say: it would change the order of the sums over slabs. These
+  // take slabs * B * L * N floats, so a batch of 4 and more is cut into sequences alone.
+  Plan p(s, s.batch < 4);
   Sums sums(p);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(s.threads)
   for (long b = 0; b < s.batch; b++)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lib.env.errors import UserError
-from lib.scan.arguments import check_scan, check_step, check_tensors
+from lib.scan.arguments import cast, check_scan, check_step, check_tensors
 from lib.scan.native import Kernel, address
-from lib.scan.operators import constant, differentiable, operator, saved, wants_gradient
+from lib.scan.operators import constant, differentiable, operator, saved, wants_derivative
 
 # steps between kept states; channels and states are rounded up to these: as in cpu.cpp
 CHUNK, LANES, PAD = 12, 16, 8
@@ -330,10 +330,10 @@ def scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     _check(x)
     moving = [x, delta, B, C, z]
     if any(t is not None and t.dtype != torch.bfloat16 for t in moving):
-        moving = [t if t is None else t.float() for t in moving]
+        moving = cast(torch.float32, *moving)
     x, delta, B, C, z = moving
-    A, D, delta_bias, h0 = (t if t is None else t.float() for t in (A, D, delta_bias, h0))
-    keep = wants_gradient(x, delta, A, B, C, D, z, delta_bias, h0)
+    A, D, delta_bias, h0 = cast(torch.float32, A, D, delta_bias, h0)
+    keep = wants_derivative(x, delta, A, B, C, D, z, delta_bias, h0)
     y, last, _ = _scan(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0, keep)
     return y, last
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lib.env.errors import UserError
 
@@ -30,7 +31,7 @@ def operator(name: str, schema: str, kernel: Callable, fake: Callable):
     torch.library.impl(full_name, "default", kernel)
     torch.library.register_fake(full_name, _on_one_device(name, fake))
     found = getattr(getattr(torch.ops, NAMESPACE), name).default
-    torch.library.register_vmap(full_name, _one_after_another(found))
+    torch.library.register_vmap(full_name, one_after_another(found))
     return found
 
 
@@ -52,7 +53,7 @@ def _on_one_device(name: str, fake: Callable) -> Callable:
     return checked
 
 
-def _one_after_another(call: Callable) -> Callable:
+def one_after_another(call: Callable) -> Callable:
     """A rule of vmap: the call once a row, and the results side by side."""
 
     def rule(info, in_dims, *arguments):
@@ -72,7 +73,7 @@ def differentiable(
 ) -> tuple[Callable, Callable]:
     """Give an operator its gradient, which runs the operator `backward`.
 
-    A second gradient is refused in a sentence.
+    A second gradient is refused in a sentence, and so is a derivative in forward mode.
 
     `keep(ctx, inputs, output)` saves what `gradients(ctx, *gradients of the results)` needs.
     Returns the two as functions to call: `gradients` has to call the second of them.
@@ -84,43 +85,59 @@ def differentiable(
     def keep_nothing(ctx, inputs, output):
         pass
 
+    def refuse_forward_mode(ctx, *_):
+        raise UserError(f"{what} has no derivative in forward mode: {instead}")
+
     torch.library.register_autograd(forward, gradients, setup_context=keep)
     torch.library.register_autograd(backward, refuse)
-    return _function(forward, keep, gradients), _function(backward, keep_nothing, refuse)
+    return (
+        _function(forward, keep, gradients, refuse_forward_mode),
+        _function(backward, keep_nothing, refuse, refuse_forward_mode),
+    )
 
 
-def _function(call, keep: Callable, gradients: Callable) -> Callable:
+def _function(call, keep: Callable, gradients: Callable, tangents: Callable) -> Callable:
     """An operator with its gradient as an autograd.Function, which torch.func knows.
 
     A compiler gets the operator itself.
     """
-
-    class Function(torch.autograd.Function):
-        forward = staticmethod(lambda *arguments: call(*arguments))
-        setup_context = staticmethod(keep)
-        backward = staticmethod(gradients)
-
-        @staticmethod
-        def vmap(info, in_dims, *arguments):
-            return _one_after_another(Function.apply)(info, in_dims, *arguments)
+    members = {
+        "forward": lambda *arguments: call(*arguments),
+        "setup_context": keep,
+        "backward": gradients,
+        "jvp": tangents,
+        "vmap": lambda *arguments: one_after_another(function.apply)(*arguments),
+    }
+    # not a class statement: a profile shows its name, which is the operator's
+    name = call._schema.name.split("::")[1]
+    members = {member: staticmethod(method) for member, method in members.items()}
+    function = type(name, (torch.autograd.Function,), members)
 
     def run(*arguments):
-        # without gradients the Function is only its own cost, which generation pays at every token
-        plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-        return call(*arguments) if plain else Function.apply(*arguments)
+        # untracked, the Function is only its own cost, which generation pays at every token
+        tracked = torch.is_grad_enabled() or is_transformed()
+        plain = torch.compiler.is_compiling() or not tracked
+        return call(*arguments) if plain else function.apply(*arguments)
 
     return run
 
 
-def wants_gradient(*arguments) -> bool:
-    """Whether a backward pass may come, so that what it needs must be kept.
+def is_transformed() -> bool:
+    """Whether this runs under torch.func or in forward mode.
 
-    Under vmap and the like a tensor does not say whether somebody outside wants its gradient.
+    There a tensor does not say whether somebody outside wants its derivative,
+    and a bare operator would drop it without a word.
     """
-    if not torch.is_grad_enabled():
-        return False
-    mapped = torch._C._functorch.peek_interpreter_stack() is not None
-    return mapped or any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return inside or forward_ad._current_level >= 0
+
+
+def wants_derivative(*arguments) -> bool:
+    """Whether somebody may ask for a derivative, so that what it needs must be kept."""
+    if is_transformed():
+        return True
+    tensors = (a for a in arguments if isinstance(a, Tensor))
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def saved(ctx, what: str) -> tuple[Tensor | None, ...]:

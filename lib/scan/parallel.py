@@ -15,9 +15,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from lib.env.errors import UserError
+from lib.scan.arguments import axes, check_tensors, described
+from lib.scan.operators import one_after_another
 
 # Elements of one (rows, chunk, D, N) tensor in `parallel`. Measured on a CPU: a chunk should stay
 # in the cache of a core (2^18 float32 = 1 MiB), half or twice that is no better. On a GPU it should
@@ -87,15 +88,19 @@ def linear_recurrence(
 ) -> Tensor:
     """All h[t] = a[t] h[t-1] + b[t], t = 0 … L-1, with gradients for a, b and h0.
 
-    a, b: (B, L, …) of one shape, both real or both complex. h0: the state before the first step,
-    (B, …); zero when None. Returns h (B, L, …). `UserError` for others or an unknown method.
+    a, b: (B, L, …) of one shape and one dtype, real or complex. h0: the state before the first
+    step, (B, …), in the same dtype; zero when None. Returns h (B, L, …), with derivatives of any
+    order. `UserError` for others or an unknown method.
     """
     _same_shape(a, b)
-    if a.is_complex() != b.is_complex():
-        raise UserError("the recurrence needs a and b both real or both complex")
-    wanted = b.shape[:1] + b.shape[2:]
-    if h0 is not None and h0.shape != wanted:
-        raise UserError(f"the recurrence needs h0 of shape {tuple(wanted)}, not {tuple(h0.shape)}")
+    before = tuple(b.shape[:1] + b.shape[2:])
+    check_tensors(
+        "the recurrence",
+        b.device,
+        {"b": (b, a.shape), "a": (a, b.shape), "h0": (h0, before)},
+        (b.dtype,),
+        optional=("h0",),
+    )
     return _LinearRecurrence.apply(a, b, h0, _method(method))
 
 
@@ -110,11 +115,16 @@ class _LinearRecurrence(Function):
         ctx.save_for_backward(a, output, h0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dh):
         a, h, h0 = ctx.saved_tensors
-        da, db, dh0 = _gradients(a, h, h0, dh, ctx.scan)
+        # the gradient is a recurrence again, so that it has a gradient too
+        scan = lambda a, b: _LinearRecurrence.apply(a, b, None, ctx.scan)
+        da, db, dh0 = _gradients(a, h, h0, dh, scan)
         return da, db, None if h0 is None else dh0, None
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return one_after_another(_LinearRecurrence.apply)(info, in_dims, *arguments)
 
 
 def _states(a: Tensor, b: Tensor, h0: Tensor | None, scan) -> Tensor:
@@ -162,7 +172,12 @@ def parallel(
     Time is cut into chunks of `chunk` steps (by default what fits, see `CHUNK_ELEMENTS`): a scan
     inside a chunk, the state carried to the next. Kept for the backward pass: the arguments and
     one state a chunk; the rest is computed again. Agrees with the loop to some roundings.
+    `UserError` for a chunk below 1 or an unknown method, and for a second derivative.
     """
+    if chunk is not None and chunk < 1:
+        raise UserError(f"a chunk of {chunk} steps holds none: give 1 or more")
+    if not x.shape[1]:
+        raise UserError("parallel needs at least one step of time: selective_scan takes none too")
     batch = x.shape[0]
     if h0 is None:
         h0 = x.new_zeros(batch, *A.shape)
@@ -211,42 +226,64 @@ class _Parallel(Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, dh, *_):
         saved = ctx.saved_tensors  # once: where activations are recomputed, a second look fails
-        dy = torch.zeros_like(saved[0]) if dy is None else dy
-        dh = torch.zeros_like(saved[5]) if dh is None else dh
-        with without_autocast(dy.device):  # where it is called inside one
-            return _Parallel.gradients(ctx, saved, dy, dh)
+        x = saved[0]
+        h0 = saved[5]
+        dy = torch.zeros_like(x) if dy is None else dy
+        dh = torch.zeros_like(h0) if dh is None else dh
+        return *_ParallelGradients.apply(dy, dh, ctx.scan, ctx.chunk, *saved), None, None
 
     @staticmethod
-    def gradients(ctx, saved, dy, dh):
-        x, delta, A, B, C, *carried = saved
+    def vmap(info, in_dims, *arguments):
+        return one_after_another(_Parallel.apply)(info, in_dims, *arguments)
+
+
+class _ParallelGradients(Function):
+    """The gradients of x, delta, A, B, C and h0, from the last chunk to the first."""
+
+    @staticmethod
+    def forward(dy, dh, scan, chunk, x, delta, A, B, C, *carried):
         dx = torch.empty_like(x)
         ddelta = torch.empty_like(delta)
         dA = torch.zeros_like(A)
         dB = torch.empty_like(B)
         dC = torch.empty_like(C)
-        read = zip(*(t.split(ctx.chunk, 1) for t in (x, delta, B, C, dy)))
-        written = zip(*(t.split(ctx.chunk, 1) for t in (dx, ddelta, dB, dC)))
-        for h0, given, wanted in reversed(list(zip(carried, read, written))):
-            x_c, delta_c, B_c, C_c, dy_c = given
-            dx_c, ddelta_c, dB_c, dC_c = wanted
-            A_bar, Bx_bar = _discretise(x_c, delta_c, A, B_c)
-            h = _states(A_bar.clone(), Bx_bar, h0, ctx.scan)
-            dh_c = dy_c[..., None] * C_c[:, :, None]
-            dh_c[:, -1] += dh  # what later chunks and the last state ask for
-            dC_c.copy_((dy_c[:, :, None] @ h)[:, :, 0])
-            dA_bar, dBx_bar, dh = _gradients(A_bar, h, h0, dh_c, ctx.scan)
-            # Bx_bar = delta x B
-            dinput = (dBx_bar @ B_c[..., None])[..., 0]  # of delta x, (B, chunk, D)
-            dB_c.copy_(((delta_c * x_c)[:, :, None] @ dBx_bar)[:, :, 0])
-            dx_c.copy_(dinput * delta_c)
-            # A_bar = exp(delta A)
-            dexponent = dA_bar.mul_(A_bar)
-            ddelta_c.copy_((dexponent * A).sum(-1) + dinput * x_c)
-            dA += (dexponent * delta_c[..., None]).sum((0, 1))
-        return dx, ddelta, dA, dB, dC, dh, None, None
+        read = zip(*(t.split(chunk, 1) for t in (x, delta, B, C, dy)))
+        written = zip(*(t.split(chunk, 1) for t in (dx, ddelta, dB, dC)))
+        with without_autocast(x.device):  # where it is called inside one
+            for h0, given, wanted in reversed(list(zip(carried, read, written))):
+                x_c, delta_c, B_c, C_c, dy_c = given
+                dx_c, ddelta_c, dB_c, dC_c = wanted
+                A_bar, Bx_bar = _discretise(x_c, delta_c, A, B_c)
+                h = _states(A_bar.clone(), Bx_bar, h0, scan)
+                dh_c = dy_c[..., None] * C_c[:, :, None]
+                dh_c[:, -1] += dh  # what later chunks and the last state ask for
+                dC_c.copy_((dy_c[:, :, None] @ h)[:, :, 0])
+                dA_bar, dBx_bar, dh = _gradients(A_bar, h, h0, dh_c, scan)
+                # Bx_bar = delta x B
+                dinput = (dBx_bar @ B_c[..., None])[..., 0]  # of delta x, (B, chunk, D)
+                dB_c.copy_(((delta_c * x_c)[:, :, None] @ dBx_bar)[:, :, 0])
+                dx_c.copy_(dinput * delta_c)
+                # A_bar = exp(delta A)
+                dexponent = dA_bar.mul_(A_bar)
+                ddelta_c.copy_((dexponent * A).sum(-1) + dinput * x_c)
+                dA += (dexponent * delta_c[..., None]).sum((0, 1))
+        return dx, ddelta, dA, dB, dC, dh
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise UserError(
+            "the parallel scan has a first derivative and no second: choose backend 'loop'"
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return one_after_another(_ParallelGradients.apply)(info, in_dims, *arguments)
 
 
 def _discretise(x: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,8 +307,7 @@ def _method(name: str):
 
 
 def _same_shape(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape or a.dim() < 2:
+    if axes(a) < 2 or axes(b) < 2 or a.shape != b.shape:
         raise UserError(
-            f"the scan needs a and b of one shape (B, L, …), not {tuple(a.shape)} "
-            f"and {tuple(b.shape)}"
+            f"the scan needs a and b of one shape (B, L, …), not {described(a)} and {described(b)}"
         )

@@ -3,6 +3,9 @@
     h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] x[t]        (Gu and Dao 2023, equation 2)
     y[t] = C[t] h[t] + D x[t],  then y[t] silu(z[t])
 
+(delta B stands for the paper's exact B_bar of equation 4, as in the official code; notebook 04
+shows the gap.)
+
 Backends: `loop` is the oracle, as short as the equations. `parallel` is plain PyTorch and runs on
 any device (`lib.scan.parallel`, notebook 05). `cpu` is a fused C++ kernel, compiled on first use
 where there is a compiler (`lib.scan.cpu`). `triton` is a fused GPU kernel
@@ -18,12 +21,12 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
-from lib.scan.arguments import check_scan, check_step
-from lib.scan.operators import wants_gradient
+from lib.scan.arguments import cast, check_scan, check_step
+from lib.scan.operators import wants_derivative
 from lib.scan.parallel import parallel, without_autocast
 
 
-def loop(x, delta, A, B, C, h0):
+def loop(x, delta, A, B, C, h0=None):
     """The recurrence, one step of time after another. Returns y (B, L, D) and h (B, D, N)."""
     h = h0 if h0 is not None else x.new_zeros(x.shape[0], *A.shape)
     ys = []
@@ -33,7 +36,9 @@ def loop(x, delta, A, B, C, h0):
         Bx_bar = (delta_t * x_t)[..., None] * B_t[:, None]  # (B, D, N)
         h = A_bar * h + Bx_bar
         ys.append((h @ C_t[..., None])[..., 0])  # (B, D)
-    return torch.stack(ys, 1) if ys else x, h
+    if not ys:  # no step of time: the state as it was, in memory of its own
+        return x, h.clone()
+    return torch.stack(ys, 1), h
 
 
 def step_size(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
@@ -53,9 +58,7 @@ def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> T
 def plain(recurrence, x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     """A whole scan in plain PyTorch, in float32 or float64, around `loop` or `parallel`."""
     high = torch.promote_types(x.dtype, torch.float32)
-    x, delta, A, B, C, D, z, delta_bias, h0 = (
-        t if t is None else t.to(high) for t in (x, delta, A, B, C, D, z, delta_bias, h0)
-    )
+    x, delta, A, B, C, D, z, delta_bias, h0 = cast(high, x, delta, A, B, C, D, z, delta_bias, h0)
     with without_autocast(x.device):  # which would take C h in bfloat16
         y, last = recurrence(x, step_size(delta, delta_bias, delta_softplus), A, B, C, h0)
         return skip_and_gate(y, x, D, z), last
@@ -83,7 +86,7 @@ SCANS = {
 BACKENDS = tuple(SCANS)
 
 
-def choose(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
+def fastest_backend(device: torch.device, dtype: torch.dtype, d_state: int) -> str:
     """The fastest backend for tensors of this kind on this machine.
 
     May compile, once, and says so.
@@ -115,13 +118,20 @@ def selective_scan(
 ) -> Float[Tensor, "B L D"] | tuple[Float[Tensor, "B L D"], Float[Tensor, "B D N"]]:
     """The scan of a selective state space model (Gu and Dao 2023, algorithm 2).
 
-    x, delta, z: (B, L, D), input, step and gate. A: (D, N), negative. B, C: (B, L, N).
-    D, delta_bias: (D,). h0: state before the first step, (B, D, N); zero when None.
+    x, delta, z: (B, L, D), input, step and gate: y is multiplied by silu(z) at the end.
+    A: (D, N), negative. B, C: (B, L, N). D: (D,), what of the input is added.
+    delta_bias: (D,), added to delta, before the softplus where `delta_softplus` asks for one.
+    h0: state before the first step, (B, D, N); zero when None.
+    backend: see the top of this file. All have first derivatives, backward; "loop" has all others.
     Returns y of shape (B, L, D) in the dtype of `x`, and with `return_last_state` also the
     state after the last step, (B, D, N), in float32 (float64 for float64 input). The state and all
     sums are kept in that dtype, whatever `x` is.
     Raises `UserError` for shapes, dtypes or devices that do not fit, or a backend that is not
     available.
+
+    `selective_scan_fn` of mamba-ssm has its axes as (B, D, L), and takes no h0. In its terms:
+    `selective_scan(u.mT, delta.mT, A, B.mT, C.mT, D, z.mT, delta_bias, delta_softplus).mT`.
+    Its groups of B and C, B and C that do not change, and complex A are not taken here.
     """
     check_scan(x, delta, A, B, C, D, z, delta_bias, h0)
     if backend not in ("auto", *BACKENDS):
@@ -130,7 +140,7 @@ def selective_scan(
     if 0 in (*x.shape, A.shape[1]):
         backend = "loop"
     if backend == "auto":
-        backend = choose(x.device, torch.promote_types(x.dtype, torch.float32), A.shape[1])
+        backend = fastest_backend(x.device, torch.promote_types(x.dtype, torch.float32), A.shape[1])
     y, last = SCANS[backend](x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0)
     y = y.to(x.dtype)
     return (y, last) if return_last_state else y
@@ -162,12 +172,12 @@ def selective_step(
     tensors = (h, x, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
         suits = x.device.type == "cpu" and x.dtype == h.dtype == torch.float32
-        fused = suits and not wants_gradient(*tensors) and scan_cpu.available()
+        fused = suits and not wants_derivative(*tensors) and scan_cpu.available()
         backend = "cpu" if fused else "loop"
     if backend == "cpu":
         return scan_cpu.step(h, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype, high = x.dtype, torch.promote_types(x.dtype, torch.float32)
-    h, x, delta, A, B, C, D, z, delta_bias = (t if t is None else t.to(high) for t in tensors)
+    h, x, delta, A, B, C, D, z, delta_bias = cast(high, *tensors)
     with without_autocast(x.device):
         delta = step_size(delta, delta_bias, delta_softplus)
         h = torch.exp(delta[..., None] * A) * h + (delta * x)[..., None] * B[:, None]

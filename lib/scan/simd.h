@@ -97,7 +97,8 @@ inline vec clamp(vec v, float low, float high) {
   return v > b ? b : v;
 }
 
-// 2^v: the whole part goes into the exponent, the rest into a polynomial; relative error 1e-7.
+// 2^v: the whole part goes into the exponent, the rest into a polynomial; relative error 1e-7 for
+// v in (-126, 126), and without AVX-512 the value at the nearer end beyond.
 inline vec exp2v(vec v) {
 #ifdef HAS_AVX512
   vec r = vec(_mm512_reduce_ps(__m512(v), 0x09));  // v - floor(v)

@@ -15,13 +15,16 @@ derives everything here.
 Shapes: B batch, L length, H heads, P channels a head, N state size, Q length of a chunk.
 """
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.scan.arguments import axes, check_tensors, described
+from lib.scan.arguments import axes, cast, check_tensors, described
+from lib.scan.parallel import without_autocast
 
 CHUNK = 64  # Q, steps of time: longer ones make larger masks, shorter ones more states
 
@@ -41,7 +44,9 @@ def loop(
         write = (delta_t[..., None] * x_t)[..., None] * B_t[:, None, None]  # (B, H, P, N)
         h = decay * h + write
         ys.append((h @ C_t[:, None, :, None])[..., 0])  # (B, H, P)
-    return torch.stack(ys, 1) if ys else x, h
+    if not ys:  # no step of time: the state as it was, in memory of its own
+        return x, h.clone()
+    return torch.stack(ys, 1), h
 
 
 def segment_sum(log_decay: Tensor) -> Tensor:
@@ -70,6 +75,8 @@ def decaying_attention(
     are kept in the dtype of the arguments; the products are autocast's to round, as in the official
     kernel.
     """
+    if chunk < 1:
+        raise UserError(f"a chunk of {chunk} steps holds none: give 1 or more")
     length = write.shape[1]
     chunk = min(chunk, length)
     missing = -length % chunk  # steps in which nothing decays and nothing is written
@@ -139,7 +146,8 @@ def ssd_scan(
     B, C: (B, L, N). D: (H,), what of the input is added.
     h0: state before the first step, (B, H, P, N); zero when None.
     Returns y (B, L, H, P) and, with `return_last_state`, the state after the last step, both in
-    float32 (float64 for float64 input), in which the decays are computed, whatever `x` is.
+    float32 (float64 for float64 input), in which the decays are computed, whatever `x` is; the
+    products of `chunked` are autocast's to round. (`selective_scan` gives y in the dtype of x.)
     Raises `UserError` for shapes, dtypes or devices that do not fit or an unknown backend.
     """
     _check(x, delta, A, B, C, D, h0)
@@ -147,10 +155,13 @@ def ssd_scan(
         raise UserError(f"backend {backend!r} is unknown: choose {' or '.join(BACKENDS)}")
     if 0 in (*x.shape, B.shape[2]):  # nothing to scan
         backend = "loop"
-    x, delta, A, B, C, D, h0 = _in_floats(x, delta, A, B, C, D, h0)
-    y, last = BACKENDS[backend](x, delta, A, B, C, h0)
+    high = torch.promote_types(x.dtype, torch.float32)
+    x, delta, A, B, C, D, h0 = cast(high, x, delta, A, B, C, D, h0)
+    with without_autocast(x.device) if backend == "loop" else nullcontext():
+        y, last = BACKENDS[backend](x, delta, A, B, C, h0)
     if D is not None:
         y = y + D[:, None] * x
+    y = y.to(high)  # autocast's products are narrower
     return (y, last) if return_last_state else y
 
 
@@ -174,12 +185,6 @@ def ssd_step(
 def _at_first(x: Tensor, B: Tensor) -> Tensor:
     """The state before anything was read, (B, H, P, N), for x (B, …, H, P) and B (B, …, N)."""
     return x.new_zeros(x.shape[0], *x.shape[-2:], B.shape[-1])
-
-
-def _in_floats(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """All in float32, or in float64 where x is."""
-    high = torch.promote_types(x.dtype, torch.float32)
-    return tuple(t if t is None else t.to(high) for t in (x, *others))
 
 
 def _check(x, delta, A, B, C, D, h0) -> None:

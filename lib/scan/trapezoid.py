@@ -17,13 +17,15 @@ Shapes: B batch, L length, H heads, P channels a head, N state size, R angles, a
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.errors import UserError
-from lib.scan.arguments import axes, check_tensors, described
+from lib.scan.arguments import axes, cast, check_tensors, described
+from lib.scan.parallel import without_autocast
 from lib.scan.ssd import decaying_attention
 
 # h (B, H, P, N), and of the step before: B (B, H, N), turned already, and x (B, H, P)
@@ -80,7 +82,9 @@ def loop(
         ys.append((h @ C_t[..., None])[..., 0])  # (B, H, P)
         B_before = B_t
         x_before = x_t
-    return torch.stack(ys, 1) if ys else x, (h, B_before, x_before)
+    if not ys:  # no step of time: the state as it was, in memory of its own
+        return x, tuple(t.clone() for t in state)
+    return torch.stack(ys, 1), (h, B_before, x_before)
 
 
 def chunked(
@@ -122,7 +126,8 @@ def trapezoid_scan(
 
     x: (B, L, H, P). delta, positive, log_decay, negative, and lam, from 0 to 1: (B, L, H).
     B, C: (B, L, H, N), turned already where they shall turn. D: (H,). state: see `TrapezoidState`,
-    zeros when None. All is computed in float32 (float64 for float64 input).
+    zeros when None. All is computed in float32 (float64 for float64 input), in which y and the
+    state are; the products of `chunked` are autocast's to round.
     Raises `UserError` for shapes, dtypes or devices that do not fit or an unknown backend.
     """
     if axes(x) != 4 or axes(B) != 4:
@@ -141,6 +146,8 @@ def trapezoid_scan(
             zeros(batch, heads, d_state),
             zeros(batch, heads, channels),
         )
+    if not isinstance(state, tuple | list) or len(state) != 3:
+        raise UserError("the scan goes on from three tensors: h, and B and x of the step before")
     h, B_before, x_before = state
     a_step = (batch, length, heads)
     check_tensors(
@@ -161,15 +168,16 @@ def trapezoid_scan(
         optional=("D",),
     )
     high = torch.promote_types(x.dtype, torch.float32)
-    x, delta, log_decay, B, C, lam, *state = (
-        t.to(high) for t in (x, delta, log_decay, B, C, lam, h, B_before, x_before)
+    x, delta, log_decay, B, C, lam, *state = cast(
+        high, x, delta, log_decay, B, C, lam, h, B_before, x_before
     )
     if 0 in (*x.shape, d_state):  # nothing to scan
         backend = "loop"
-    y, state = BACKENDS[backend](x, delta, log_decay, B, C, lam, tuple(state))
+    with without_autocast(x.device) if backend == "loop" else nullcontext():
+        y, state = BACKENDS[backend](x, delta, log_decay, B, C, lam, tuple(state))
     if D is not None:
         y = y + D[:, None].to(high) * x
-    return y, state
+    return y.to(high), state
 
 
 def _outer(x: Tensor, B: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from lib.env.errors import UserError
-from lib.scan.arguments import check_scan, check_tensors
+from lib.scan.arguments import cast, check_scan, check_tensors
 from lib.scan.operators import differentiable, operator
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -307,9 +307,10 @@ def _scan_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     kept[:, 0] = 0 if h0 is None else h0
     y = like(x)
     grid = (batch, triton.cdiv(channels, BLOCK_D))
-    forward_kernel[grid](
-        *given, y, kept, length, channels, states, delta_softplus, **options(x.dtype)
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        forward_kernel[grid](
+            *given, y, kept, length, channels, states, delta_softplus, **options(x.dtype)
+        )
     return y, kept[:, -1].clone(), kept
 
 
@@ -340,24 +341,25 @@ def _backward_kernel(x, delta, A, B, C, D, z, delta_bias, delta_softplus, kept, 
     )
     dB, dC = (x.new_empty(*grid, states, length, dtype=torch.float32) for _ in range(2))
     dD = x.new_empty(batch, channels, dtype=torch.float32)
-    backward_kernel[grid](
-        *given,
-        _plain(kept),
-        along_time(dy),
-        dx,
-        ddelta,
-        dA,
-        dB,
-        dC,
-        dD,
-        dz,
-        dh,
-        length,
-        channels,
-        states,
-        delta_softplus,
-        **options(x.dtype),
-    )
+    with torch.cuda.device_of(x):
+        backward_kernel[grid](
+            *given,
+            _plain(kept),
+            along_time(dy),
+            dx,
+            ddelta,
+            dA,
+            dB,
+            dC,
+            dD,
+            dz,
+            dh,
+            length,
+            channels,
+            states,
+            delta_softplus,
+            **options(x.dtype),
+        )
     # summed in one fixed order: the same digits always
     dB, dC = (d.sum(1).transpose(1, 2).to(x.dtype) for d in (dB, dC))
     return (
@@ -468,23 +470,25 @@ def _as_read(x, delta, A, B, C, D, z, delta_bias, h0=None):
 def fused(x, delta, A, B, C, D, z, delta_bias, delta_softplus, h0):
     """The fused scan on CUDA; shapes as in `lib.scan.selective_scan`. Returns y, last h (float32).
 
-    x, delta, B, C and z are read in the widest dtype among them (float32, bfloat16 or float16), the
-    parameters and the state in float32. A tensor whose memory runs along L is read as it is, any
-    other is copied once. Raises `UserError` for another device, float64 and N > 256.
+    x, delta, B, C and z are read in the widest dtype among them, at most float32, the parameters
+    and the state in float32. A tensor whose memory runs along L is read as it is, any
+    other is copied once. Raises `UserError` for another device, an x in float64 and N > 256.
     """
     _check_device(x)
     if A.shape[1] > LARGEST_STATE:
         raise UserError(
             f"backend 'triton' holds at most {LARGEST_STATE} states a channel, not {A.shape[1]}"
         )
+    if x.dtype not in DTYPES:
+        raise UserError(
+            f"backend 'triton' takes float32, bfloat16 or float16, not {str(x.dtype)[6:]}"
+        )
     dtype = x.dtype
     for t in (delta, B, C, z):
         dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
-    if dtype not in DTYPES:
-        raise UserError(
-            f"backend 'triton' takes float32, bfloat16 or float16, not {str(dtype)[6:]}"
-        )
-    x, delta, B, C, z = (t if t is None else t.to(dtype) for t in (x, delta, B, C, z))
-    A, D, delta_bias, h0 = (t if t is None else t.float() for t in (A, D, delta_bias, h0))
+    if dtype == torch.float64:  # beside an x that is none
+        dtype = torch.float32
+    x, delta, B, C, z = cast(dtype, x, delta, B, C, z)
+    A, D, delta_bias, h0 = cast(torch.float32, A, D, delta_bias, h0)
     y, last, _ = _scan(x, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), h0)
     return y, last

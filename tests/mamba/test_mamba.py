@@ -1,6 +1,7 @@
 """Claims about lib.mamba: step is forward, segments are the whole, checkpoints come back."""
 
 import copy
+import inspect
 import json
 import math
 import pickle
@@ -456,3 +457,39 @@ def test_a_deepened_model_is_the_same_function_and_learns_in_every_layer(layers,
     assert all(layer.mixer.out_proj.weight.grad.abs().max() > 0 for layer in deeper.backbone.layers)
     with pytest.raises(UserError, match=f"at least {n_layer}"):
         checkpoint.deepen(deeper, n_layer - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("total", [True, False])
+def test_targets_mean_the_same_on_the_fused_and_on_the_plain_path(dtype, total):
+    config = CONFIGS[0]
+    model, ids = make(config).to(dtype), tokens(config, 2, 3)
+    with torch.no_grad():
+        x, _ = model.residual(ids)
+        exact = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten(), reduction="none")
+        kept = exact.view(2, 3) * torch.tensor([[1, 0, 1], [0, 1, 1]])
+        targets = ids.clone()
+        targets[0, 1], targets[1, 0] = -1, -100  # both count nothing
+        nats = model.nats(x, targets, total=total)
+        torch.testing.assert_close(nats, kept.sum() if total else kept, rtol=1e-5, atol=1e-5)
+        with pytest.raises(UserError, match=r"targets of shape \(2, 3\).*not \(3, 2\)"):
+            # without the tests' own check of shapes
+            inspect.unwrap(type(model).nats)(model, x, ids.view(3, 2), total=total)
+        targets[0, 0] = config.vocab_size
+        with pytest.raises(UserError, match="a target is 50, and the vocabulary has 50 tokens"):
+            model.nats(x, targets, total=total)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"d_conv": 0}, "d_conv is below 1"),
+        ({"d_state": 0}, "d_state is below 1"),
+        ({"expand": 0}, "expand is below 1"),
+        ({"dt_min": 0.0}, "both above 0"),
+        ({"dt_min": 0.2, "dt_max": 0.1}, "not between 0.2 and 0.1"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(wrong, says):
+    with pytest.raises(UserError, match=says):
+        replace(CONFIGS[0], **wrong)

@@ -323,3 +323,20 @@ def test_weights_that_cannot_be_kept_so_are_refused_in_a_sentence():
     model.backbone.embeddings.weight.data[0, 0] = 40
     with pytest.raises(UserError, match="too large to be kept in float16"):
         Stepper(model, 1, "float16")
+
+
+@needs_compiler
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_step_does_not_follow_torch_s_default_dtype(default):
+    """What C++ writes into is float32, whatever an empty tensor would be just now."""
+    model = ours(TEN[0])
+    ids = tokens(TEN[0], 1, 5)
+    right = by_stepper(Stepper(model), ids)
+    earlier = Stepper(model)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(by_stepper(earlier, ids), right)
+        assert torch.equal(by_stepper(Stepper(model), ids), right)
+    finally:
+        torch.set_default_dtype(before)

@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from test_selective import HAVE_COMPILER, ORDER, Poisoned, problem, run
+from test_selective import HAVE_COMPILER, ORDER, poisoned, problem, run
 
 from lib.env.errors import UserError
 from lib.scan import cpu as scan_cpu
@@ -191,7 +191,7 @@ def test_any_shape_and_layout_is_the_loop_with_every_gradient_and_reads_nothing_
     for seed in range(10 * group, 10 * group + 10):
         given = random_problem(seed)
         exact = run({k: v.detach().double().requires_grad_() for k, v in given.items()}, "loop")
-        with Poisoned():
+        with poisoned():
             ours = run(given, "cpu")
         for name, value in exact.items():
             assert ours[name].shape == value.shape

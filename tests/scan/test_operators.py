@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from test_selective import HAVE_COMPILER, problem
+from torch.autograd import forward_ad
 
 from lib.env.errors import UserError
 from lib.scan import cpu, selective
@@ -192,6 +193,38 @@ def test_a_second_derivative_of_triton_s_scan_is_refused_in_a_sentence():
     given = named(3, 2, 1)
     x = given.pop("x").requires_grad_()
     refused_twice(selective_scan(x, **given, backend="triton"), x)
+
+
+@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_compiler), "triton"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_derivative_in_forward_mode_is_refused_in_a_sentence(backend, gradients):
+    """With gradients and without: a tangent that is dropped would be a derivative of zero."""
+    if backend == "triton":
+        triton_kernel()
+    given = {k: v.detach() for k, v in named(3, 2, 1).items()}
+    x = given.pop("x")
+    scan = lambda x: selective_scan(x, **given, backend=backend)
+    refused = pytest.raises(UserError, match="no derivative in forward mode: choose backend 'loop'")
+    with torch.set_grad_enabled(gradients):
+        with refused:
+            torch.func.jvp(scan, (x,), (torch.ones_like(x),))
+        with refused, forward_ad.dual_level():
+            scan(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_a_step_in_forward_mode_is_the_loop_s():
+    given = {k: v.detach() for k, v in named(1).items()}
+    h, x = given.pop("h0"), given.pop("x")[:, 0]
+    rest = {k: v[:, 0] if k in ("delta", "B", "C", "z") else v for k, v in given.items()}
+
+    def tangent(backend):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+            y, _ = selective_step(h, dual, **rest, backend=backend)
+            return forward_ad.unpack_dual(y).tangent
+
+    assert tangent("loop").abs().max() > 0
+    assert torch.equal(tangent("auto"), tangent("loop"))
 
 
 def test_the_loop_has_a_second_derivative():

@@ -147,8 +147,49 @@ def test_a_complex_recurrence_and_its_gradients_are_those_of_the_loop(method, le
 
 def test_real_beside_complex_is_refused_in_a_sentence():
     a, b, _ = chain(3, 2)
-    with pytest.raises(UserError, match="both real or both complex"):
-        linear_recurrence(a, b + 0j)
+    for wrong in ((a, b + 0j), (a + 0j, b), (a, b.float()), (a, b, b[:, 0] + 0j)):
+        with pytest.raises(UserError, match="the recurrence needs .* convert it first"):
+            linear_recurrence(*wrong)
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_second_gradients_of_the_recurrence_are_numerical_gradients(method, dtype):
+    given = [t.requires_grad_() for t in chain(4, 2, dtype=torch.float64)]
+    if dtype.is_complex:
+        given = [(t + 0.5j * t.flip(0)).detach().requires_grad_() for t in given]
+    assert torch.autograd.gradgradcheck(partial(linear_recurrence, method=method), given)
+    without = lambda a, b: linear_recurrence(a, b, None, method)
+    assert torch.autograd.gradgradcheck(without, given[:2])
+
+
+def test_a_second_gradient_of_parallel_is_refused_in_a_sentence():
+    """Where a graph of the first is asked for and only a part of it differentiated, too."""
+    given = problem(7)
+    y, h = parallel(*given)
+    (first,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
+    with pytest.raises(UserError, match="a first derivative and no second: choose backend 'loop'"):
+        torch.autograd.grad(first.sum(), given[0])
+
+
+def test_torch_func_maps_over_the_gradients():
+    """Gradients a row, and a whole Jacobian: the loop's."""
+    given = [t.detach() for t in problem(5, 3, 2)]
+    rest = given[1:]
+
+    def loss(x, delta, B, C, h0, how):
+        delta, B, C, h0 = (t[None] for t in (delta, B, C, h0))
+        y, h = how(x[None], delta, rest[1], B, C, h0)
+        return y.square().sum() + h.sum()
+
+    rows = torch.func.vmap(torch.func.grad(loss, (0, 1, 4)), (0, 0, 0, 0, 0, None))
+    mapped = given[0], rest[0], rest[2], rest[3], rest[4]
+    torch.testing.assert_close(rows(*mapped, parallel), rows(*mapped, loop))
+    jacobian = lambda how: torch.func.jacrev(lambda x: how(x, *rest)[0])(given[0])
+    torch.testing.assert_close(jacobian(parallel), jacobian(loop))
+    a, b, h0 = chain(5, 2)
+    whole = torch.func.jacrev(linear_recurrence, (0, 1, 2))(a, b, h0)
+    torch.testing.assert_close(whole, torch.func.jacrev(steps_one_by_one, (0, 1, 2))(a, b, h0))
 
 
 def test_torch_func_differentiates_the_plain_scan():
@@ -326,6 +367,12 @@ def test_mistakes_are_one_sentence():
         linear_recurrence(a, b, h0[:, :1])
     with pytest.raises(UserError, match="'tree' is unknown: choose blelloch or hillis_steele"):
         linear_recurrence(a, b, method="tree")
+    with pytest.raises(UserError, match="not list and"):
+        linear_recurrence([1.0], b)
+    with pytest.raises(UserError, match="a chunk of 0 steps holds none"):
+        parallel(*problem(3), chunk=0)
+    with pytest.raises(UserError, match="at least one step of time"):
+        parallel(*problem(0))
     with pytest.raises(UserError, match="no gradient: use linear_recurrence"):
         blelloch(a, b.requires_grad_())
     assert set(METHODS) == set(SCANS)

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.env.errors import UserError
-from lib.scan import native
-from lib.scan.selective import BACKENDS, choose, selective_scan, selective_step
+from lib.scan import native, operators
+from lib.scan.selective import BACKENDS, fastest_backend, selective_scan, selective_step
 
 LENGTHS = (1, 2, 63, 64, 65, 257)
 HAVE_COMPILER = native.compiler() is not None
@@ -203,31 +203,35 @@ def test_extreme_steps_give_no_nan_and_no_overflow(backend, extreme):
         assert error < 1e-4, f"{name}: {error:.1e}"
 
 
-class Poisoned(TorchDispatchMode):
-    """Whatever memory is asked for without a value holds NaN."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function.overloadpacket in (
-            torch.ops.aten.empty,
-            torch.ops.aten.empty_like,
-            torch.ops.aten.new_empty,
-            torch.ops.aten.empty_strided,
-            torch.ops.aten.new_empty_strided,
-        ):
-            if result.is_floating_point():
-                result.fill_(float("nan"))
-        return result
+@contextmanager
+def poisoned():
+    """Whatever memory is asked for without a value holds NaN, inside operators too."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all() and torch.ones(3).new_empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @on_the_cpu
 @pytest.mark.parametrize("length", LENGTHS)
 def test_no_result_depends_on_memory_that_was_never_written(backend, length):
     clean = run(problem(length, 7, 3, dtype=torch.float32), backend)
-    with Poisoned():
-        assert torch.empty(3).isnan().all()
-        poisoned = run(problem(length, 7, 3, dtype=torch.float32), backend)
-    assert all(torch.equal(clean[k], poisoned[k]) for k in clean)
+    with poisoned():
+        again = run(problem(length, 7, 3, dtype=torch.float32), backend)
+    assert all(torch.equal(clean[k], again[k]) for k in clean)
+
+
+@needs_compiler
+def test_a_kernel_that_leaves_memory_unwritten_is_found():
+    """The poison reaches what an operator asks for inside."""
+    lazy = operators.operator(
+        "lazy", "(Tensor x) -> Tensor", torch.empty_like, lambda x: x.new_empty(x.shape)
+    )
+    with poisoned():
+        assert lazy(torch.ones(3)).isnan().all()
 
 
 @needs_compiler
@@ -329,13 +333,13 @@ def test_empty_sequence_keeps_the_state(backend):
 
 def test_auto_takes_the_fastest_that_works_here():
     cpu, half = torch.device("cpu"), torch.bfloat16
-    assert choose(cpu, torch.float32, 16) == ("cpu" if HAVE_COMPILER else "parallel")
-    assert choose(cpu, torch.float64, 16) == "parallel"
+    assert fastest_backend(cpu, torch.float32, 16) == ("cpu" if HAVE_COMPILER else "parallel")
+    assert fastest_backend(cpu, torch.float64, 16) == "parallel"
     pytest.importorskip("triton", reason="no Triton for this system")
-    assert choose(torch.device("cuda"), half, 16) == "triton"
+    assert fastest_backend(torch.device("cuda"), half, 16) == "triton"
     assert (
-        choose(torch.device("cuda"), half, 257)
-        == choose(torch.device("cuda"), torch.float64, 16)
+        fastest_backend(torch.device("cuda"), half, 257)
+        == fastest_backend(torch.device("cuda"), torch.float64, 16)
         == "parallel"
     )
 

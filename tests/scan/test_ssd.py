@@ -207,3 +207,29 @@ def test_nothing_to_scan_is_nothing(shape):
     }
     y, h = ssd_scan(**a, return_last_state=True)
     assert y.shape == a["x"].shape and h.shape == a["h0"].shape
+
+
+@pytest.mark.parametrize("backend", ["loop", "chunked"])
+def test_y_and_the_state_are_float32_under_autocast_and_the_loop_is_not_rounded(backend):
+    given = {k: v.detach().float() for k, v in problem(70).items() if k != "D"}
+    scan = lambda: ssd_scan(**given, return_last_state=True, backend=backend)
+    plain = scan()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = scan()
+    for one, other in zip(inside, plain):
+        assert one.dtype == torch.float32
+        # bfloat16 has 8 bits: products of `chunked` are autocast's to round
+        assert (one - other).abs().max() <= (0 if backend == "loop" else 0.02) * other.abs().max()
+
+
+def test_no_step_of_time_leaves_the_state_in_memory_of_its_own():
+    given = {k: v.detach() for k, v in problem(0).items()}
+    _, last = ssd_scan(**given, return_last_state=True)
+    last.zero_()
+    assert given["h0"].abs().max() > 0
+
+
+def test_a_chunk_of_no_steps_is_refused():
+    given = [problem(3)[name] for name in ("x", "delta", "A", "B", "C")]
+    with pytest.raises(UserError, match="a chunk of 0 steps holds none"):
+        chunked(*given, chunk=0)

@@ -212,3 +212,21 @@ def test_what_does_not_fit_is_named_in_one_sentence():
         trapezoid_scan(**a, backend="fast")
     with pytest.raises(UserError, match="4 angles turn 8 numbers"):
         turn(a["B"], torch.zeros(2, 4, HEADS, 4))
+
+
+@pytest.mark.parametrize("backend", ["loop", "chunked"])
+def test_y_and_the_state_are_float32_under_autocast_and_the_loop_is_not_rounded(backend):
+    given, _ = problem(70, dtype=torch.float32)
+    plain, state = trapezoid_scan(**given, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, after = trapezoid_scan(**given, backend=backend)
+    for one, other in zip((inside, *after), (plain, *state)):
+        assert one.dtype == torch.float32
+        # bfloat16 has 8 bits: products of `chunked` are autocast's to round
+        assert (one - other).abs().max() <= (0 if backend == "loop" else 0.02) * other.abs().max()
+
+
+def test_a_state_of_another_length_is_refused():
+    given, _ = problem(3)
+    with pytest.raises(UserError, match="three tensors"):
+        trapezoid_scan(**given, state=(given["x"],))

@@ -17,7 +17,7 @@ class Model {
     if (counts[0] !== weights.length) throw new Error("the weights do not fit the program: build the page again");
     [this.weights, this.windows, this.states, this.scratch] = Array.from(counts, (count) => this.room(count));
     this.embeddings = this.room(embeddings.length);
-    this.token = this.room(1);
+    this.token = this.room(2); // 64 bits
     this.logits = this.room(this.vocabulary);
     this.floats(this.weights, weights.length).set(weights);
     this.floats(this.embeddings, embeddings.length).set(embeddings);
@@ -46,7 +46,7 @@ class Model {
   // Read a token; the logits of the next one, in a place that the next call writes over.
   step(token) {
     const { exports } = this;
-    new Int32Array(exports.memory.buffer, this.token, 1)[0] = token;
+    new BigInt64Array(exports.memory.buffer, this.token, 1)[0] = BigInt(token);
     const failed = exports.mamba_step(this.sizes, this.epsilon, this.weights, this.embeddings, this.windows,
       this.states, this.scratch, this.token, this.logits, 1);
     if (failed) throw new Error(`token ${token} is not in the vocabulary`);
