@@ -88,7 +88,8 @@ def choose_device() -> tuple[str, str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu", "fp32", "no CUDA device was found, and a CPU computes in float32"
+        why = "no CUDA device was found; training takes bfloat16 where a CPU has units for it"
+        return "cpu", "fp32", why
     capability = torch.cuda.get_device_capability()
     number = f"compute capability {capability[0]}.{capability[1]}"
     if capability >= (8, 0):

@@ -15,11 +15,12 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lib.env.errors import UserError
-from lib.env.files import atomic_folder
+from lib.env.files import atomic_folder, check_writable, sha256_of
 from lib.env.paths import CACHE
 from lib.music.maestro import Performance, performances
 from lib.music.notes import Music, augment, read_midi, sustain
@@ -58,19 +59,32 @@ class Augmentation:
         }
 
 
-# What `encode_piece` makes of one copy: its base tokens, its notes, its seconds
-Copy = tuple[np.ndarray, int, float]
+class Copy(NamedTuple):
+    """What `encode_piece` makes of one copy of a performance."""
+
+    number: int
+    base: np.ndarray  # its base tokens
+    notes: int
+    seconds: float
+
+
+Encoded = list[tuple[Performance, list[Copy]]]
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(config):
+def _tokenizer(config: TokenConfig) -> Tokenizer:
     """Kept from piece to piece: making one takes longer than encoding."""
     return Tokenizer(config)
 
 
-def encode_piece(job, config, augmentation) -> list[Copy] | str:
-    """Base tokens of all copies of one performance; of a bad file, the sentence that says why."""
-    number, performance = job
+def encode_piece(
+    number: int, performance: Performance, config: TokenConfig, augmentation: Augmentation
+) -> list[Copy] | str:
+    """Base tokens of all copies of one performance; of a bad file, the sentence that says why.
+
+    `number` is its place among all, by which its copies are drawn. A copy that is transposed off
+    the keyboard is none.
+    """
     try:
         music = read_midi(performance.path)
     except UserError as error:
@@ -84,12 +98,23 @@ def encode_piece(job, config, augmentation) -> list[Copy] | str:
         notes = augment(music.notes, **change)
         changed = Music(notes, music.pedal * change["stretch"])
         base = _tokenizer(config).encode_base(changed)
-        copies.append((base, len(notes), changed.seconds))
+        if len(notes):
+            copies.append(Copy(copy, base, len(notes), changed.seconds))
+    if not copies or copies[0].number:
+        return f"{performance.path} holds no notes"
     return copies
 
 
-def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
-    """All that the streams depend on, as JSON; `id` is its hash."""
+def fingerprint(
+    performances: list[Performance],
+    config: TokenConfig,
+    augmentation: Augmentation,
+    tokenizer: Tokenizer | None = None,
+) -> dict:
+    """All that the streams depend on, as JSON; `id` is its hash.
+
+    Files count by their names and sizes; `content_of` tells whether they have changed since.
+    """
     files = sorted((p.path.name, p.path.stat().st_size, p.split) for p in performances)
     settings = {
         "format": FORMAT,
@@ -103,7 +128,12 @@ def fingerprint(performances, config, augmentation, tokenizer=None) -> dict:
     return settings
 
 
-def _named(config) -> dict:
+def content_of(performances: list[Performance]) -> str:
+    """A hash of what the files hold, in their order, by which the copies are drawn."""
+    return _digest(" ".join(sha256_of(p.path) for p in performances), 16)
+
+
+def _named(config: TokenConfig) -> dict:
     """The settings as JSON.
 
     The language is named only where it is not REMI, as caches of before knew no other.
@@ -144,27 +174,34 @@ def build(
         raise UserError(
             f"the tokenizer was made with {tokenizer.config}: use those settings, or give none"
         )
-    performances = list(performances)
-    if not any(p.split == "train" for p in performances):
+    found = list(performances)
+    if not any(p.split == "train" for p in found):
         raise UserError("there is no training piece in this list: give pieces of the train split")
-    settings = fingerprint(performances, config, augmentation, tokenizer)
+    settings = fingerprint(found, config, augmentation, tokenizer)
     target = Path(folder or CACHE) / f"tokens-{settings['id']}"
+    content = content_of(found)
     if target.is_dir():
         streams = Streams.load(target)
+        if streams.settings.get("content", content) != content:  # older caches do not say
+            raise UserError(
+                f"the files, or their order, have changed since {target} was made: "
+                "delete that folder and run this again"
+            )
         say(f"token streams: {len(streams.tokens):,} tokens from the cache {target.name}")
         return streams, Tokenizer.load(target)
 
-    encoded = encode_all(performances, config, augmentation, workers, progress, say)
+    check_writable(target / INDEX)
+    encoded = encode_all(found, config, augmentation, workers, progress, say)
     if not any(p.split == "train" for p, _ in encoded):
         raise UserError("no training piece could be read: check the files")
     if tokenizer is None:
         tokenizer = Tokenizer(config)
         if config.vocab_size:
             say(f"learning byte-pair merges on the train split, up to {config.vocab_size:,} tokens")
-            tokenizer.learn([copies[0][0] for p, copies in encoded if p.split == "train"])
+            tokenizer.learn([copies[0].base for p, copies in encoded if p.split == "train"])
     tokens, pieces = merge_all(encoded, tokenizer, progress)
     index = {
-        "settings": settings,
+        "settings": settings | {"content": content},
         "vocab_size": tokenizer.vocab_size,
         "bos": int(tokenizer.bos),
         "pieces": [asdict(p) for p in pieces],
@@ -175,8 +212,15 @@ def build(
     return Streams.load(target), tokenizer
 
 
-def encode_all(performances, config, augmentation, workers, progress, say):
-    """`encode_piece` of all that can be read, many on several processes: (performance, copies)."""
+def encode_all(
+    performances: list[Performance],
+    config: TokenConfig,
+    augmentation: Augmentation,
+    workers: int | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Encoded:
+    """`encode_piece` of all that can be read, many on several processes."""
     from tqdm import tqdm
 
     work = partial(encode_piece, config=config, augmentation=augmentation)
@@ -187,7 +231,7 @@ def encode_all(performances, config, augmentation, workers, progress, say):
     with ProcessPoolExecutor(workers, spawn) if many else nullcontext() as pool:
         run = partial(pool.map, chunksize=4) if many else map
         bar = tqdm(
-            run(work, enumerate(performances)),
+            run(work, range(len(performances)), performances),
             total=len(performances),
             desc="encoding",
             unit="piece",
@@ -201,7 +245,9 @@ def encode_all(performances, config, augmentation, workers, progress, say):
     return encoded
 
 
-def merge_all(encoded, tokenizer, progress) -> tuple[np.ndarray, list[Piece]]:
+def merge_all(
+    encoded: Encoded, tokenizer: Tokenizer, progress: bool
+) -> tuple[np.ndarray, list[Piece]]:
     """All copies as one run of tokens, each from BOS to EOS, and where in it each lies."""
     from tqdm import tqdm
 
@@ -209,8 +255,8 @@ def merge_all(encoded, tokenizer, progress) -> tuple[np.ndarray, list[Piece]]:
     arrays = []
     offset = 0
     for performance, copies in tqdm(encoded, desc="merging", unit="piece", disable=not progress):
-        for copy, (base, notes, seconds) in enumerate(copies):
-            ids = np.concatenate([[tokenizer.bos], tokenizer.merge(base), [tokenizer.eos]])
+        for copy in copies:
+            ids = np.concatenate([[tokenizer.bos], tokenizer.merge(copy.base), [tokenizer.eos]])
             arrays.append(ids.astype(np.uint16))
             pieces.append(
                 Piece(
@@ -218,18 +264,18 @@ def merge_all(encoded, tokenizer, progress) -> tuple[np.ndarray, list[Piece]]:
                     performance.composer,
                     performance.title,
                     performance.split,
-                    copy,
+                    copy.number,
                     offset,
                     len(ids),
-                    notes,
-                    round(seconds, 3),
+                    copy.notes,
+                    round(copy.seconds, 3),
                 )
             )
             offset += len(ids)
     return np.concatenate(arrays), pieces
 
 
-def _write(target: Path, tokens: np.ndarray, index: dict, tokenizer) -> None:
+def _write(target: Path, tokens: np.ndarray, index: dict, tokenizer: Tokenizer) -> None:
     """The folder of streams and their tokenizer, whole or not at all.
 
     Another process may be first: its work is the same, and stays.
@@ -289,6 +335,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.copies < 0:
         raise UserError(f"{args.copies} copies make no sense: give 0 or more")
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"{args.workers} processes encode nothing: give 1 or more")
     if config:
         Tokenizer(config)  # refused now, where its vocabulary is too small, and not in an hour
     found = performances(args.folder, quick=args.quick)
@@ -304,4 +352,4 @@ def main(argv: list[str] | None = None) -> None:
                 f"{split:>10}: {len(mine):5} pieces {notes:10,} notes {tokens:11,} tokens "
                 f"{tokens / notes:.2f} tokens a note"
             )
-    print(f"in data/cache/{streams.folder.name}")
+    print(f"in {streams.folder}")

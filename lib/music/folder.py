@@ -133,7 +133,7 @@ def read_all(paths: list[Path], folder: Path) -> tuple[list[Found], dict[str, li
             left_out.setdefault(kind, []).append(str(path.relative_to(folder)))
         else:
             seen.add(music.notes.tobytes())
-            found.append(describe(path, music))
+            found.append(describe(path, music, path.relative_to(folder).as_posix()))
     return found, left_out
 
 
@@ -151,11 +151,11 @@ def kind_of_fault(sentence: str, path: Path) -> str:
     return sentence.removeprefix(f"{path} ").split(":")[0].split(",")[0]
 
 
-def describe(path: Path, music: Music) -> Found:
+def describe(path: Path, music: Music, title: str) -> Found:
     """A file's facts, and what tells whether it is a copy of another."""
     steps = key_steps(music.notes)
     content = hashlib.sha256(steps.tobytes()).hexdigest()
-    performance = Performance(path, "", path.stem, 0, "train", music.seconds)
+    performance = Performance(path, "", title, 0, "train", music.seconds)
     return Found(performance, shingles(steps), content)
 
 
@@ -206,15 +206,21 @@ def split(groups: np.ndarray, contents: list[str]) -> list[str]:
     """The side of each file: whole groups, in the order of the smallest hash in each.
 
     The first groups are for the test, until they hold a tenth of the files, the next ones for
-    validation, and at least one stays to learn from.
+    validation, and at least one stays to learn from. A group that would make a side larger than
+    two tenths is passed over: many takes of one piece are to learn from, if anything else is there.
     """
-    members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    members = [np.flatnonzero(groups == group).tolist() for group in range(groups.max() + 1)]
     members.sort(key=lambda files: min(contents[i] for i in files))
     sides = ["train"] * len(groups)
+    wanted = HELD_OUT * len(groups)
     for side, leave in (("test", 2), ("validation", 1)):
         count = 0
-        while count < HELD_OUT * len(groups) and len(members) > leave:
-            files = members.pop(0)
+        while count < wanted and len(members) > leave:
+            fitting = [files for files in members if count + len(files) <= 2 * wanted]
+            if count and not fitting:
+                break
+            files = fitting[0] if fitting else min(members, key=len)
+            members.remove(files)
             count += len(files)
             for i in files:
                 sides[i] = side

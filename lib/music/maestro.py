@@ -82,8 +82,9 @@ def performances(
         except Unreachable as error:
             reasons.append(str(error))
     if not ten.whole(small):
+        network = "connect to a network, or " if download else ""
         raise UserError(
-            f"no MAESTRO was found ({'; '.join(reasons)}): connect to a network, or "
+            f"no MAESTRO was found ({'; '.join(reasons)}): {network}"
             "name MAESTRO's folder or MIDI zip as an argument or in MAESTRO_DIR"
         )
     return _use([Performance(small / name, *facts) for name, *facts, _ in ten.TEN], small, say)

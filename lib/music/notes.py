@@ -104,6 +104,8 @@ def read_midi(path: str | Path) -> Music:
 
 def _events(path: Path) -> np.ndarray:
     """The events of a MIDI file; `UserError` where there is none or it is damaged."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a MIDI file")
     if not path.is_file():
         raise UserError(f"there is no file {path}: check the name")
     with os_errors(f"read {path}"):

@@ -123,7 +123,7 @@ class Tokenizer:
         if size is not None and size <= self.base_size:
             raise UserError(
                 f"vocab_size={size} leaves no room for merges: there are "
-                f"{self.base_size} base tokens; choose more, or None"
+                f"{self.base_size} base tokens; choose more, or none (None, --vocab-size 0)"
             )
 
     def _refresh(self):

@@ -9,6 +9,8 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from lib.music.streams import Streams
 from lib.train import distributed, own_midi
 from lib.train.config import PRESETS, add_options, given
 from lib.train.cost import plan
-from lib.train.trainer import Trainer
+from lib.train.optim import choose_precision
+from lib.train.trainer import Trainer, check_folder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,24 +38,26 @@ def main(argv: list[str] | None = None) -> None:
         named = {name: getattr(sizes, name) for name in ("d_model", "n_layer", "d_state")}
         config = replace(config, **named)
     config = replace(config, **given(args))
-    world, _ = distributed.start(args.device)
+    world, device = distributed.start(args.device)
+    choose_precision(config.precision, device)
+    folder = out_of(args)
+    check_folder(folder, args.resume)
     try:
-        with distributed.together(world):
+        with distributed.explain_lost_process(world):
             if not world.first:
                 world.wait()  # the first process builds the streams
             streams = open_streams(args, say=print if world.first else lambda text: None)
             if world.first:
                 world.wait()
-            folder = out_of(args)
             trainer = Trainer(
                 streams, config, folder, device=args.device, resume=args.resume, init=args.init
             )
             if not trainer.finished:
                 trainer.say(plan(trainer))
-            stop_politely(trainer)
-            if args.midi and trainer.step == 0:
-                trainer.validate()  # what it starts from is the first to beat
-            trainer.run()
+            with stopping_politely(trainer):
+                if args.midi and trainer.step == 0:
+                    trainer.validate()  # what it starts from is the first to beat
+                trainer.run()
             if trainer.finished:
                 trainer.say(
                     f"best validation: {trainer.best:.2f} bits a note, kept in {folder.name}/best"
@@ -118,7 +123,8 @@ def open_streams(args, say) -> Streams:
     return build(performances(quick=args.preset == "quick", say=say), say=say)[0]
 
 
-def stop_politely(trainer: Trainer) -> None:
+@contextmanager
+def stopping_politely(trainer: Trainer) -> Iterator[None]:
     """Ctrl-C, and what torchrun or a cluster sends: finish the step, save, stop. Twice: at once."""
 
     def ask(number, frame):
@@ -127,8 +133,12 @@ def stop_politely(trainer: Trainer) -> None:
         trainer.stop_asked = True
         trainer.say("stopping after this step, with a checkpoint (once more: at once)")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

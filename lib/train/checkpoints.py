@@ -82,6 +82,7 @@ class Before(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="allow")
     folder: str
+    weights: str  # the checksum of their file
     steps: Count
     tokens: Count
     hours: Amount
@@ -253,13 +254,14 @@ def history(folder: Path) -> dict:
     }
     if exists(folder.parent) and folder.name == "best":  # of a run
         weights = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
-        look = lambda facts, size: check_size(folder.parent, size, weights, MOST_ROWS)
+        look = lambda _, size: check_size(folder.parent, size, weights, MOST_ROWS)
         run = read(folder.parent, lambda text: None, look)[1]
         before = run.get("init") or {}
         row = min(run["log"], key=lambda row: row["validation_bits_per_note"], default=None)
         if row and row["validation_bits_per_note"] > run["best"] + 1e-5:
             row = {"step": 0, "tokens": 0, "minutes": 0.0}  # none was better than the beginning
-        if row and not (before and "tokens" not in before):
+        known = not before or "tokens" in before
+        if row and known:
             facts |= {
                 "steps": row["step"] + before.get("steps", 0),
                 "tokens": row["tokens"] + before.get("tokens", 0),

@@ -18,6 +18,7 @@ AT_LEAST_ONE = (
     "steps",
     "accumulate",
     "eval_every",
+    "eval_tokens",
     "save_every",
 )
 SHARES = ("dropout", "warmup", "hold", "final_lr", "beta2")
@@ -80,8 +81,8 @@ class TrainConfig:
                 raise UserError(f"{name}={value} must be above 0 and finite")
         for name in NOT_NEGATIVE:
             value = getattr(self, name)
-            if not 0 <= value:
-                raise UserError(f"{name}={value} is below 0: give 0 or more")
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name}={value} makes no sense: give 0 or more, and a finite one")
         if self.seed >= 2**63:
             raise UserError(f"seed={self.seed} has more than 63 bits: give a smaller number")
         if self.optimizer not in OPTIMIZERS:

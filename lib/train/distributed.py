@@ -83,8 +83,8 @@ def start(device: str | None = None) -> tuple[World, torch.device]:
         kind = None
     if kind is None or kind.type not in choices:
         raise UserError(f"training does not run on {wanted!r} here: choose {' or '.join(choices)}")
-    if "LOCAL_RANK" not in os.environ:
-        return World(), kind
+    if not os.environ.keys() >= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"}:
+        return World(), kind  # torchrun sets them all
     if not dist.is_available():
         raise UserError(
             "this PyTorch was built without distributed training: run it without torchrun"
@@ -113,7 +113,7 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
 
 
 @contextmanager
-def together(world: World):
+def explain_lost_process(world: World):
     """Say in a sentence that another process has died; gloo and NCCL raise errors of their own."""
     try:
         yield

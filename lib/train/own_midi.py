@@ -143,7 +143,7 @@ def report(trainer, init: str | Path, command: str, say=print) -> dict:
     result = measure(mamba.load(init, trainer.device), after, trainer.streams, maestro, tokenizer)
     pieces = trainer.streams.select
     result["files"] = {
-        split: [p.name for p in pieces(split)] for split in ("train", "validation", "test")
+        split: [p.title for p in pieces(split)] for split in ("train", "validation", "test")
     }
     result |= {"steps": trainer.step, "minutes": trainer.seconds / 60, "init": str(init)}
     result |= provenance(command, seed=trainer.config.seed)
@@ -168,7 +168,7 @@ def card(result: dict, folder: Path, params: int) -> str:
             )
         else:
             rows.append(f"| {name} | not measured | not measured | |")
-    counts = {split: len(names) for split, names in result["files"].items()}
+    counts = {split: len(files) for split, files in result["files"].items()}
     return CARD.format(
         title=folder.parent.name,
         params=params,

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lib import mamba
 from lib.env.errors import UserError
-from lib.env.files import atomic_folder, on_disk
+from lib.env.files import atomic_folder, check_writable, on_disk
 from lib.mamba.model import MambaLM, State
 from lib.music.streams import Streams
 from lib.train import checkpoints, distributed
@@ -432,19 +432,25 @@ def last_row_said(run: Trainer) -> str:
 
 def open_folder(run: Trainer, resume: bool) -> None:
     """Go on where the folder's run stopped. Raises `UserError` where nobody asked for that."""
+    check_folder(run.folder, resume)
     if not checkpoints.exists(run.folder):
         if resume:
             run.say(f"nothing to resume in {run.folder.name} yet: starting at the beginning")
         return
-    if not resume:
-        raise UserError(
-            f"{run.folder} holds a run already: add --resume to go on, or choose another --out"
-        )
     tensors, facts = checkpoints.read(run.folder, run.say, partial(look_at, run))
     check_same_run(run, facts)
     check_tensors_fit(run, tensors)
     run.restore(tensors, facts)
     run.say(f"resuming at step {run.step} after {run.seconds / 60:.1f} minutes")
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise `UserError` where the folder cannot take this run; asked before long work too."""
+    if checkpoints.exists(folder) and not resume:
+        raise UserError(
+            f"{folder} holds a run already: add --resume to go on, or choose another --out"
+        )
+    check_writable(folder / checkpoints.LAST)
 
 
 def look_at(run: Trainer, facts: dict, size: int) -> None:
@@ -467,6 +473,13 @@ def check_same_run(run: Trainer, facts: dict) -> None:
         raise UserError(
             f"the token streams are not those that {run.folder} was trained on: "
             "build them with the same settings, or choose another --out"
+        )
+    began = (facts.get("init") or {}).get("weights")  # older runs do not say
+    given = (run.init or {}).get("weights")
+    if began and given and began != given:
+        raise UserError(
+            f"{run.folder} began with other weights, those of {facts['init'].get('folder')}: "
+            "name them with --init, or choose another --out"
         )
     known = asdict(TrainConfig()) | facts["config"]  # older runs lack newer fields
     for name in FIXED:

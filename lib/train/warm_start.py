@@ -6,7 +6,9 @@ from typing import Any
 
 from lib import mamba
 from lib.env.errors import UserError
+from lib.env.files import sha256_of
 from lib.env.schema import read_json
+from lib.mamba.config_schema import WEIGHTS
 from lib.mamba.model import MambaConfig, MambaLM
 from lib.music.streams import Streams
 from lib.music.tokens import BPE_MODEL, SETTINGS
@@ -31,6 +33,7 @@ def warm_start(folder: str | Path, streams: Streams, config: TrainConfig) -> tup
     """
     model = mamba.load(folder)
     history = checkpoints.history(Path(folder)) | {"n_layer": model.config.n_layer}
+    history["weights"] = sha256_of(Path(folder) / WEIGHTS)
     _check_sizes(folder, model.config, sizes_of(streams, config))
     _check_tokens(folder, streams)
     model = mamba.deepen(model, config.n_layer)

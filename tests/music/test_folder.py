@@ -88,7 +88,7 @@ def test_a_copy_of_a_copy_belongs_to_the_first_too():
     found = split(groups, ["e", "d", "c", "b", "a"])
     assert found[0] == found[2] and found[1] == found[4]
     assert sorted(set(found)) == ["test", "train", "validation"]
-    assert found[4] == "test", "the smallest hash comes first"
+    assert found[3] == "test", "the smallest hash comes first, of the groups that fit"
 
 
 def test_the_split_hangs_on_the_content_and_not_on_names_or_order(tmp_path):
@@ -138,3 +138,21 @@ def test_a_folder_that_cannot_be_used_is_told_why_in_a_sentence(tmp_path):
     (tmp_path / "bad" / "x.mid").write_bytes(b"MThd")
     assert "no piece to learn from" in fault(tmp_path / "bad")
     assert "there is no folder" in fault(tmp_path / "one.mid")
+
+
+@pytest.mark.parametrize("takes, others", [(30, 20), (40, 10), (50, 2), (9, 9)])
+def test_many_takes_of_one_piece_do_not_fill_a_side(takes, others):
+    """They are to learn from; the sides that measure hold about a tenth each."""
+    groups = np.append(np.zeros(takes, int), 1 + np.arange(others))
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        contents = [f"{number:020}" for number in random.integers(2**60, size=len(groups))]
+        found = np.array(split(groups, contents))
+        assert (found[:takes] == "train").all()
+        for side in ("test", "validation"):
+            assert 1 <= (found == side).sum() <= 2 + len(groups) // 5
+
+
+def test_copies_of_one_piece_alone_still_leave_a_side_to_learn_from():
+    found = split(np.repeat([0, 1, 2], 4), [f"{i:02}" for i in range(12)])
+    assert sorted(set(found)) == ["test", "train", "validation"]

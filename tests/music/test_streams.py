@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lib.env.paths import ROOT
 from lib.music import encode as module
 from lib.music.encode import FORMAT, Augmentation, build, fingerprint
 from lib.music.maestro import Performance
-from lib.music.notes import Music, augment, make_notes, read_midi, sustain, write_midi
+from lib.music.notes import HIGHEST, Music, augment, make_notes, read_midi, sustain, write_midi
 from lib.music.streams import INDEX, TOKENS, Streams
 from lib.music.tokens import TokenConfig, Tokenizer
 
@@ -186,6 +187,42 @@ def test_other_settings_or_files_go_to_another_folder(found):
     assert len(ids) == 7
     assert fingerprint(list(reversed(found)), BASE, ONE) == fingerprint(found, BASE, ONE)
     assert fingerprint(found, BASE, ONE)["format"] == FORMAT
+
+
+def test_files_that_changed_since_the_cache_was_made_are_not_taken_for_the_old(found, tmp_path):
+    """Not by another byte at the same length, nor in another order, by which copies are drawn."""
+    mine = []
+    for performance in found:
+        path = tmp_path / performance.path.name
+        path.write_bytes(performance.path.read_bytes())
+        mine.append(replace(performance, path=path))
+    streams, _ = make(mine, tmp_path)
+    with pytest.raises(UserError, match="or their order, have changed.*delete that folder"):
+        make(mine[::-1], tmp_path)
+    whole = mine[0].path.read_bytes()
+    mine[0].path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="have changed since .*tokens-.* delete that folder"):
+        make(mine, tmp_path)
+    mine[0].path.write_bytes(whole)
+    assert np.array_equal(make(mine, tmp_path)[0].tokens, streams.tokens)
+
+
+def test_a_copy_that_is_transposed_off_the_keyboard_is_none(tmp_path):
+    """And the streams can be read, with the copies that are left."""
+    start = np.arange(20) * 0.25
+    rows = []
+    for i, key in enumerate((HIGHEST, 60)):
+        path = tmp_path / f"{i}.mid"
+        write_midi(Music(make_notes(start, start + 0.2, np.full(20, key), np.full(20, 64))), path)
+        rows.append(Performance(path, "composer", f"{i}", 2000, "train", 5.0))
+    many = Augmentation(copies=12)
+    streams, _ = build(rows, BASE, many, folder=tmp_path / "cache", progress=False, say=quiet)
+    copies = {"0.mid": [], "1.mid": []}
+    for piece in streams.pieces:
+        copies[piece.name].append(piece.copy)
+    up = [n for n in range(1, 13) if many.draw(0, n)["semitones"] > 0]
+    assert copies["1.mid"] == list(range(13))
+    assert copies["0.mid"] == [n for n in range(13) if n not in up] and up
 
 
 @pytest.mark.parametrize("where", ["np.save", "encode"])

@@ -13,7 +13,7 @@ from made_up import TINY, make_streams, quiet, store
 from lib.env.errors import UserError
 from lib.env.machine import ROOT
 from lib.train import checkpoints
-from lib.train.distributed import World
+from lib.train.distributed import World, start
 from lib.train.trainer import Trainer
 
 OPTIONS = dict(
@@ -179,3 +179,12 @@ def test_alone_there_is_nobody_to_ask():
     assert world.first and world.total(1.5, 2) == [1.5, 2] and world.agree(3.0) == [3.0]
     assert torch.equal(world.gather(torch.ones(2))[0], torch.ones(2))
     world.wait()
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK", "WORLD_SIZE"])
+def test_one_of_torchrun_s_variables_alone_is_no_torchrun(monkeypatch, name):
+    """Notebooks on clusters and some containers leave one behind."""
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "0")
+    assert start("cpu") == (World(), torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from lib.music.encode import Augmentation, build
 from lib.music.notes import Music, make_notes, write_midi
 from lib.music.tokens import Tokenizer
 from lib.train import own_midi
-from lib.train.__main__ import main, parse
+from lib.train.__main__ import main, parse, stopping_politely
 from lib.train.config import PRESETS
 from lib.train.warm_start import warm_start
 
@@ -54,6 +55,9 @@ def no_maestro(monkeypatch):
         raise UserError("no MAESTRO was found: connect to a network")
 
     monkeypatch.setattr(own_midi, "performances", nothing)
+
+
+FEW = ("--steps", "3", "--minutes", "1")
 
 
 def learn(weights, folder, out, *more):
@@ -163,7 +167,7 @@ def test_copies_of_one_piece_are_one_piece_to_the_interval(weights, tmp_path, mo
             start = 0.25 * np.arange(len(keys))
             write_midi(Music(make_notes(start, start + 0.2, keys, np.full(len(keys), 64))), path)
             rows.append(maestro.Performance(path, "composer", f"{i}", 2000, "train", 3.0))
-        plain = {"augmentation": Augmentation(copies=0), "tokenizer": tokenizer}
+        plain = {"augmentation": Augmentation(copies=0), "tokenizer": tokenizer, "folder": tmp_path}
         streams = build(rows, **plain, progress=False, say=lambda text: None)[0]
         return own_midi.before_and_after(None, None, streams, streams.pieces, tokenizer)
 
@@ -198,3 +202,67 @@ def test_a_folder_that_cannot_be_used_ends_in_a_sentence_before_anything_is_writ
     with pytest.raises(UserError, match="there is no folder"):
         learn(weights, tmp_path / "nowhere", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_from_the_weights_it_began_with_and_from_no_others(
+    tmp_path, weights, folder, no_maestro
+):
+    """What was gained is measured against them."""
+    out = tmp_path / "run"
+    learn(weights, folder, out, *FEW)
+    facts = json.loads((out / "best" / own_midi.FACTS).read_text())
+    other = tmp_path / "other"
+    shutil.copytree(weights, other)
+    model = mamba.load(other)
+    with torch.no_grad():
+        model.head.add_(0.1)
+    mamba.save(model, other)
+    with pytest.raises(UserError, match="began with other weights.*name them with --init"):
+        learn(other, folder, out, *FEW, "--resume")
+    assert json.loads((out / "best" / own_midi.FACTS).read_text()) == facts
+    learn(weights, folder, out, *FEW, "--resume")
+    again = json.loads((out / "best" / own_midi.FACTS).read_text())
+    assert again["folder"] == facts["folder"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp61"])
+def test_what_will_be_refused_is_refused_before_anything_is_encoded(
+    tmp_path, weights, folder, precision, monkeypatch
+):
+    monkeypatch.setattr(own_midi, "build", lambda *a, **k: pytest.fail("it encoded"))
+    out = tmp_path / "run"
+    out.mkdir()
+    if precision == "fp32":
+        (out / "last.safetensors").touch()
+    with pytest.raises(UserError, match="holds a run already|precision 'fp61' is unknown"):
+        learn(weights, folder, out, "--precision", precision)
+    assert [path.name for path in out.iterdir()] == ["last.safetensors"] * (precision == "fp32")
+
+
+def test_ctrl_c_is_polite_while_training_and_ends_the_process_after_it(tmp_path):
+    """Once: after this step. Twice: at once. Behind the block the signal is Python's again."""
+
+    class Run:
+        stop_asked = False
+        said = []
+        say = said.append
+
+    before = signal.getsignal(signal.SIGINT)
+    with stopping_politely(Run):
+        signal.raise_signal(signal.SIGINT)
+        assert Run.stop_asked and "stopping after this step" in Run.said[0]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path, weights, folder, no_maestro):
+    for part in ("one", "two"):
+        (tmp_path / "mine" / part).mkdir(parents=True)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        part = "one" if i % 2 else "two"
+        shutil.copy(path, tmp_path / "mine" / part / f"take{i // 2}.mid")
+    learn(weights, tmp_path / "mine", tmp_path / "run", *FEW)
+    facts = json.loads((tmp_path / "run" / "best" / own_midi.FACTS).read_text())
+    names = sorted(name for side in facts["files"].values() for name in side)
+    assert names == sorted(f"{part}/take{i}.mid" for part in ("one", "two") for i in range(3))
