@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.lab.rivals.arithmetic import mixing_operations, operations, pairs
+from lib.lab.rivals.arithmetic import SCAN, mixing_operations, operations, pairs
 from lib.lab.rivals.matched import ARCHS, Size, build
-from lib.scan import ssd, ssm
+from lib.scan import loop, ssd, ssm
 
 SIZE = Size(64, 4, 16, window=32)
 
@@ -21,7 +22,7 @@ def counted(model, rows: int, length: int, backward: bool = True) -> float:
 
 
 def mixing(model, length: int) -> float:
-    return sum(mixing_operations(layer.mixer, model, length) for layer in model.backbone.layers)
+    return sum(mixing_operations(layer.mixer, length) for layer in model.backbone.layers)
 
 
 def test_the_products_by_weights_are_those_that_torch_counts():
@@ -56,12 +57,44 @@ def test_chunks_cost_what_torch_counts_but_for_what_their_masks_throw_away(arch,
 def test_a_query_meets_the_keys_before_it_and_no_others():
     model = build("transformer", 100, Size(64, 4, 16, window=3))
     width = model.config.d_model
-    afresh = mixing_operations(model.backbone.layers[0].mixer, model, 5)
+    afresh = mixing_operations(model.backbone.layers[0].mixer, 5)
     assert afresh == pytest.approx(4 * width * (1 + 2 + 3 + 3 + 3) / 5)
+    # a row that reads on meets what it has kept, but for its first steps after a jump
     carried = build("transformer_xl", 100, Size(64, 4, 16, window=3))
-    assert mixing_operations(carried.backbone.layers[0].mixer, carried, 5) == pytest.approx(
-        4 * width * 3
-    )
+    more = operations(carried, 5, carry=2) - operations(carried, 5)
+    reach = (1 + 2 + 8 * 3) / 10 - (1 + 2 + 3 * 3) / 5
+    assert more == pytest.approx(3 * carried.config.n_layer * 4 * width * reach)
+    assert operations(model, 5, carry=2) == operations(model, 5)
+
+
+class OnStates(TorchDispatchMode):
+    """Counts what is computed number by number on the states (B, D, N) of a step, and sums of them."""
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.numbers = numbers
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        tensors = [t for t in (*args, result) if isinstance(t, torch.Tensor)]
+        if name in ("mul", "add", "exp"):
+            self.count += result.numel() == self.numbers
+        elif name in ("bmm", "mv", "mm"):  # a product and an addition of each
+            self.count += 2 * any(t.numel() == self.numbers for t in tensors)
+        return result
+
+
+def test_a_scan_makes_seven_operations_for_each_state():
+    """The loop's own, counted at one step of time."""
+    batch, channels, states = 2, 7, 5
+    x, delta = torch.randn(2, batch, 1, channels)
+    A = -torch.rand(channels, states)
+    B, C = torch.randn(2, batch, 1, states)
+    with OnStates(batch * channels * states) as found:
+        loop(x, delta, A, B, C, torch.randn(batch, channels, states))
+    assert found.count == SCAN
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -62,13 +62,18 @@ def settings(lab, arch: str) -> dict[str, float]:
     return best.get(arch, default)
 
 
+def near(rows: list[dict], tie: float) -> list[dict]:
+    """The runs that come as near as `tie` bits a note to the best of them."""
+    least = min(row["validation_bits_per_note"] for row in rows)
+    return [row for row in rows if row["validation_bits_per_note"] <= least + tie]
+
+
 def tied(rows: list[dict], tie: float) -> list[dict]:
     """The best rate and warm-up of some trials; behind it those of the smallest rate
     that comes as near as `tie` bits a note, where that is another.
     """
-    least = min(row["validation_bits_per_note"] for row in rows)
-    near = [row for row in rows if row["validation_bits_per_note"] <= least + tie]
-    best, gentle = best_of(rows), choice(min(near, key=lambda row: row["lr"]))
+    best = best_of(rows)
+    gentle = choice(min(near(rows, tie), key=lambda row: row["lr"]))
     return [best] if best == gentle else [best, gentle]
 
 

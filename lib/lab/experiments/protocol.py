@@ -45,15 +45,18 @@ class Race:
     few: int = 3  # seeds of the others
     # tried by each; then twice or half the best, while it lies at the edge
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
-    # shares of a run: the rates with the first, then the best rate with the others; and twice the
-    # longest where that is the best, once more for the primary comparison: added when it had
-    # turned out to be so for all seven
+    widest: int = 3  # times that the rates are widened at one end
+    # shares of a run: the rates with the first, then the best rate with the others
     warmups: tuple[float, ...] = (0.1, 0.02)
     trial_tokens: int = 2_500_000  # of each trial
-    # bits a note: of trials as near to the best as this, the one with the smallest rate trains a
-    # whole run beside the best, and validation decides. Added when Mamba-2, whose trials are alike
-    # from 0.008 to 0.064, learned little for most of a whole run at the largest
+    # The two rules of the whole runs were added while the race was on, when test bits of its first
+    # runs were known; what they choose, they choose by validation alone.
+    # Bits a note: of trials as near to the best as this, the one with the smallest rate trains a
+    # whole run beside the best: Mamba-2, whose trials are alike from 0.008 to 0.064, learned little
+    # for most of a whole run at the largest.
     tie: float = 0.1
+    # whole runs also try the longest warm-up times this, as that was the best one of all seven
+    longer: float = 2.0
     tokens: int = 10_000_000  # of each run
     # shorter runs, first seed: do lines cross?
     budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)
@@ -269,7 +272,12 @@ SCALES = {
             save_every=250,
         ),
         Likelihood(grid_tokens=20_000_000, tokens=150_000_000),
-        Race(),
+        Race(
+            trial_tokens=20_000_000,
+            tokens=150_000_000,
+            budgets=(18_750_000, 37_500_000, 75_000_000),
+            precision="bf16",
+        ),
         Efficiency(repeats=9, tokens=128),
         Context(lengths=(16, 64, 256, 1024, 2048, 4096)),
         Tokens(notes=10_000_000),

@@ -1,9 +1,11 @@
 """Part (a): which architecture predicts held-out music best.
 
 Each architecture searches its learning rate and warm-up on validation pieces, at a quarter of the
-budget, and where trials are alike, with whole runs. Then all train at their best, with several
-seeds; and with the first seed at shorter budgets too. These read the test split as they end: by
-then everything has been chosen. An n-gram that was only counted is the floor.
+budget and then with whole runs of the first seed. Then all train at their best, with several
+seeds; and with the first seed at shorter budgets too. These read the test split as they end:
+nothing is chosen by it, though the rules of the whole runs were added when the test bits of the
+first ones were known (`lib.lab.experiments.protocol`). An n-gram that was only counted is the
+floor.
 
 A day of one core goes into it. What a run that has ended leaves is a small file or two;
 where they lie, no machine trains it again:
@@ -23,7 +25,16 @@ import numpy as np
 from lib.env.errors import UserError
 from lib.env.schema import Amount
 from lib.lab.experiments import context, playing
-from lib.lab.experiments.entries import best_of, entries, is_shown, kept_as, tied, trial, whole
+from lib.lab.experiments.entries import (
+    best_of,
+    entries,
+    is_shown,
+    kept_as,
+    near,
+    tied,
+    trial,
+    whole,
+)
 from lib.lab.experiments.intervals import Spread, difference, interval, mean_bits, show, spread
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
@@ -33,7 +44,6 @@ from lib.lab.rivals.windows import model_bits
 from lib.train.bits import counting_baselines
 
 KEPT = ("body_parameters", "parameters", "steps", "tokens", "validation_bits_per_note", "best_step")
-WIDEST = 3  # times that a grid is widened at one end
 
 
 def run(lab) -> dict:
@@ -43,8 +53,8 @@ def run(lab) -> dict:
     if result.get("summary"):
         return result
     result["trials"] = search(lab)
-    result["ties"], best = decide(lab, result["trials"])
-    result["longer"], result["best"] = lengthen(lab, best)
+    result["whole"], result["best"] = choose(lab, result["trials"])
+    result["beyond"] = look_beyond(lab, result["best"])
     lab.write("race", result)
     ended = lab.all(judged, list(entries(lab, result["best"])))
     result["runs"], result["test"] = map(list, zip(*ended, strict=True))
@@ -66,68 +76,57 @@ def search(lab) -> list[dict]:
         trained, [trial(lab, arch, lr, first) for arch in chosen.archs for lr in chosen.rates]
     )
 
-    def tried(arch: str) -> list[dict]:
-        return [row for row in rows if row["arch"] == arch]
-
-    for _ in range(WIDEST):
-        rates = {arch: beyond(tried(arch)) for arch in chosen.archs}
+    for _ in range(chosen.widest):
+        rates = {arch: beyond(of(rows, arch)) for arch in chosen.archs}
         rows += lab.all(trained, [trial(lab, arch, lr, first) for arch, lr in rates.items() if lr])
-    best = {arch: best_of(tried(arch))["lr"] for arch in chosen.archs}
+    best = {arch: best_of(of(rows, arch))["lr"] for arch in chosen.archs}
     rows += lab.all(
         trained, [trial(lab, arch, best[arch], share) for arch in chosen.archs for share in others]
     )
     return rows
 
 
-def decide(lab, trials: list[dict]) -> tuple[list[dict], dict[str, dict]]:
-    """Whole runs where trials are too near to each other to decide; and every one's choice."""
-    chosen = lab.protocol.race
-    choices = {
-        arch: tied([row for row in trials if row["arch"] == arch], chosen.tie)
-        for arch in chosen.archs
-    }
-    ties = [
-        whole(lab, arch, choice)
-        for arch, found in choices.items()
-        if len(found) > 1
-        for choice in found
-    ]
-    rows = lab.all(trained, ties)
-    best = {}
-    for arch, found in choices.items():
-        tried = [row for row in rows if row["arch"] == arch]
-        best[arch] = best_of(tried) if tried else found[0]
-    return rows, best
+def choose(lab, trials: list[dict]) -> tuple[list[dict], dict[str, dict]]:
+    """Whole runs of the first seed, and the rate and warm-up of each architecture's best.
 
-
-def lengthen(lab, best: dict[str, dict]) -> tuple[list[dict], dict[str, dict]]:
-    """Where the longest warm-up is the best one, twice its length is tried, and chosen where it
-    gains more than a tie; for the primary comparison then once more. Returns these runs, and
-    all choices.
-
-    In whole runs: a trial is too short to tell. Mamba's gained 0.13 bits, its whole run 0.36.
+    A trial is too short to tell: Mamba's gained 0.13 bits by a longer warm-up, its whole run 0.36.
+    So rates that tie in the trials train whole runs, and those that tie in these train another
+    with a longer warm-up, where the longest was the better one.
     """
     chosen = lab.protocol.race
-    warmup, rows = max(chosen.warmups), {}
-    for archs in (chosen.archs, chosen.headline[:2]):
-        short = {arch: best[arch] for arch in archs if best[arch]["warmup"] == warmup}
-        warmup *= 2
-        long = {arch: one | {"warmup": warmup} for arch, one in short.items()}
-        usual, longer = (
-            lab.all(trained, [whole(lab, arch, one) for arch, one in ones.items()])
-            for ones in (short, long)
-        )
-        rows |= {(row["arch"], row["warmup"]): row for row in usual + longer}
-        best = best | {arch: long[arch] for arch in gaining(usual, longer, chosen.tie)}
-    return list(rows.values()), best
-
-
-def gaining(before: list[dict], after: list[dict], least: float) -> list[str]:
-    """Architectures whose run after a change needs that many bits a note less than before."""
-    bits = {row["arch"]: row["validation_bits_per_note"] for row in before}
-    return [
-        row["arch"] for row in after if bits[row["arch"]] - row["validation_bits_per_note"] > least
+    longest = max(chosen.warmups)
+    found = {arch: tied(of(trials, arch), chosen.tie) for arch in chosen.archs}
+    rows = lab.all(trained, [whole(lab, arch, one) for arch in found for one in found[arch]])
+    alike = [
+        row
+        for arch in chosen.archs
+        for row in near(of(rows, arch), chosen.tie)
+        if row["warmup"] == longest
     ]
+    rows += lab.all(trained, [longer(lab, row) for row in alike])
+    return rows, {arch: best_of(of(rows, arch)) for arch in chosen.archs}
+
+
+def look_beyond(lab, best: dict[str, dict]) -> list[dict]:
+    """The primary comparison with a warm-up that is longer once more: does the choice end too soon?
+
+    Nothing is chosen by these runs, as no other architecture has them.
+    """
+    chosen = lab.protocol.race
+    ones = [{"arch": arch, **best[arch]} for arch in chosen.headline[:2]]
+    last = [one for one in ones if one["warmup"] > max(chosen.warmups)]
+    return lab.all(trained, [longer(lab, one) for one in last])
+
+
+def longer(lab, row: dict) -> Spec:
+    """The whole run of this architecture and rate with a longer warm-up."""
+    warmup = lab.protocol.race.longer * row["warmup"]
+    return whole(lab, row["arch"], {"lr": row["lr"], "warmup": warmup})
+
+
+def of(rows: list[dict], arch: str) -> list[dict]:
+    """The rows of one architecture."""
+    return [row for row in rows if row["arch"] == arch]
 
 
 def beyond(rows: list[dict]) -> float | None:
@@ -227,7 +226,8 @@ def counted_grams(lab) -> dict:
 def counted(lab, arch: str) -> float:
     """Operations for each token of a training step."""
     model = build(arch, lab.base.vocab_size, lab.protocol.size)
-    return operations(model, lab.protocol.config.length)
+    config = lab.protocol.config
+    return operations(model, config.length, config.carry)
 
 
 # ---- the summary -----------------------------------------------------------------------------

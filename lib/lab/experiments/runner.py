@@ -229,9 +229,7 @@ class Lab:
         """Keep a part's result, with the device, the versions, the command,
         the seed and the protocol.
         """
-        command = f"python -m lib.lab.experiments --only {part}"
-        if self.protocol.scale != "cpu":
-            command += f" --scale {self.protocol.scale}"
+        command = f"python -m lib.lab.experiments --only {part} --scale {self.protocol.scale}"
         if self.jobs > 1:  # speeds hang on it
             command += f" --jobs {self.jobs}"
         result = env.provenance(command) | {"protocol": self._protocol(part), **result}

@@ -78,7 +78,8 @@ def run(lab) -> dict:
     first = rows[0]
     for one in rows:
         share = first["operations_a_note"] / one["operations_a_note"]
-        moved = np.array(one["bits"]) + math.log2(share) * one["doubling"] * notes
+        # the same seeds at both budgets, so that the luck of a doubling is in the interval
+        moved = np.array(one["bits"]) + math.log2(share) * np.array(one["doubling_bits"])
         one["equal_operations"] = mean_bits(moved, notes)
         one["first_minus_this"] = difference(np.array(first["bits"]), np.array(one["bits"]), notes)
         one["first_minus_this_at_equal_operations"] = difference(
@@ -101,9 +102,12 @@ def row(lab, arm: Arm, found: dict) -> dict:
     }
     means = [mean_bits(bits[budget], notes) for budget in chosen.notes]
     rate = streams.tokens_a_note()
+    config = lab.protocol.config
     model = build("mamba", streams.vocab_size, lab.protocol.size)
     kept = sum(tokenizer.notes_of[streams.stream(piece)].sum() for piece in pieces)
-    longest = bits[chosen.notes[-1]]
+    few, many = chosen.notes[-2:]
+    longest = bits[many]
+    doubling = (longest - bits[few]) / math.log2(many / few)
     return {
         "kind": arm.kind,
         "grid_ms": arm.grid_ms,
@@ -111,14 +115,15 @@ def row(lab, arm: Arm, found: dict) -> dict:
         "vocabulary": streams.vocab_size,
         "tokens_a_note": rate,
         "parameters": model.parameter_count(),
-        "operations_a_note": operations(model, lab.protocol.config.length) * rate,
+        "operations_a_note": operations(model, config.length, config.carry) * rate,
         "notes_kept": float(kept / notes.sum()),  # two strokes of a key can fall into one step
         "notes": notes.tolist(),
         "bits": longest.round(3).tolist(),  # at 10 ms, (seeds, pieces)
         "bits_per_note": means[-1],
         "interval_95": interval(longest, notes),
         "curve": list(zip(chosen.notes, means, strict=True)),
-        "doubling": (means[-1] - means[-2]) / math.log2(chosen.notes[-1] / chosen.notes[-2]),
+        "doubling_bits": doubling.round(3).tolist(),  # of its notes, (seeds, pieces)
+        "doubling": mean_bits(doubling, notes),
         "bigram": counting_baselines(streams, pieces)["bigram"],
     }
 

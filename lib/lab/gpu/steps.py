@@ -333,6 +333,8 @@ def race(hour: Hour, minutes: float) -> dict:
             str(hour.streams),
             "--folder",
             str(hour.work / "race"),
+            "--kept",
+            str(hour.work / "results" / "race"),  # what has ended comes home with the results
             "--results",
             str(hour.work / "results"),
             "--budget-minutes",

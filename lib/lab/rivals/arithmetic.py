@@ -8,7 +8,7 @@ Mamba's scan is the recurrence; as a parallel scan it would be nine for each sta
 (Gu, in issue 110 of state-spaces/mamba).
 
 Left out is what is small beside the products: norms, gates, softmax, and what is made once for a
-whole batch, as S4D's kernel. A cache is taken to be full.
+whole batch, as S4D's kernel.
 """
 
 from torch import nn
@@ -26,11 +26,14 @@ FORWARD_AND_BACKWARD = 3
 SCAN = 7  # Δ·A, its exponential, that times h, plus Δx·B (two), times C, and the sum over states
 
 
-def operations(model: LanguageModel, length: int) -> float:
-    """Operations for each token of a training step on sequences of `length` tokens."""
+def operations(model: LanguageModel, length: int, carry: int = 1) -> float:
+    """Operations for each token of a training step on sequences of `length` tokens, of which a row
+    reads `carry` on end before it jumps.
+    """
     embedding = model.backbone.embeddings.weight  # also the output layer, which is a product
     weights = embedding.numel() + sum(weights_of(module) for module in model.modules())
-    mixing = sum(mixing_operations(layer.mixer, model, length) for layer in model.backbone.layers)
+    read = carry * length if model.carries else length  # with what a model remembers
+    mixing = sum(mixing_operations(layer.mixer, read) for layer in model.backbone.layers)
     return FORWARD_AND_BACKWARD * (2 * weights + mixing)
 
 
@@ -41,13 +44,13 @@ def weights_of(module: nn.Module) -> int:
     return 0
 
 
-def mixing_operations(mixer: nn.Module, model: LanguageModel, length: int) -> float:
-    """Forward operations for a token in which tokens meet one another;
+def mixing_operations(mixer: nn.Module, length: int) -> float:
+    """Forward operations for a token in which tokens meet one another, over `length` of them;
     a layer's weights are not in it.
     """
     if isinstance(mixer, Attention):
         window = mixer.window
-        reach = window if model.carries else sum(min(t + 1, window) for t in range(length)) / length
+        reach = sum(min(t + 1, window) for t in range(length)) / length
         return 4 * reach * mixer.width  # queries by keys, weights by values
     if isinstance(mixer, Selective):
         mixer = mixer.mamba
