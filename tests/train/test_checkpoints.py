@@ -18,6 +18,7 @@ from made_up import TINY, make_streams, quiet
 from safetensors import SafetensorError
 
 from lib import mamba
+from lib.env import files
 from lib.env.errors import UserError
 from lib.env.machine import read_results
 from lib.generate.player import MODEL
@@ -205,9 +206,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_there(run, what,
         monkeypatch.setattr(safetensors.torch, "save_file", full)
     else:  # where the next version is written first
         name = checkpoints.LAST if what == "checkpoint" else checkpoints.LOG
-        (folder / f".{Path(name).stem}.{os.getpid()}.part{Path(name).suffix}").symlink_to(
-            "/dev/full"
-        )
+        files._beside(folder / name).symlink_to("/dev/full")
     trainer.best = 1e9
     with pytest.raises(UserError, match="disk is full") as error:
         trainer.validate() if what == "best model" else trainer.save()

@@ -31,6 +31,7 @@ from lib.lab.rivals.matched import LABELS, Size, build
 from lib.mamba import step_cpu
 from lib.mamba.model import LanguageModel, State
 from lib.train.optim import choose_precision, parameter_groups
+from lib.train.trainer import prepare_processor
 
 SEGMENT = 2048  # a prompt is read in pieces of this length on the way to a position
 # the same Mamba by its whole-model step in C++: another implementation, so a row of its own
@@ -241,6 +242,7 @@ def memory(task: dict) -> list[dict]:
 def run(lab) -> dict:
     """Everything that is not in the result yet; it is written after every length."""
     chosen, protocol = lab.protocol.efficiency, lab.protocol
+    prepare_processor(lab.say)  # as training does: what a page fault costs is not the model's
     bench = Bench(protocol.size, chosen.vocabulary, lab.device)
     result = lab.read("efficiency") or {"rows": [], "exponents": []}
     result["threads"] = torch.get_num_threads()

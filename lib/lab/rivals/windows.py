@@ -29,12 +29,11 @@ def model_bits(model, streams: Streams, pieces: list[Piece], **options) -> np.nd
 
 
 def window_bits(
-    model, streams: Streams, pieces: list[Piece], *, window: int, segment: int = 512, **options
+    model, streams: Streams, pieces: list[Piece], *, window: int, **options
 ) -> np.ndarray:
     """Bits of each whole piece, float64 (pieces,), from windows that are read afresh.
 
-    Options as in `window_nats`; `segment`, which `lib.train.bits.piece_bits` has,
-    means nothing here.
+    Options as in `window_nats`.
     """
     nats = window_nats(model, streams, pieces, window=window, **options)
     return np.array([one.sum() / math.log(2) for one in nats])
