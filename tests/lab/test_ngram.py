@@ -18,7 +18,9 @@ def streams_of(seed: int, lengths=(40, 1, 2, 63)) -> list[np.ndarray]:
     return [(np.cumsum(rng.integers(-1, 2, n)) % VOCAB).astype(np.uint16) for n in lengths]
 
 
-def by_hand(train: list[np.ndarray], history: list[int], token: int, order: int) -> float:
+def by_hand(
+    train: list[np.ndarray], history: list[int], token: int, order: int, doubt=(1,) * 5
+) -> float:
     """Witten and Bell's recursion from a list of n-grams."""
     found = 1 / VOCAB
     for length in range(order):
@@ -30,8 +32,8 @@ def by_hand(train: list[np.ndarray], history: list[int], token: int, order: int)
             places = range(len(one) - length)
             behind += [one[i + length] for i in places if one[i : i + length] == context]
         if behind:
-            kinds = len(set(behind))
-            found = (behind.count(token) + kinds * found) / (len(behind) + kinds)
+            prior = doubt[length] * len(set(behind))
+            found = (behind.count(token) + prior * found) / (len(behind) + prior)
     return found
 
 
@@ -43,6 +45,16 @@ def test_probabilities_are_those_of_the_recursion(order):
         history = stream.tolist()
         wanted = [by_hand(train, history[:t], history[t], order) for t in range(len(history))]
         np.testing.assert_allclose(model.probabilities(stream), wanted, rtol=1e-12)
+
+
+def test_a_shorter_one_has_the_same_counts_and_doubts_of_its_own():
+    train = streams_of(0)
+    doubt = [2.0, 0.5, 4.0]
+    model = NGram(5, VOCAB).fit(train).shorter(3, doubt)
+    stream = streams_of(1, (23,))[0]
+    history = stream.tolist()
+    wanted = [by_hand(train, history[:t], history[t], 3, doubt) for t in range(len(history))]
+    np.testing.assert_allclose(model.probabilities(stream), wanted, rtol=1e-12)
 
 
 def test_a_context_that_only_ended_pieces_leaves_it_to_the_shorter_ones():

@@ -61,6 +61,8 @@ class Race:
     # shorter runs, first seed: do lines cross?
     budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)
     orders: tuple[int, ...] = (2, 3, 4, 5, 6)  # of the n-gram, chosen on validation
+    # observations that its next shorter context counts for, per kind; likewise, for each order
+    doubts: tuple[float, ...] = (0.25, 0.5, 1, 2, 4, 8, 16)
     precision: str = "fp32"  # which every processor has: runs of several machines are one race
 
 

@@ -200,27 +200,31 @@ def floor(lab) -> dict:
 
 
 def counted_grams(lab) -> dict:
-    """The n-gram of the order that validation likes best, counted on the whole train split;
-    its bits of each test piece.
+    """The n-gram, counted on the whole train split, and its bits of each test piece.
+
+    Validation chooses each order's doubt, from the lowest on, and then the order.
     """
-    streams = lab.base
+    streams, chosen = lab.base, lab.protocol.race
     train = [streams.stream(piece) for piece in streams.select("train")]
-    longest = NGram(max(lab.protocol.race.orders), streams.vocab_size).fit(train)
+    longest = NGram(max(chosen.orders), streams.vocab_size).fit(train)
     held_out = streams.select("validation")
     notes = sum(piece.notes for piece in held_out)
 
-    def model(order: int) -> NGram:
-        one = NGram(order, streams.vocab_size)
-        one.levels = longest.levels[:order]
-        return one
+    def bits_a_note(doubt: list[float]) -> float:
+        model = longest.shorter(len(doubt), doubt)
+        return sum(model.bits(streams.stream(piece)) for piece in held_out) / notes
 
-    validation = {
-        order: sum(model(order).bits(streams.stream(piece)) for piece in held_out) / notes
-        for order in lab.protocol.race.orders
-    }
+    doubts: list[float] = []
+    validation = {}
+    for order in range(1, max(chosen.orders) + 1):
+        tried = {one: bits_a_note([*doubts, one]) for one in chosen.doubts}
+        doubts.append(min(tried, key=tried.get))
+        if order in chosen.orders:
+            validation[order] = min(tried.values())
     best = min(validation, key=validation.get)
-    bits = [model(best).bits(streams.stream(piece)) for piece in streams.select("test")]
-    return {"order": best, "validation": validation, "bits": bits}
+    model = longest.shorter(best, doubts[:best])
+    bits = [model.bits(streams.stream(piece)) for piece in streams.select("test")]
+    return {"order": best, "doubt": doubts, "validation": validation, "bits": bits}
 
 
 def counted(lab, arch: str) -> float:

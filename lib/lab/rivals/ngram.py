@@ -2,7 +2,8 @@
 the floor that any model must beat.
 
 Each order mixes its own counts with the next shorter order by Witten and Bell's weights (1991):
-a context that was met often, and followed by few kinds of token, is trusted most.
+a context that was met often, and followed by few kinds of token, is trusted most. How much at all
+may be fitted, one number an order.
 """
 
 from dataclasses import dataclass
@@ -25,13 +26,23 @@ class Level:
 class NGram:
     """`NGram(order, vocab_size).fit(streams)`.
 
-    Contexts are of 0 … order - 1 tokens of the same piece.
+    Contexts are of 0 … order - 1 tokens of the same piece. `doubt` says for each of these lengths
+    how many observations the next shorter context counts for, per kind of token; 1 is Witten and
+    Bell's.
     """
 
     def __init__(self, order: int, vocab_size: int):
         self.order = order
         self.vocab_size = vocab_size
         self.levels: list[Level] = []
+        self.doubt = [1.0] * order
+
+    def shorter(self, order: int, doubt: list[float]) -> "NGram":
+        """The n-gram of a lower order, of the same counts."""
+        one = NGram(order, self.vocab_size)
+        one.levels = self.levels[:order]
+        one.doubt = doubt
+        return one
 
     def fit(self, streams: list[np.ndarray]) -> "NGram":
         """Count token streams, each an integer array (length,)."""
@@ -61,7 +72,7 @@ class NGram:
         tokens = stream.astype(np.int64)
         found = np.full(len(tokens), 1 / self.vocab_size)
         context = np.zeros(len(tokens), np.int64)
-        for level in self.levels:
+        for level, doubt in zip(self.levels, self.doubt, strict=True):
             # one that only ended pieces has nothing behind it
             known = (context != UNSEEN) & (level.totals[context] > 0)
             key = context * self.vocab_size + tokens
@@ -69,8 +80,8 @@ class NGram:
             met = known & (level.grams[place] == key)
             count = np.where(met, level.counts[place], 0)
             total = level.totals[context]
-            kinds = level.kinds[context]
-            mixed = (count + kinds * found) / np.maximum(total + kinds, 1)
+            prior = doubt * level.kinds[context]
+            mixed = (count + prior * found) / np.maximum(total + prior, 1)
             found = np.where(known, mixed, found)
             longer = np.where(met, place, UNSEEN)
             context = np.concatenate([[UNSEEN], longer[:-1]])
