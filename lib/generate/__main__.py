@@ -7,13 +7,16 @@ python -m lib.generate jam --in PORT --out PORT           in turns with you, at 
 
 import argparse
 import itertools
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib.env.errors import UserError
+import numpy as np
+
+from lib.env.errors import UserError, explain_os_error
 from lib.env.files import check_writable
 from lib.generate import jam
 from lib.generate import moment as moments
@@ -23,8 +26,8 @@ from lib.generate.control import Controls
 from lib.generate.endless import stream
 from lib.generate.grammar import NoteReader
 from lib.generate.moment import Moment, hear
+from lib.generate.options import add_playing_options, check_named
 from lib.generate.player import (
-    MODEL,
     Player,
     check_seconds,
     check_seed,
@@ -32,9 +35,13 @@ from lib.generate.player import (
     hear_prompt,
     join,
     load_model,
+    prompt_end,
+    shifted,
 )
 from lib.generate.sampling import Sampling
+from lib.mamba import MambaLM
 from lib.music.notes import Music, read_midi, write_midi
+from lib.music.tokens import Tokenizer
 
 PROMPT_SECONDS = 10.0  # that are read of a prompt
 LONGEST_STEM = 80  # bytes of a file's name in those that are made of it; systems take 255 in all
@@ -60,28 +67,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--from", dest="before", help="MIDI file to lead on from, heard to its end, with --to")
     add("--to", dest="after", help="MIDI file to lead to, after --seconds of new music (8)")
     add("--rows", type=int, help=f"ways across that are played side by side with --to ({ROWS})")
-    add("--state", type=Path, help="a state that --keep-state wrote: continue from there")
-    add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
-    add("--seed", type=int, default=1, help="another seed, another piece (%(default)s)")
     add(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="below 1 safer, above 1 wilder (%(default)s); well below 1 pieces fall silent or "
-        "stay on a few keys, see --clock-temperature",
+        "--state",
+        type=Path,
+        help="a state that --keep-state wrote: continue from there; "
+        "the new file begins at the last onset of the old one",
     )
+    add("--seconds", type=float, help="new music to play (60; with --stream: until you stop it)")
+    add_playing_options(parser)
     add(
         "--clock-temperature",
         type=float,
         default=0.0,
         help="a floor under the temperature of when something comes, not of what: 1 keeps the "
         "music moving however low --temperature is (%(default)s)",
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=Sampling.top_p,
-        help="keep this much probability (%(default)s)",
     )
     add("--top-k", type=int, default=0, help="keep so many tokens, 0 for all (%(default)s)")
     add(
@@ -96,7 +95,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=1.0,
         help="divide the odds of keys just struck by this, from 1 (%(default)s)",
     )
-    add("--density", type=float, default=0.0, help="-3 to 3: fewer or more notes (%(default)s)")
     add("--register", type=float, default=0.0, help="-3 to 3: lower or higher (%(default)s)")
     add("--loudness", type=float, default=0.0, help="-3 to 3: softer or louder (%(default)s)")
     add("--tempo", type=float, default=1.0, help="2: the new music twice as fast (%(default)s)")
@@ -104,15 +102,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--keep-state",
         action="store_true",
-        help="also write NAME.safetensors, to go on from the end with --state",
+        help="also write NAME.safetensors, to go on with --state: "
+        "the new file begins at the last onset of this one",
     )
     add("--stream", action="store_true", help="play on and on into one growing .mid; Ctrl-C stops")
-    add(
-        "--model",
-        default=MODEL,
-        type=Path,
-        help="folder of a checkpoint (default: the shipped one)",
-    )
     add(
         "--out",
         default="out",
@@ -142,6 +135,9 @@ def check(args: argparse.Namespace) -> None:
             f"variations {args.variations} is outside 1 to 1000: choose how many pieces to play"
         )
     check_seed(args.seed)
+    check_named("--prompt", args.prompt)
+    check_named("--from", args.before)
+    check_named("--to", args.after)
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file: give a folder with --out")
     if args.prompt and args.state:
@@ -182,44 +178,90 @@ def main(argv: list[str] | None = None) -> None:
         jam.main(words[1:])
         return
     args = parse(words)
-    prompt = read_midi(args.prompt) if args.prompt else None
     if args.after:
-        return play_bridges(args)
+        play_bridges(args)
+    elif args.stream:
+        play_stream(args)
+    else:
+        play_pieces(args)
+
+
+# ---- on from a prompt, from a state, or from nothing ----------------------------------------
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Who plays on, and from where."""
+
+    model: MambaLM
+    tokenizer: Tokenizer
+    stem: str  # what files are called by
+    start: Moment
+    before: np.ndarray  # notes of the prompt
+    origin: float  # second of the piece at which the file begins
+    second: float  # and at which the new music does
+
+
+def beginning(args) -> Beginning:
+    """The end of the prompt or of the state; what the files forbid is said before a model loads."""
+    prompt = read_midi(args.prompt) if args.prompt else None
     stem = short(args.prompt or args.state or "new")
-    check_writable(args.out / f"{stem}-seed{args.seed}{LONGEST_ENDING}")
+    check_folder(args.out, f"{stem}-seed{args.seed}")
     model, tokenizer = load_model(args.model)
-    origin = 0.0  # where in the piece the file begins
     if args.state:
         start = moments.load(args.state, model, tokenizer)
-        before = NoteReader(tokenizer).notes([])
-        origin = begin = start.grammar.seconds
-    else:
-        start, before, begin = hear_prompt(
-            model, tokenizer, prompt, args.prompt_seconds or PROMPT_SECONDS
-        )
-    if args.stream:
-        player = Player(model, tokenizer, [start], [args.seed], args.sampling, args.controls)
-        path = args.out / f"{stem}-seed{args.seed}-stream.mid"
-        until = None if args.seconds is None else begin + args.seconds
-        return stream(player, before, origin, path, until)
+        nothing = NoteReader(tokenizer).notes([])
+        second = start.grammar.seconds
+        return Beginning(model, tokenizer, stem, start, nothing, origin=second, second=second)
+    seconds = args.prompt_seconds or PROMPT_SECONDS
+    start, before, second = hear_prompt(model, tokenizer, prompt, seconds)
+    return Beginning(model, tokenizer, stem, start, before, origin=0.0, second=second)
 
+
+def play_stream(args) -> None:
+    """One .mid that grows until it is long enough, or until Ctrl-C."""
+    here = beginning(args)
+    player = Player(
+        here.model, here.tokenizer, [here.start], [args.seed], args.sampling, args.controls
+    )
+    path = args.out / f"{here.stem}-seed{args.seed}-stream.mid"
+    until = None if args.seconds is None else here.second + args.seconds
+    stream(player, here.before, here.origin, path, until)
+
+
+def play_pieces(args) -> None:
+    """A .mid, an .mp3 and a .png for each variation, and its state where it is to be kept."""
+    here = beginning(args)
     seeds = list(range(args.seed, args.seed + args.variations))
-    new, tokens = play_on(args, model, tokenizer, start, begin, seeds)
+    new, tokens = play_on(args, here, seeds)
+    begin = here.second - here.origin
+    end = begin + args.seconds
     for seed, notes, ids in zip(seeds, new, tokens):
-        music = join(before, notes, begin, args.seconds, args.tempo)
-        music.notes["start"] -= origin
-        music.notes["end"] -= origin
-        name = free(args.out, f"{stem}-seed{seed}")
-        write(music, args.out / name, f"{stem}, seed {seed}", begin if prompt else None)
-        warn(music, begin - origin, begin - origin + args.seconds)
+        whole = join(here.before, notes, here.second, args.seconds, args.tempo)
+        music = Music(shifted(whole.notes, -here.origin))
+        name = free(args.out, f"{here.stem}-seed{seed}")
+        write(music, args.out / name, f"{here.stem}, seed {seed}", begin if args.prompt else None)
+        warn(music, begin, end)
         if args.keep_state:
-            drawn = len(ids) + (start.drawn if start.seed == seed else 0)
-            end = replace(hear(model, tokenizer, ids, start), seed=seed, drawn=drawn)
-            moments.save(end, model, args.out / f"{name}.safetensors")
-            print(f"{args.out / name}.safetensors: the state at its end, for --state")
+            moment = end_of(here, seed, ids)
+            path = args.out / f"{name}.safetensors"
+            moments.save(moment, here.model, path)
+            at = begin + (moment.grammar.seconds - here.second) / args.tempo
+            last = "bar line" if moment.grammar.end == "Bar" else "onset"
+            print(
+                f"{path}: the state after its last {last}, at second {at:.2f} of {end:g}, "
+                "for --state"
+            )
 
 
-def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int]):
+def end_of(here: Beginning, seed: int, ids: list[int]) -> Moment:
+    """The moment after the tokens that a seed has drawn from here on."""
+    start = here.start
+    drawn = len(ids) + (start.drawn if start.seed == seed else 0)
+    return replace(hear(here.model, here.tokenizer, ids, start), seed=seed, drawn=drawn)
+
+
+def play_on(args, here: Beginning, seeds: list[int]):
     """The new notes and tokens of each seed, as `continuations`, behind a bar of seconds."""
     from tqdm import tqdm
 
@@ -231,15 +273,15 @@ def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int
     )
 
     def progress(now: float) -> None:
-        played = max(0.0, now - begin) / args.tempo
+        played = max(0.0, now - here.second) / args.tempo
         bar.update(min(played, bar.total) - bar.n)
 
     with bar:
-        until = begin + args.seconds * args.tempo
+        until = here.second + args.seconds * args.tempo
         found = continuations(
-            model,
-            tokenizer,
-            [start] * len(seeds),
+            here.model,
+            here.tokenizer,
+            [here.start] * len(seeds),
             seeds,
             until=until,
             sampling=args.sampling,
@@ -250,12 +292,16 @@ def play_on(args, model, tokenizer, start: Moment, begin: float, seeds: list[int
     return found
 
 
+# ---- from one file to another ---------------------------------------------------------------
+
+
 def play_bridges(args) -> None:
     """A .mid, an .mp3 and a .png for each variation of the way from one file to the other."""
     before = read_midi(args.before)
     after = read_midi(args.after)
+    check_length(prompt_end(before, math.inf) + args.seconds + prompt_end(after, math.inf))
     name = f"{short(args.before)}-to-{short(args.after)}"
-    check_writable(args.out / f"{name}-seed{args.seed}{LONGEST_ENDING}")
+    check_folder(args.out, f"{name}-seed{args.seed}")
     model, tokenizer = load_model(args.model)
     for seed in range(args.seed, args.seed + args.variations):
         music, begin, end = bridge(
@@ -274,6 +320,33 @@ def play_bridges(args) -> None:
         write(music, target, f"{name}, seed {seed}: new {way}", begin)
         print(f"the bridge goes {way}")
         warn(music, begin, end)
+
+
+def check_length(seconds: float) -> None:
+    """Raise `UserError` for a piece that would be too long to be made sound."""
+    from lib.show.listen import LONGEST
+
+    if seconds > LONGEST:
+        raise UserError(
+            f"both pieces and the bridge last {seconds:,.0f} seconds, and no more than "
+            f"{LONGEST:,} can be made sound: give shorter files, or fewer --seconds"
+        )
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raise `UserError` where no file of this name could be written into the folder."""
+    try:
+        check_writable(folder / f"{name}{LONGEST_ENDING}")
+    except UserError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        # without its file: nobody has asked for the one that was tried
+        reason = explain_os_error(OSError(cause.errno, cause.strerror))
+        raise UserError(f"could not write into {folder}: {reason}") from cause
 
 
 def short(path: str | Path) -> str:

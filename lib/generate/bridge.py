@@ -25,7 +25,7 @@ from lib.env.errors import UserError
 from lib.generate.control import Controls
 from lib.generate.grammar import NoteReader
 from lib.generate.moment import Moment
-from lib.generate.player import Player, check_seconds, hear_prompt
+from lib.generate.player import Player, check_seconds, hear_prompt, shifted
 from lib.generate.sampling import Sampling, draw
 from lib.mamba import MambaLM
 from lib.music.notes import Music, clip_repeats, sustain
@@ -53,7 +53,7 @@ class Goal:
         """A piece whose first note comes at this second, on the tokens' grid."""
         bar = int(second / BAR + 1e-9)
         sound = sustain(after) if tokenizer.config.pedal == "extend" else after
-        notes = shifted(sound.notes, second - bar * BAR)
+        notes = starting_at(second - bar * BAR, sound.notes)
         base = tokenizer.encode_base(Music(notes))
         inside, whole = (
             [int(token) for token in tokenizer.merge(ids) if tokenizer.pieces[int(token)]]
@@ -98,13 +98,9 @@ class Crossing:
         return self.rows[int(draw(torch.from_numpy(self.weights)[None], dice.double())[0])]
 
 
-def shifted(notes: np.ndarray, second: float) -> np.ndarray:
+def starting_at(second: float, notes: np.ndarray) -> np.ndarray:
     """The same notes, the first of which begins at this second."""
-    notes = notes.copy()
-    late = second - notes["start"].min()
-    notes["start"] += late
-    notes["end"] += late
-    return notes
+    return shifted(notes, second - notes["start"].min())
 
 
 def cross(
@@ -155,7 +151,7 @@ def walk(player: Player, rows: list[Row], goal: Goal, every: int) -> list[Row]:
         for place, token in enumerate(drawn.tolist()):
             if place in ended:
                 continue
-            grammar = player.grammars[place]
+            grammar = player.lines[place].grammar
             if count >= every and grammar.end == "Duration":  # whatever comes next is drawn later
                 ended[place] = Row(player.moment(place), tokens[place])
                 continue
@@ -259,6 +255,6 @@ def bridge(
         model, tokenizer, start, goal, rows=rows, seed=seed, sampling=sampling, controls=controls
     )
     new = NoteReader(tokenizer, start.grammar).notes(crossing.draw(seed).tokens)
-    notes = np.concatenate([old, new, shifted(sustain(after).notes, end)])
+    notes = np.concatenate([old, new, starting_at(end, sustain(after).notes)])
     order = np.lexsort((notes["pitch"], notes["start"]))
     return Music(clip_repeats(notes[order])), begin, end

@@ -135,7 +135,7 @@ def stream(
     """
     from tqdm import tqdm
 
-    reader = NoteReader(player.tokenizer, player.grammars[0])
+    reader = NoteReader(player.tokenizer, player.lines[0].grammar)
     if path.exists():
         raise UserError(f"{path} exists already: choose another seed or folder, or move it away")
     with GrowingMidi(path) as midi, tqdm(unit=" tokens", desc=str(path)) as bar:
@@ -162,4 +162,4 @@ def forever(player, reader: NoteReader):
     """The first row's tokens without end: the notes that each completes, the second reached."""
     while True:
         token = player.step()[0]
-        yield reader.read(token), player.grammars[0].seconds
+        yield reader.read(token), player.lines[0].grammar.seconds

@@ -80,7 +80,8 @@ class Rules:
             )
         if tokenizer.config.pedal == "tokens":
             raise UserError(
-                "playing needs a tokenizer without pedal tokens: build one with pedal='extend'"
+                "playing needs a tokenizer without pedal tokens: build one with pedal='extend', "
+                "or python -m lib.music encode --pedal extend"
             )
         self.grid = BEAT / tokenizer.config.steps
         # BOS, EOS and PAD follow nothing, so they are never drawn
@@ -145,7 +146,7 @@ class Grammar:
         Returns the bar lines that this takes, as tokens for the model to read too.
         """
         bar = int(until / BAR + 1e-9)
-        bars = [bar_token] * max(0, bar - max(self.bar, -1))
+        bars = [bar_token] * max(0, bar - self.bar)
         for token in bars:
             self.read(token)
         step = math.ceil((until - self.bar * BAR) / self.rules.grid - 1e-6)

@@ -12,7 +12,8 @@ the moment before: that of what was heard.
 import argparse
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from lib.env.files import check_writable
 from lib.generate.control import Controls
 from lib.generate.grammar import NoteReader
 from lib.generate.moment import Moment, hear
-from lib.generate.player import MODEL, Player, check_seconds, check_seed, load_model
+from lib.generate.options import add_playing_options, check_named
+from lib.generate.player import Player, check_seconds, check_seed, load_model
 from lib.generate.sampling import Sampling
 from lib.music.midi import SUSTAIN
 from lib.music.notes import HIGHEST, LOWEST, Music, make_notes, read_midi, sustain, write_midi
@@ -33,6 +35,7 @@ from lib.music.tokens import BAR, BEAT, Tokenizer
 SOFT = 67  # the left pedal, which asks for the takeover: the right one has music to do
 AHEAD = 0.1  # seconds that are drawn before they are due
 TICK = 0.001  # seconds from one look at the keyboard to the next
+MOCK_SECONDS = 10.0  # that are played of a file in the place of a keyboard
 INSTALL = "pip install -r requirements-jam.txt"
 
 
@@ -242,10 +245,10 @@ class Partner:
 
     def play(self, now: float) -> None:
         """Draw what is nearly due, strike what is, and let keys up."""
-        while not self.rests() or self.player.grammars[0].seconds <= now + AHEAD:
+        while not self.rests() or self.player.lines[0].grammar.seconds <= now + AHEAD:
             before = self.player.moment()
             token = self.player.step()[0]
-            self.drawn.append((self.player.grammars[0].seconds, before, len(self.tokens)))
+            self.drawn.append((self.player.lines[0].grammar.seconds, before, len(self.tokens)))
             self.tokens.append(token)
             self.due += self.reader.read(token)
             self.strike_due(now)
@@ -264,12 +267,13 @@ class Partner:
 
     def rests(self) -> bool:
         """Whether no note is half drawn."""
-        return self.player.grammars[0].end in ("Duration", "Bar")
+        return self.player.lines[0].grammar.end in ("Duration", "Bar")
 
     def strike(self, start: float, end: float, pitch: int, velocity: int) -> None:
         if pitch in self.down:
             self.let_up(pitch)
-        self.send(pitch, velocity)
+        with at_a_port():
+            self.send(pitch, velocity)
         self.down[pitch] = end
         if self.asked is not None:
             self.delays.append(self.clock() - self.asked)
@@ -277,13 +281,20 @@ class Partner:
 
     def let_up(self, pitch: int) -> None:
         del self.down[pitch]
-        self.send(pitch, 0)
+        with at_a_port():
+            self.send(pitch, 0)
 
     def stop(self) -> None:
         """Fall silent, and remember no more than was heard."""
         now = self.now
-        for pitch in list(self.down):
-            self.let_up(pitch)
+        try:
+            for pitch in list(self.down):
+                self.let_up(pitch)
+        finally:  # where the port is lost, too: what was heard can still be kept
+            self.forget_what_comes_after(now)
+
+    def forget_what_comes_after(self, now: float) -> None:
+        """Go back to the moment before what was drawn and not heard."""
         self.moment = self.player.moment()
         for reached, before, count in self.drawn:
             if reached > now and before.grammar.end in ("Duration", "Bar"):
@@ -306,6 +317,15 @@ class Partner:
 # ---- a session ------------------------------------------------------------------------------
 
 
+@contextmanager
+def at_a_port() -> Iterator[None]:
+    """Turn what goes wrong at a MIDI port that was open into a `UserError`."""
+    try:
+        yield
+    except Exception as error:  # each system's MIDI has faults of its own
+        raise UserError("the MIDI port was lost: connect it again") from error
+
+
 def session(
     partner: Partner,
     messages: Callable[[], Iterable],
@@ -316,12 +336,15 @@ def session(
 ) -> None:
     """Let the partner listen and play, to a second of the clock or until Ctrl-C.
 
-    `messages()` gives what has come from the keyboard since it was last asked.
+    `messages()` gives what has come from the keyboard since it was last asked. Raises `UserError`
+    where a port is lost; what was heard until then stays in the partner's tokens.
     """
     told = 0
     try:
         while partner.clock() < until:
-            for message in messages():
+            with at_a_port():
+                come = list(messages())
+            for message in come:
                 partner.message(message)
             partner.tick()
             if len(partner.delays) > told:
@@ -375,9 +398,29 @@ class File:
 
 
 def open_ports(source: str, sink: str):
-    """A MIDI input and a MIDI output by their names, or by what their names begin with."""
+    """A MIDI input and a MIDI output by their names, or by what their names begin with.
+
+    Raises `UserError` where one is not there or cannot be opened, and then holds neither.
+    """
     mido, inputs, outputs = ports()
-    return mido.open_input(one_of(inputs, source)), mido.open_output(one_of(outputs, sink))
+    source = one_of(inputs, source)
+    sink = one_of(outputs, sink)
+    entrance = open_port(mido.open_input, source)
+    try:
+        return entrance, open_port(mido.open_output, sink)
+    except UserError:
+        entrance.close()
+        raise
+
+
+def open_port(opener: Callable, name: str):
+    """One port. Raises `UserError` where the system does not give it."""
+    try:
+        return opener(name)
+    except Exception as error:  # python-rtmidi raises SystemError where another program holds it
+        raise UserError(
+            f"the MIDI port {name!r} cannot be opened ({error}): does another program hold it?"
+        ) from error
 
 
 def ports():
@@ -423,7 +466,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="MIDI port that sounds; without both, the ports of this machine are listed",
     )
     add("--mock", type=Path, metavar="FILE.mid", help="play this file at it instead: no hardware")
-    add("--mock-seconds", type=float, default=10.0, help="so much of the file (%(default)s)")
+    add("--mock-seconds", type=float, help=f"so much of the file ({MOCK_SECONDS:g})")
     add("--seconds", type=float, help="end after so long (default: Ctrl-C; with --mock 20)")
     add(
         "--silence",
@@ -437,30 +480,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=SOFT,
         help="controller that asks for the takeover (%(default)s, the left pedal)",
     )
-    add("--keep", type=Path, metavar="FILE.mid", help="write what both of you played")
-    add("--seed", type=int, default=1, help="another seed, another partner (%(default)s)")
-    add(
-        "--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)"
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=Sampling.top_p,
-        help="keep this much probability (%(default)s)",
-    )
-    add("--density", type=float, default=0.0, help="-3 to 3: fewer or more notes (%(default)s)")
-    add(
-        "--model",
-        default=MODEL,
-        type=Path,
-        help="folder of a checkpoint (default: the shipped one)",
-    )
+    add("--keep", type=Path, metavar="FILE.mid", help="write what both of you played, a new file")
+    add_playing_options(parser)
     args = parser.parse_args(argv)
+    check(args)
+    args.sampling = Sampling(args.temperature, top_p=args.top_p)
+    args.controls = Controls(density=args.density)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for what cannot be played, or cannot be asked for together."""
+    check_named("--in", args.source)
+    check_named("--out", args.sink)
     if args.mock and (args.source or args.sink):
         raise UserError("--mock plays without hardware: leave out --in and --out")
     if bool(args.source) != bool(args.sink):
         raise UserError("--in and --out belong together: name both ports")
-    check_seconds(args.mock_seconds, "mock-seconds")
+    if args.mock_seconds is not None:
+        check_seconds(args.mock_seconds, "mock-seconds")
     if args.seconds is not None:
         check_seconds(args.seconds, "seconds")
     check_seed(args.seed)
@@ -471,7 +509,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             f"pedal {args.pedal} is no controller for this: "
             "67 is the left pedal, 66 the middle one, and 64 has music to do"
         )
-    return args
+    if args.mock_seconds is not None and not args.mock:
+        raise UserError("--mock-seconds says how much of a --mock is played: name one")
+    only_lists = not (args.mock or args.source)
+    for option, value in (("--seconds", args.seconds), ("--keep", args.keep)):
+        if only_lists and value is not None:
+            raise UserError(
+                f"without --in and --out, or --mock, nothing is played and ports are only listed: "
+                f"name what plays, or leave out {option}"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -479,10 +525,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.keep:
         check_writable(args.keep)
+        if args.keep.exists():
+            raise UserError(
+                f"{args.keep} exists already: give --keep another name, or move it away"
+            )
     if args.mock:
         music = sustain(read_midi(args.mock))
         first = music.notes["start"].min()
-        music = Music(music.notes[music.notes["start"] < first + args.mock_seconds])
+        end = first + (args.mock_seconds or MOCK_SECONDS)
+        music = Music(music.notes[music.notes["start"] < end])
     elif not args.source:
         _, inputs, outputs = ports()
         print(f"inputs, for --in: {', '.join(inputs) or 'none'}")
@@ -509,16 +560,25 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
         silence=args.silence,
         pedal=args.pedal,
-        sampling=Sampling(args.temperature, top_p=args.top_p),
-        controls=Controls(density=args.density),
+        sampling=args.sampling,
+        controls=args.controls,
     )
     seconds = args.seconds or (20.0 if args.mock else np.inf)
     clock.start()
     messages = File(music, clock).messages if args.mock else source.iter_pending
     print("listening" + (f" to {args.mock.name}" if args.mock else "; Ctrl-C ends it"))
-    session(partner, messages, pause=time.sleep, until=seconds)
-    print(f"it played {len(struck)} notes in {len(partner.delays)} takeovers")
-    if args.keep:
-        notes = NoteReader(tokenizer).notes(partner.tokens)
-        write_midi(Music(notes), args.keep)
-        print(f"{args.keep}: what both of you played")
+    try:
+        session(partner, messages, pause=time.sleep, until=seconds)
+        print(f"it played {len(struck)} notes in {len(partner.delays)} takeovers")
+    finally:  # a session that ends in an error was played, too
+        if args.keep:
+            keep(NoteReader(tokenizer).notes(partner.tokens), args.keep)
+
+
+def keep(notes: np.ndarray, path: Path) -> None:
+    """Write what was played, if anything was."""
+    if not len(notes):
+        print(f"nothing was played, so {path} is not written")
+        return
+    write_midi(Music(notes), path)
+    print(f"{path}: what both of you played")

@@ -6,6 +6,7 @@ because all that the model remembers is a state of constant size.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from lib.generate import moment as moments
 from lib.generate.control import Controls, Steering
 from lib.generate.grammar import Grammar, NoteReader
 from lib.generate.moment import KEPT, Moment, hear
-from lib.generate.sampling import Sampling, draw
+from lib.generate.sampling import LATELY, Sampling, draw
 from lib.mamba import step_cpu
 from lib.music.maestro import DATA
 from lib.music.notes import Music, clip_repeats, sustain
@@ -39,6 +40,25 @@ def load_model(folder: str | Path = MODEL, device: str = "cpu") -> tuple[mamba.M
             f"its tokenizer {tokenizer.vocab_size}: they do not belong together"
         )
     return model, tokenizer
+
+
+@dataclass
+class Line:
+    """What one row knows beside the model's state."""
+
+    row: int  # its number, which stays when others have ended
+    grammar: Grammar
+    recent: deque[int]  # its last tokens
+    seed: int
+    drawn: int  # how many dice were thrown
+    dice: np.random.Generator
+
+    @classmethod
+    def of(cls, row: int, start: Moment, seed: int) -> "Line":
+        """The row that goes on from a moment; where the seed is the same, the dice roll on too."""
+        drawn = start.drawn if start.seed == seed else 0
+        recent = deque(start.recent, KEPT)
+        return cls(row, start.grammar.copy(), recent, seed, drawn, moments.dice(seed, drawn))
 
 
 class Player:
@@ -63,20 +83,16 @@ class Player:
         self._keys = numbers_in(tokenizer.pieces, "Pitch")  # of each token
         self._moves = torch.from_numpy(starts[0].grammar.rules.moving)  # which move the clock
 
-        self.rows = list(range(len(starts)))  # those still playing; what follows has their order
-        self.grammars = [start.grammar.copy() for start in starts]
-        self.recent = [deque(start.recent, KEPT) for start in starts]
-        self.seeds = list(seeds)
-        self.drawn = [
-            start.drawn if start.seed == seed else 0 for start, seed in zip(starts, seeds)
+        # the rows still playing, in the order of `logits` and of the state
+        self.lines = [
+            Line.of(row, start, seed) for row, (start, seed) in enumerate(zip(starts, seeds))
         ]
-        self.dice = [moments.dice(seed, drawn) for seed, drawn in zip(seeds, self.drawn)]
         self.logits = torch.cat([start.logits for start in starts])
         layers = zip(*(start.state for start in starts))  # a layer's memory of every row
         self._set([tuple(torch.cat(parts) for parts in zip(*layer)) for layer in layers])
 
     def _set(self, state: mamba.State) -> None:
-        self._fast = step_cpu.stepper(self.model, len(self.rows)) if self.rows else None
+        self._fast = step_cpu.stepper(self.model, len(self.lines)) if self.lines else None
         self._load(state)
 
     def _load(self, state: mamba.State) -> None:
@@ -86,10 +102,16 @@ class Player:
 
     def go_to(self, moment: Moment) -> None:
         """Let the only row go on from another moment; its dice roll on."""
-        self.grammars = [moment.grammar.copy()]
-        self.recent = [deque(moment.recent, KEPT)]
+        (line,) = self.lines
+        line.grammar = moment.grammar.copy()
+        line.recent = deque(moment.recent, KEPT)
         self.logits = moment.logits
         self._load(moment.state)
+
+    @property
+    def grammars(self) -> list[Grammar]:
+        """Where each row stands."""
+        return [line.grammar for line in self.lines]
 
     @property
     def state(self) -> mamba.State:
@@ -104,7 +126,7 @@ class Player:
     @torch.inference_mode()
     def choose(self) -> torch.Tensor:
         """Draw one token a row, int64 (B,), and do not read it yet."""
-        numbers = np.array([dice.random() for dice in self.dice])
+        numbers = np.array([line.dice.random() for line in self.lines])
         return draw(self.probabilities(), torch.from_numpy(numbers))
 
     @torch.inference_mode()
@@ -115,10 +137,10 @@ class Player:
         else:
             tokens_there = tokens.to(self.model.device)
             self.logits, self._state = self.model.step(tokens_there, self._state)
-        for i, token in enumerate(tokens.tolist()):
-            self.grammars[i].read(token)
-            self.recent[i].append(token)
-            self.drawn[i] += 1
+        for line, token in zip(self.lines, tokens.tolist()):
+            line.grammar.read(token)
+            line.recent.append(token)
+            line.drawn += 1
 
     def probabilities(self) -> torch.Tensor:
         """What each row's next token is drawn from, float64 (B, V)."""
@@ -132,34 +154,28 @@ class Player:
 
     def _lately(self) -> torch.Tensor:
         """Tokens that strike a key which was struck lately, however hard: bool (B, V)."""
-        lately = np.zeros((len(self.rows), len(self._keys)), bool)
-        for row, recent in enumerate(self.recent):
-            last = list(recent)[-self.sampling.window :]
+        lately = np.zeros((len(self.lines), len(self._keys)), bool)
+        for place, line in enumerate(self.lines):
+            last = list(line.recent)[-LATELY:]
             struck = {key for token in last for key in self._keys[token]}
-            lately[row] = [not struck.isdisjoint(keys) for keys in self._keys]
+            lately[place] = [not struck.isdisjoint(keys) for keys in self._keys]
         return torch.from_numpy(lately)
 
     def keep(self, places: list[int]) -> None:
-        """Go on with these places of `rows` only."""
+        """Go on with these places of `lines` only."""
         state = [tuple(part[places] for part in layer) for layer in self.state]
-        for name in ("rows", "grammars", "seeds", "drawn", "dice", "recent"):
-            setattr(self, name, [getattr(self, name)[i] for i in places])
+        self.lines = [self.lines[place] for place in places]
         self.logits = self.logits[places]
         self._set(state)
 
     def moment(self, place: int = 0) -> Moment:
         """Where the row at this place is now."""
-        row = slice(place, place + 1)
-        logits = self.logits[row].clone()
-        state = [tuple(part[row].clone() for part in layer) for layer in self.state]
-        return Moment(
-            logits,
-            state,
-            self.grammars[place].copy(),
-            tuple(self.recent[place]),
-            self.seeds[place],
-            self.drawn[place],
-        )
+        line = self.lines[place]
+        here = slice(place, place + 1)
+        logits = self.logits[here].clone()
+        state = [tuple(part[here].clone() for part in layer) for layer in self.state]
+        recent = tuple(line.recent)
+        return Moment(logits, state, line.grammar.copy(), recent, line.seed, line.drawn)
 
 
 def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
@@ -171,18 +187,18 @@ def play(player: Player, until: float) -> Iterator[tuple[int, int, float]]:
     limit = int(300 * until) + 1000  # far more tokens than any music has
     for _ in range(limit):
         for place, token in enumerate(player.step()):
-            row = player.rows[place]
-            seconds = player.grammars[place].seconds
+            row = player.lines[place].row
+            seconds = player.lines[place].grammar.seconds
             if row in done:
                 continue
             if seconds >= until:
                 done.add(row)
             else:
                 yield row, token, seconds
-        left = [place for place, row in enumerate(player.rows) if row not in done]
+        left = [place for place, line in enumerate(player.lines) if line.row not in done]
         if not left:
             return
-        if 2 * len(left) <= len(player.rows):
+        if 2 * len(left) <= len(player.lines):
             player.keep(left)
 
 
@@ -283,6 +299,14 @@ def continuations(
                 progress((first * until + reached.sum()) / len(starts))
     notes = [NoteReader(tokenizer, start.grammar).notes(ids) for start, ids in zip(starts, tokens)]
     return notes, tokens
+
+
+def shifted(notes: np.ndarray, by: float) -> np.ndarray:
+    """The same notes, so many seconds later; earlier where that is below 0."""
+    notes = notes.copy()
+    notes["start"] += by
+    notes["end"] += by
+    return notes
 
 
 def join(before: np.ndarray, new: np.ndarray, begin: float, seconds: float, tempo: float) -> Music:

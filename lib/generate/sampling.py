@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lib.env.errors import UserError
 
+LATELY = 64  # tokens that `repetition` looks back on
+TINY = 1e-100  # a temperature below it may make a quotient that is no number any more
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -18,7 +21,6 @@ class Sampling:
     top_p: float = 0.95  # keep the likeliest tokens that make up this much probability
     min_p: float = 0.0  # drop tokens less likely than this share of the likeliest
     repetition: float = 1.0  # before the rest: divide the odds of keys struck lately; 1: do not
-    window: int = 64  # tokens that "lately" looks back on
     clock_temperature: float = 0.0  # a floor under the temperature of when, not of what
 
     def __post_init__(self):
@@ -42,10 +44,6 @@ class Sampling:
                 f"clock-temperature {self.clock_temperature} is outside 0 to 10: "
                 "0 leaves the clock to --temperature, 1 is the model's own"
             )
-        if not 1 <= self.window <= 256:
-            raise UserError(
-                f"window {self.window} is outside 1 to 256 tokens: choose how far back to look"
-            )
 
     def discourage(self, logits: Tensor, recent: Tensor) -> Tensor:
         """Logits (..., V) with log(`repetition`) taken off where `recent`, bool (..., V), is true.
@@ -62,7 +60,7 @@ class Sampling:
         """Logits (..., V) to probabilities; those of the likeliest alone where it is 0."""
         if temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        return torch.softmax(logits / temperature, -1)
+        return heated(logits, temperature)
 
     def in_time(self, logits: Tensor, moves: Tensor) -> Tensor:
         """Whether the clock moves, and how far, at `clock_temperature`; all else at `temperature`.
@@ -73,7 +71,7 @@ class Sampling:
         moving = logits.masked_fill(~moves, -torch.inf)
         staying = logits.masked_fill(moves, -torch.inf)
         groups = torch.stack([moving.logsumexp(-1), staying.logsumexp(-1)], -1)
-        share = torch.softmax(groups / self.clock_temperature, -1)
+        share = heated(groups, self.clock_temperature)
         p = share[..., :1] * self.tempered(moving, self.clock_temperature).nan_to_num(0)
         return p + share[..., 1:] * self.tempered(staying, self.temperature).nan_to_num(0)
 
@@ -97,6 +95,13 @@ class Sampling:
         p[p < self.min_p * p[..., :1]] = 0
         p = p / p.sum(-1, keepdim=True)
         return torch.zeros_like(p).scatter_(-1, order, p)
+
+
+def heated(logits: Tensor, temperature: float) -> Tensor:
+    """The softmax of logits (..., V) at a temperature above 0."""
+    if temperature < TINY:  # only there, as it would change the last bits of usual ones
+        logits = logits - logits.amax(-1, keepdim=True)
+    return torch.softmax(logits / temperature, -1)
 
 
 def draw(p: Tensor, dice: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_what_follows_has_the_tokens_that_it_has_in_a_whole_piece(tiny):
     model, tokenizer = tiny
     start, goal = start_and_goal(tiny, second=4.13)
     row = Row(start, there=True)
-    joined = np.concatenate([scale().notes, bridging.shifted(scale(40).notes, 4.13)])
+    joined = np.concatenate([scale().notes, bridging.starting_at(4.13, scale(40).notes)])
     wanted = [int(t) for t in tokenizer.encode(Music(joined)) if tokenizer.pieces[int(t)]]
     read = [int(t) for t in tokenizer.encode(scale()) if tokenizer.pieces[int(t)]]
     rest = goal.seen_from(row)
@@ -207,6 +207,25 @@ def test_the_command_writes_the_way_from_one_file_to_the_other(tiny, tmp_path, m
     )
     assert len(read_midi(tmp_path / "out" / "a-to-b-seed1.mid").notes) >= 20
     assert "the bridge goes from second 2.5 to second 4.5" in capsys.readouterr().out
+
+
+def test_a_bridge_too_long_to_be_made_sound_is_refused_before_the_model_is_loaded(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lib.generate.__main__.load_model", lambda folder: pytest.fail("too late"))
+    long = make_notes(
+        [5, 3604], [6, 3605], [60, 62], [70, 70]
+    )  # an hour, silence before it left out
+    write_midi(Music(long), tmp_path / "a.mid")
+    words = ["--from", str(tmp_path / "a.mid"), "--to", str(tmp_path / "a.mid")]
+    with pytest.raises(UserError, match="last 7,201 seconds, and no more than 7,200"):
+        main([*words, "--seconds", "1", "--out", str(tmp_path / "out")])
+    held = Music(make_notes([0, 10], [1, 11], [60, 62], [70, 70]), np.array([[10.5, 7200.0]]))
+    write_midi(held, tmp_path / "b.mid")
+    words[3] = str(tmp_path / "b.mid")
+    with pytest.raises(UserError, match="last 10,801 seconds"):  # the pedal holds the last note
+        main([*words, "--seconds", "1", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -264,7 +265,8 @@ def test_playing_without_a_compiler_is_the_same_music(shipped, monkeypatch):
     player = Player(*shipped, [hear(*shipped, [shipped[1].bos])] * 3, [1, 2, 3])
     player.step()
     player.keep([2, 0])
-    assert len(player.step()) == 2 and player.seeds == [3, 1] and player.state[0][1].shape[0] == 2
+    assert len(player.step()) == 2 and player.state[0][1].shape[0] == 2
+    assert [(line.row, line.seed) for line in player.lines] == [(2, 3), (0, 1)]
 
 
 def test_a_repeated_key_is_discouraged(shipped):
@@ -376,8 +378,8 @@ def test_the_command_writes_midi_sound_and_picture(tmp_path, capsys):
     assert (out / "new-seed1.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_goes_on_from_a_state(tmp_path):
-    """A second of the same seed after four is the fifth of five, moved to the file's beginning."""
+def test_the_command_goes_on_from_a_state(tmp_path, capsys):
+    """What comes after four seconds is what nine seconds have there, from the last onset on."""
     main(["--seconds", "4", "--seed", "3", "--keep-state", "--out", str(tmp_path / "a")])
     main(
         [
@@ -397,7 +399,18 @@ def test_the_command_goes_on_from_a_state(tmp_path):
     rest = straight[straight["start"] >= 4]
     count = min(len(later), len(rest))
     assert count > 5 and (later["pitch"][:count] == rest["pitch"][:count]).all()
-    assert np.ptp(rest["start"][:count] - later["start"][:count]) < 0.003
+    late = rest["start"][:count] - later["start"][:count]
+    first = read_midi(tmp_path / "a" / "new-seed3.mid").notes
+    np.testing.assert_allclose(late, first["start"].max(), atol=0.003)  # of ticks of a millisecond
+    said = f"the state after its last onset, at second {first['start'].max():.2f} of 4, for --state"
+    assert said in capsys.readouterr().out
+
+
+def test_the_second_of_a_state_is_counted_in_the_file_at_its_tempo(tmp_path, capsys):
+    main(["--seconds", "4", "--seed", "4", "--tempo", "2", "--keep-state", "--out", str(tmp_path)])
+    last = read_midi(tmp_path / "new-seed4.mid").notes["start"].max()
+    said = re.search("at second ([0-9.]+) of 4, for --state", capsys.readouterr().out)
+    assert float(said[1]) == pytest.approx(last, abs=0.01)  # the second is said to a hundredth
 
 
 def test_the_command_streams_into_one_file(tmp_path, capsys):
@@ -430,6 +443,7 @@ PROMPTS = {
     "empty": (lambda p: p.write_bytes(b""), "empty"),
     "no midi": (lambda p: p.write_text("a letter to my aunt"), "not a MIDI file"),
     "drums": (drums, "drums"),
+    "a folder": (lambda p: p.mkdir(), "prompt.mid is a folder: give the name of a MIDI file"),
 }
 
 
@@ -450,6 +464,22 @@ def test_a_bad_prompt_is_one_sentence_and_writes_nothing(tmp_path, capsys, case)
         )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_name_is_refused_and_does_not_play_from_nothing(monkeypatch):
+    monkeypatch.setattr("lib.generate.__main__.load_model", lambda folder: pytest.fail("too late"))
+    with pytest.raises(UserError, match="--prompt names nothing"):
+        main(["--prompt", ""])
+    with pytest.raises(UserError, match="--from names nothing"):
+        main(["--from", "", "--to", ""])
+    with pytest.raises(UserError, match="--to names nothing"):
+        main(["--from", "a.mid", "--to", ""])
+
+
+def test_a_tokenizer_with_pedal_tokens_is_refused_and_the_option_named():
+    tokenizer = Tokenizer(TokenConfig(grid_ms=125, vocab_size=None, pedal="tokens"))
+    with pytest.raises(UserError, match="--pedal extend"):
+        Grammar(tokenizer)
 
 
 def test_a_users_mistake_shows_no_traceback(tmp_path):
@@ -483,6 +513,8 @@ def test_a_users_mistake_shows_no_traceback(tmp_path):
         ["--stream", "--keep-state"],
         ["--prompt-seconds", "5"],
         ["--rows", "8"],
+        ["--prompt", ""],
+        ["--from", "", "--to", ""],
     ],
 )
 def test_a_bad_setting_is_one_sentence(tmp_path, arguments):
@@ -502,8 +534,10 @@ def test_where_nothing_can_be_written_nothing_is_played(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.generate.__main__.load_model", lambda folder: pytest.fail("too late"))
     (tmp_path / "a.mid").write_text("mine")
     for folder in (tmp_path / "a.mid" / "sub", "/proc/nowhere"):
-        with pytest.raises(UserError, match="could not write .*new-seed1"):
+        with pytest.raises(UserError) as error:
             main(["--seconds", "3", "--out", str(folder)])
+        assert str(error.value).startswith(f"could not write into {folder}: ")
+        assert "new-seed1" not in str(error.value), "nobody has asked for that file"
     assert [p.name for p in tmp_path.iterdir()] == ["a.mid"]
 
 

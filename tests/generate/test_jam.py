@@ -241,15 +241,106 @@ def test_a_file_plays_in_the_place_of_a_keyboard(tiny, tmp_path):
     assert not partner.playing, "no key stays down when the session ends"
 
 
-def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
-    tmp_path, monkeypatch, capsys, tiny
-):
+@pytest.fixture
+def desk(tmp_path, monkeypatch, tiny):
+    """The command beside a clock of its own, with a file to play and a file to keep."""
     clock = Clock()
     monkeypatch.setattr(jam, "load_model", lambda folder: tiny)
     monkeypatch.setattr(jam.time, "monotonic", clock)
     monkeypatch.setattr(jam.time, "sleep", clock.wait)
     start = np.arange(8) * 0.2
     notes = make_notes(start, start + 0.1, 60 + np.arange(8), np.full(8, 70))
+    write_midi(Music(notes), tmp_path / "a.mid")
+    return clock
+
+
+class Ports:
+    """A keyboard that plays for a second, and a piano, each lost at a second of the clock."""
+
+    def __init__(self, clock, *, lost_in=np.inf, lost_out=np.inf):
+        self.clock = clock
+        self.zero = clock()
+        self.lost_in = lost_in
+        self.lost_out = lost_out
+        self.left = scale(4)
+
+    def iter_pending(self):
+        now = self.clock() - self.zero
+        if now >= self.lost_in:
+            raise SystemError("MidiInAlsa: unknown device")
+        while self.left and self.left[0][0] <= now:
+            yield self.left.pop(0)[1]
+
+    def send(self, message):
+        if self.clock() - self.zero >= self.lost_out:
+            raise SystemError("MidiOutAlsa: error sending message")
+
+
+@pytest.mark.parametrize("lost", [{"lost_in": 4.5}, {"lost_out": 4.5}])
+def test_a_port_that_is_lost_is_a_sentence_and_what_was_played_is_kept(
+    desk, tmp_path, monkeypatch, capsys, lost
+):
+    ports = Ports(desk, **lost)
+    monkeypatch.setattr(jam, "open_ports", lambda source, sink: (ports, ports))
+    path = tmp_path / "both.mid"
+    with pytest.raises(UserError, match="^the MIDI port was lost: connect it again$"):
+        jam.main(["--in", "a", "--out", "b", "--seconds", "60", "--keep", str(path)])
+    assert f"{path}: what both of you played" in capsys.readouterr().out
+    notes = read_midi(path).notes
+    assert (notes["pitch"][:4] == 60 + np.arange(4)).all()
+    assert len(notes) > 4 and notes["start"].max() < desk() - ports.zero, "no more than was heard"
+
+
+def test_a_fault_of_ours_is_not_called_a_lost_port(tiny, monkeypatch):
+    table = Table(tiny)
+    monkeypatch.setattr(table.partner, "tick", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session(table.partner, list, pause=table.clock.wait)
+
+
+def test_where_nothing_was_played_nothing_is_kept(desk, tmp_path, monkeypatch, capsys):
+    ports = Ports(desk)
+    ports.left = []
+    monkeypatch.setattr(jam, "open_ports", lambda source, sink: (ports, ports))
+    path = tmp_path / "both.mid"
+    jam.main(["--in", "a", "--out", "b", "--seconds", "0.5", "--keep", str(path)])
+    assert not path.exists() and "nothing was played" in capsys.readouterr().out
+
+
+def test_what_was_kept_before_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(jam, "load_model", lambda folder: pytest.fail("too late"))
+    path = tmp_path / "both.mid"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="both.mid exists already: give --keep another name"):
+        jam.main(["--mock", "a.mid", "--keep", str(path)])
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("held", ["input", "output"])
+def test_a_port_that_another_program_holds_is_a_sentence_and_none_stays_open(monkeypatch, held):
+    closed = []
+
+    class Entrance:
+        def close(self):
+            closed.append(True)
+
+    def busy(name):
+        raise SystemError("MidiInAlsa::openPort: ALSA error creating port")
+
+    monkeypatch.setattr(mido, "get_input_names", lambda: ["Yamaha"])
+    monkeypatch.setattr(mido, "get_output_names", lambda: ["Synth"])
+    monkeypatch.setattr(mido, "open_input", lambda name: Entrance())
+    monkeypatch.setattr(mido, "open_output", lambda name: pytest.fail("too late"))
+    monkeypatch.setattr(mido, f"open_{held}", busy)
+    name = {"input": "Yamaha", "output": "Synth"}[held]
+    says = f"port '{name}' cannot be opened .*: does another program hold it"
+    with pytest.raises(UserError, match=says):
+        jam.open_ports("Yamaha", "Synth")
+    assert closed == ([True] if held == "output" else [])
+
+
+def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(desk, tmp_path, capsys):
+    notes = read_midi(tmp_path / "a.mid").notes
     write_midi(Music(notes, np.array([[0.0, 1.0]])), tmp_path / "a.mid")
     jam.main(
         ["--mock", str(tmp_path / "a.mid"), "--seconds", "6", "--keep", str(tmp_path / "both.mid")]
@@ -275,6 +366,15 @@ def test_the_command_plays_a_file_at_it_and_keeps_what_was_played(
         (["--seconds", "0"], "seconds 0.0 is outside"),
         (["--seconds", "-3"], "seconds -3.0 is outside"),
         (["--seed", "-1"], "seed -1 is outside"),
+        (["--in", "", "--out", ""], "--in names nothing"),
+        (["--in", "Yamaha", "--out", ""], "--out names nothing"),
+        (["--mock-seconds", "3"], "how much of a --mock is played: name one"),
+        (["--in", "a", "--out", "b", "--mock-seconds", "3"], "how much of a --mock is played"),
+        (["--seconds", "5"], "ports are only listed: .* leave out --seconds"),
+        (["--keep", "k.mid"], "ports are only listed: .* leave out --keep"),
+        (["--temperature", "99"], "temperature 99.0 is outside"),
+        (["--top-p", "0"], "top-p 0.0 is outside"),
+        (["--density", "9"], "density 9.0 is outside"),
         (["--mock", "a.mid", "--keep", "/"], "is a folder: give the name of a file"),
         (["--mock", "a.mid", "--keep", "/proc/nowhere/both.mid"], "could not write /proc/nowhere"),
     ],

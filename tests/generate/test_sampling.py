@@ -39,6 +39,25 @@ def test_temperature_flattens_and_sharpens():
     )
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-309, 1e-200])
+def test_a_temperature_near_nothing_takes_the_likeliest_as_zero_does(temperature):
+    logits = torch.tensor([[3.0, 20.0, -torch.inf, 7.0], [-9.0, -20.0, -30.0, -8.0]])
+    moves = torch.tensor([True, False, False, True])
+    likeliest = Sampling(temperature=0.0).probabilities(logits)
+    assert likeliest.argmax(-1).tolist() == [1, 3]
+    cold = Sampling(temperature=temperature)
+    assert torch.equal(cold.probabilities(logits), likeliest)
+    clock = Sampling(temperature=0.0, clock_temperature=temperature)
+    assert torch.equal(clock.probabilities(logits, moves), likeliest)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.5, 0.8, 1.0, 3.0])
+def test_a_usual_temperature_divides_the_logits_to_the_last_bit(temperature):
+    logits = torch.randn(5, 257, generator=torch.Generator().manual_seed(0)).double() * 5
+    p = Sampling(temperature=temperature, top_p=1.0).probabilities(logits)
+    assert torch.equal(p, torch.softmax(logits / temperature, -1))
+
+
 def test_rows_are_filtered_each_for_itself():
     rows = torch.randn(5, 37, generator=torch.Generator().manual_seed(0)) * 3
     for sampling in (Sampling(0.8, 7, 0.9, 0.02), Sampling(0.0), Sampling(1.2, 0, 1.0, 0.0)):
@@ -81,14 +100,7 @@ def test_a_penalty_that_rewards_repeats_is_refused(value):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"temperature": -1},
-        {"temperature": float("nan")},
-        {"top_p": 0},
-        {"top_k": -3},
-        {"min_p": 1},
-        {"window": 0},
-    ],
+    [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_k": -3}, {"min_p": 1}],
 )
 def test_a_setting_out_of_range_is_one_sentence(settings):
     with pytest.raises(UserError) as error:

@@ -186,10 +186,15 @@ def test_useless_file_is_one_sentence(tmp_path, case):
     assert "\n" not in str(caught.value) and "x.mid" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["nowhere.mid", "", "a\0b"])
+@pytest.mark.parametrize("name", ["nowhere.mid", "a\0b"])
 def test_file_that_is_not_there_is_one_sentence(tmp_path, name):
     with pytest.raises(UserError, match="there is no file"):
         read_midi(tmp_path / name)
+
+
+def test_a_folder_in_the_place_of_a_file_is_called_a_folder(tmp_path):
+    with pytest.raises(UserError, match="is a folder: give the name of a MIDI file"):
+        read_midi(tmp_path)
 
 
 def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -141,3 +141,8 @@ def show(row: dict, sign: str = "") -> str:
         return "no piece"
     low, high = row["interval_95"]
     return f"{row['bits_per_note']:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
+def show_difference(found: dict) -> str:
+    """A difference in words, with "not shown" where its interval holds zero."""
+    return show(found, "+") + ("" if found["shown"] else ", not shown")

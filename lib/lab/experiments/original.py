@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lib.env.errors import UserError
 from lib.env.schema import Number
-from lib.lab.experiments.intervals import difference, interval, mean_bits, within
+from lib.lab.experiments.intervals import difference, interval, mean_bits, show_difference, within
 from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.rivals.windows import model_bits
 from lib.music.encode import Augmentation, build
@@ -378,17 +378,11 @@ def table(result: dict) -> str:
     for name in (NOTHING, *REPAIRS, EVERYTHING):
         alone = arms[name]
         without = arms.get(f"all but {name}")
-        gains = "" if name == NOTHING else _said(alone["gain"])
+        gains = "" if name == NOTHING else show_difference(alone["gain"])
         rest = (
             " | "
             if without is None
-            else f"{without['bits_per_note']:.2f} | {_said(without['lost'])}"
+            else f"{without['bits_per_note']:.2f} | {show_difference(without['lost'])}"
         )
         lines.append(f"| {name} | {alone['bits_per_note']:.2f} | {gains} | {rest} |")
     return "\n".join(lines)
-
-
-def _said(found: dict) -> str:
-    low, high = found["interval_95"]
-    doubt = "" if found["shown"] else ", not shown"
-    return f"{found['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f}){doubt}"

@@ -35,7 +35,15 @@ from lib.lab.experiments.entries import (
     trial,
     whole,
 )
-from lib.lab.experiments.intervals import Spread, difference, interval, mean_bits, show, spread
+from lib.lab.experiments.intervals import (
+    Spread,
+    difference,
+    interval,
+    mean_bits,
+    show,
+    show_difference,
+    spread,
+)
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import LABELS, build
@@ -338,18 +346,11 @@ def table(result: dict) -> str:
     for budget, rows in result["summary"]["budgets"].items():
         for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"]):
             found = row.get("first_minus_this")
+            gap = show_difference(found) if found else ""
             p = "" if not found else "one seed" if found["p"] is None else f"{found['p']:.2g}"
             lines.append(
-                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {said(found)} "
-                f"| {p} |"
+                f"| {budget} | {LABELS[arch]} | {row['seeds']} | {show(row)} | {gap} | {p} |"
             )
     for name, bits in result["counting"].items():
         lines.append(f"| | {name}, counted | | {bits:.2f} | | |")
     return "\n".join(lines)
-
-
-def said(found: dict | None) -> str:
-    """A difference in words, with "not shown" where its interval holds zero."""
-    if not found:
-        return ""
-    return show(found, "+") + ("" if found["shown"] else ", not shown")

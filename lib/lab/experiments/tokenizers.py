@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 from lib.env.errors import UserError
 from lib.env.schema import Number
 from lib.lab.experiments.entries import kept_as, settings
-from lib.lab.experiments.intervals import difference, interval, mean_bits
+from lib.lab.experiments.intervals import difference, interval, mean_bits, show, show_difference
 from lib.lab.experiments.runs import Spec, completed
 from lib.lab.experiments.tokens import drawn
 from lib.lab.judge.likelihood import dequantisation_bits
@@ -175,21 +175,16 @@ def table(result: dict) -> str:
         "| at equal operations |",
         "|---|---|---|---|---|---|---|",
     ]
+    first, *_ = result["rows"]
     for one in result["rows"]:
-        low, high = one["interval_95"]
         cells = [
             one["kind"],
             f"{one['grid_ms']:g} ms",
             str(one["bpe"] or "none"),
             f"{one['tokens_a_note']:.2f}",
+            show(one),
         ]
-        cells.append(f"{one['bits_per_note']:.2f} ({low:.2f} to {high:.2f})")
         for key in ("first_minus_this", "first_minus_this_at_equal_operations"):
-            gap = one[key]
-            low, high = gap["interval_95"]
-            said = f"{gap['bits_per_note']:+.2f} ({low:+.2f} to {high:+.2f})"
-            cells.append(
-                "" if one is result["rows"][0] else said + ("" if gap["shown"] else ", not shown")
-            )
+            cells.append("" if one is first else show_difference(one[key]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
