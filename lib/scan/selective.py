@@ -29,6 +29,8 @@ from lib.scan.parallel import parallel, without_autocast
 def loop(x, delta, A, B, C, h0=None):
     """The recurrence, one step of time after another. Returns y (B, L, D) and h (B, D, N)."""
     h = h0 if h0 is not None else x.new_zeros(x.shape[0], *A.shape)
+    if not x.shape[1]:  # no step of time: the state as it was, in memory of its own
+        return x, h.clone()
     ys = []
     # unbind, not x[:, t]: the gradient of a slice is a whole tensor of zeros, L times over
     for x_t, delta_t, B_t, C_t in zip(x.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1)):
@@ -36,8 +38,6 @@ def loop(x, delta, A, B, C, h0=None):
         Bx_bar = (delta_t * x_t)[..., None] * B_t[:, None]  # (B, D, N)
         h = A_bar * h + Bx_bar
         ys.append((h @ C_t[..., None])[..., 0])  # (B, D)
-    if not ys:  # no step of time: the state as it was, in memory of its own
-        return x, h.clone()
     return torch.stack(ys, 1), h
 
 

@@ -38,14 +38,14 @@ def loop(
     B, C: (B, L, N), shared by all heads.
     """
     h = _at_first(x, B) if h0 is None else h0
+    if not x.shape[1]:  # no step of time: the state as it was, in memory of its own
+        return x, h.clone()
     ys = []
     for x_t, delta_t, B_t, C_t in zip(x.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1)):
         decay = torch.exp(delta_t * A)[..., None, None]  # (B, H, 1, 1)
         write = (delta_t[..., None] * x_t)[..., None] * B_t[:, None, None]  # (B, H, P, N)
         h = decay * h + write
         ys.append((h @ C_t[:, None, :, None])[..., 0])  # (B, H, P)
-    if not ys:  # no step of time: the state as it was, in memory of its own
-        return x, h.clone()
     return torch.stack(ys, 1), h
 
 

@@ -340,17 +340,21 @@ class DiagonalSystems(nn.Module):
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One position: u (B, d_model). The same numbers as `forward`, from the state alone."""
+        self.check_step(u, state)
         A_bar, B_bar, C = self.system()
-        wanted = (len(u), *A_bar.shape)
+        x = u.to(A_bar.real.dtype)
+        state = A_bar * state + B_bar * x[..., None]
+        y = (C * state).sum(-1).real + self.D * x
+        return self.mix(y.to(u.dtype)), state
+
+    def check_step(self, u: Tensor, state: Tensor) -> None:
+        """Raise `UserError` where the input or the state of `step` is of another shape."""
+        wanted = (*u.shape[:1], *self.A_imag.shape)
         if u.dim() != 2 or u.shape[1] != self.d_model or state.shape != wanted:
             raise UserError(
                 f"a step of S4D needs u of shape (B, {self.d_model}) and a state of shape "
                 f"{wanted}, not {tuple(u.shape)} and {tuple(state.shape)}"
             )
-        x = u.to(A_bar.real.dtype)
-        state = A_bar * state + B_bar * x[..., None]
-        y = (C * state).sum(-1).real + self.D * x
-        return self.mix(y.to(u.dtype)), state
 
 
 class S4D(DiagonalSystems):

@@ -10,9 +10,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from lib.env import machine as env
-from lib.lab.experiments.intervals import show
+from lib.lab.experiments.intervals import show, show_difference
 from lib.lab.experiments.original import EVERYTHING, NOTHING, REPAIRS
-from lib.lab.experiments.race import said
 from lib.lab.rivals.matched import LABELS
 
 
@@ -188,8 +187,8 @@ def _repairs(found: dict) -> str:
     before, after = arms[NOTHING]["bits_per_note"], arms[EVERYTHING]
     alone = {name: arms[name]["gain"] for name in REPAIRS}
     first, second = sorted(alone, key=lambda name: alone[name]["bits_per_note"], reverse=True)[:2]
-    best = "; ".join(f"{name} alone {said(alone[name])}" for name in (first, second))
-    return f"{before:.2f}; all repairs gain {said(after['gain'])}; {best}"
+    best = "; ".join(f"{name} alone {show_difference(alone[name])}" for name in (first, second))
+    return f"{before:.2f}; all repairs gain {show_difference(after['gain'])}; {best}"
 
 
 def _range(times: Collection[float]) -> str:
