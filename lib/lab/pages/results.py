@@ -64,7 +64,11 @@ def table() -> str:
 # ---- a result in words --------------------------------------------------------------------
 
 
-ALLOCATORS = {"tuned": "where freed memory is kept", "default": "where it goes back to the system"}
+# what a CPU does with freed memory; a GPU has one way
+ALLOCATORS = {
+    "tuned": ["where freed memory is kept"],
+    "default": ["where it goes back to the system"],
+}
 PEERS = {
     "mambapy": "mambapy takes {} as long",
     "mamba_ssm_reference": "the reference of mamba-ssm {}",
@@ -91,7 +95,7 @@ def _scan(found: dict) -> str:
             if name in place
         ]
         if beside:
-            said.append(f"{ALLOCATORS[allocator]}, {', '.join(beside)}")
+            said.append(", ".join([*ALLOCATORS.get(allocator, []), *beside]))
     return "; ".join(said)
 
 
