@@ -62,7 +62,7 @@ class Race:
     budgets: tuple[int, ...] = (1_250_000, 2_500_000, 5_000_000)
     orders: tuple[int, ...] = (2, 3, 4, 5, 6)  # of the n-gram, chosen on validation
     # observations that its next shorter context counts for, per kind; likewise, for each order
-    doubts: tuple[float, ...] = (0.25, 0.5, 1, 2, 4, 8, 16)
+    doubts: tuple[float, ...] = (1 / 16, 1 / 4, 1, 4, 16, 64, 256)
     precision: str = "fp32"  # which every processor has: runs of several machines are one race
 
 
