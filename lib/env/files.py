@@ -101,8 +101,8 @@ def check_writable(path: str | Path) -> None:
 
 def _beside(path: Path) -> Path:
     """The temporary name that a file has until it is whole."""
-    one = f"{os.getpid()}-{threading.get_ident()}"  # threads write too
-    return path.with_name(f".{path.stem}.{one}.part{path.suffix}")
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f".{path.stem}.{writer}.part{path.suffix}")
 
 
 def check_regular(path: str | Path) -> os.stat_result:

@@ -203,8 +203,8 @@ void convolve(const Convolution& c, bool back) {
 // The cross entropy of a row of logits with its target, in nats; over the logits comes their
 // gradient, softmax minus one at the target. A target below 0 counts nothing.
 template <class T>
-void entropy(long rows, long vocabulary, int threads, int gradient, T* logits, const int64_t* targets,
-             float* losses) {
+void entropy(long rows, long vocabulary, int threads, int gradient, T* logits,
+             const int64_t* targets, float* losses) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long r = 0; r < rows; r++) {
     T* row = logits + r * vocabulary;

@@ -22,11 +22,12 @@ from lib.mamba.model import MambaBlock, MambaLM, RMSNorm, State
 from lib.scan.arguments import check_tensors
 from lib.scan.native import Kernel, address
 
+# what the kernel reads and writes, whatever torch's defaults are just now
+FLOATS = {"dtype": torch.float32, "device": "cpu"}
 # the channels are cut into so many parts, which the threads share out: also the most threads of use
 SLABS = 8
 # a float16 weight is kept times this, so that none is subnormal: those are slow to multiply
 HALF_SCALE = 2**10
-FLOATS = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are just now
 HALF_LIMIT = 2**15 / HALF_SCALE  # a weight that is kept in float16 must be smaller than this
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 # the most sequences side by side: far more than memory is quick for, and no count overflows
@@ -100,7 +101,6 @@ def pack(model: MambaLM, halves: bool, width: int | None = None) -> Tensor:
     pair = 2 * one
     groups = math.ceil(D / one)
     cuts = [slab * groups // SLABS * one for slab in range(SLABS + 1)]
-
     zeros = partial(torch.zeros, **FLOATS)
 
     def vector(v: Tensor | None, size: int, outputs: int = one) -> Tensor:  # a missing bias is zero

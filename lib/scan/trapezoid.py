@@ -67,6 +67,8 @@ def loop(
 ) -> tuple[Tensor, TrapezoidState]:
     """The recurrence, one step of time after another. Arguments as `trapezoid_scan`."""
     h, B_before, x_before = state
+    if not x.shape[1]:  # no step of time: the state as it was, in memory of its own
+        return x, tuple(t.clone() for t in state)
     ys = []
     for x_t, delta_t, log_t, B_t, C_t, lam_t in zip(
         *(t.unbind(1) for t in (x, delta, log_decay, B, C, lam))
@@ -82,8 +84,6 @@ def loop(
         ys.append((h @ C_t[..., None])[..., 0])  # (B, H, P)
         B_before = B_t
         x_before = x_t
-    if not ys:  # no step of time: the state as it was, in memory of its own
-        return x, tuple(t.clone() for t in state)
     return torch.stack(ys, 1), (h, B_before, x_before)
 
 

@@ -1,6 +1,7 @@
 """Claims about lib.env.files: files and folders appear whole or not at all."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,3 +71,11 @@ def test_what_cannot_be_written_is_named_as_the_caller_says(tmp_path):
     (tmp_path / "x").write_text("no folder")
     with pytest.raises(UserError, match="could not write token streams"):
         fill(tmp_path / "x", what="token streams", first_stays=True)
+
+
+def test_threads_that_write_one_file_leave_one_of_them_whole(tmp_path):
+    path = tmp_path / "out.txt"
+    texts = [letter * 5_000 for letter in "abc"]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda text: [write_text(path, text) for _ in range(20)], texts))
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]

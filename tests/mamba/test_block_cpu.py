@@ -262,6 +262,10 @@ def test_who_listens_inside_a_block_hears_it():
     assert heard
     hook.remove()
     assert block_cpu.suits(block, x)
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *a: None)
+    assert not block_cpu.suits(block, x)
+    everywhere.remove()
+    assert block_cpu.suits(block, x)
     assert not block_cpu.suits(block, x.double()) and not block_cpu.suits(block.double(), x)
 
 

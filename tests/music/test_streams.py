@@ -350,3 +350,8 @@ def test_the_tokenizer_beside_the_streams_is_theirs(found, tmp_path):
     assert sorted(p.name for p in streams.folder.iterdir()) == sorted(
         [INDEX, TOKENS, "tokenizer.json", "tokens.json"]
     )
+
+
+def test_fewer_than_one_process_is_refused_before_anything_is_read():
+    with pytest.raises(UserError, match="-3 processes encode nothing"):
+        module.main(["nowhere", "--workers", "-3"])

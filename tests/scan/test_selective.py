@@ -158,13 +158,14 @@ def test_backend_is_reproducible_to_the_last_bit(backend):
 
 
 @needs_compiler
-def test_cpu_gradients_do_not_depend_on_the_number_of_cores():
+@pytest.mark.parametrize("batch", [1, 5])
+def test_cpu_gradients_do_not_depend_on_the_number_of_cores(batch):
     """Each sum has one order, however many threads share the work."""
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(run(problem(70, 260, 3, batch=1, dtype=torch.float32), "cpu"))
+            results.append(run(problem(70, 260, 3, batch, torch.float32), "cpu"))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0][k], other[k]) for other in results[1:] for k in other)

@@ -430,6 +430,9 @@ def test_s4d_under_autocast_keeps_its_systems_in_float32():
         (lambda: ssm.S4D(4, 5), "even number of states"),
         (lambda: ssm.S4D(4, 6, 0.1, 0.01), "dt_min"),
         (lambda: ssm.S4D(4)(torch.ones(2, 9, 3)), r"\(B, L, 4\)"),
+        (lambda: ssm.S4D(4).step(torch.ones(2, 3), ssm.S4D(4).new_state(2)), r"\(B, 4\)"),
+        (lambda: ssm.S4D(4).step(torch.ones(2, 4), ssm.S4D(4).new_state(3)), "a state of shape"),
+        (lambda: ssm.S4D(4).step(torch.tensor(1.0), ssm.S4D(4).new_state(1)), r"\(B, 4\)"),
     ],
 )
 def test_a_mistake_is_one_sentence(call, words):

@@ -616,3 +616,16 @@ def test_a_validation_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(tm
 def test_a_seed_of_too_many_bits_is_one_sentence():
     with pytest.raises(UserError, match="more than 63 bits"):
         replace(TINY, seed=2**64)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"eval_tokens": -5}, "eval_tokens=-5 makes no sense"),
+        ({"weight_decay": math.inf}, "weight_decay=inf makes no sense"),
+        ({"seed": -1}, "seed=-1 makes no sense"),
+    ],
+)
+def test_choices_that_would_end_a_run_later_are_refused_at_once(wrong, says):
+    with pytest.raises(UserError, match=says):
+        TrainConfig(**wrong)

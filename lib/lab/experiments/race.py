@@ -85,9 +85,9 @@ def search(lab) -> list[dict]:
     )
 
     for _ in range(chosen.widest):
-        rates = {arch: beyond(of(rows, arch)) for arch in chosen.archs}
+        rates = {arch: beyond(rows_of(rows, arch)) for arch in chosen.archs}
         rows += lab.all(trained, [trial(lab, arch, lr, first) for arch, lr in rates.items() if lr])
-    best = {arch: best_of(of(rows, arch))["lr"] for arch in chosen.archs}
+    best = {arch: best_of(rows_of(rows, arch))["lr"] for arch in chosen.archs}
     rows += lab.all(
         trained, [trial(lab, arch, best[arch], share) for arch in chosen.archs for share in others]
     )
@@ -103,16 +103,16 @@ def choose(lab, trials: list[dict]) -> tuple[list[dict], dict[str, dict]]:
     """
     chosen = lab.protocol.race
     longest = max(chosen.warmups)
-    found = {arch: tied(of(trials, arch), chosen.tie) for arch in chosen.archs}
+    found = {arch: tied(rows_of(trials, arch), chosen.tie) for arch in chosen.archs}
     rows = lab.all(trained, [whole(lab, arch, one) for arch in found for one in found[arch]])
     alike = [
         row
         for arch in chosen.archs
-        for row in near(of(rows, arch), chosen.tie)
+        for row in near(rows_of(rows, arch), chosen.tie)
         if row["warmup"] == longest
     ]
     rows += lab.all(trained, [longer(lab, row) for row in alike])
-    return rows, {arch: best_of(of(rows, arch)) for arch in chosen.archs}
+    return rows, {arch: best_of(rows_of(rows, arch)) for arch in chosen.archs}
 
 
 def look_beyond(lab, best: dict[str, dict]) -> list[dict]:
@@ -132,7 +132,7 @@ def longer(lab, row: dict) -> Spec:
     return whole(lab, row["arch"], {"lr": row["lr"], "warmup": warmup})
 
 
-def of(rows: list[dict], arch: str) -> list[dict]:
+def rows_of(rows: list[dict], arch: str) -> list[dict]:
     """The rows of one architecture."""
     return [row for row in rows if row["arch"] == arch]
 
