@@ -83,9 +83,7 @@ def _with_slope(kind: str, quantity: str):
         for row in load("efficiency")["exponents"]
         if (row["kind"], row["quantity"]) == (kind, quantity)
     }
-    return lambda arch: (
-        f"{label(arch)}: {slopes[arch]['exponent']:.2f} ± {slopes[arch]['standard_error']:.2f}"
-    )
+    return lambda arch: f"{label(arch)}: {slopes[arch]['exponent']:.2f}"
 
 
 # ---- the rules --------------------------------------------------------------------------------
@@ -289,7 +287,7 @@ def carried():
 
 
 def training_time():
-    """Time of a training step against its length; exponents with one standard error."""
+    """Time of a training step against its length, with exponents."""
     rows = [row | {"seconds": row["median_ms"] / 1e3} for row in _rows("efficiency", "training")]
     return _lines(
         rows,
@@ -302,7 +300,7 @@ def training_time():
 
 
 def training_memory():
-    """Memory that a training step takes against its length; exponents with one standard error."""
+    """Memory that a training step takes against its length, with exponents."""
     rows = [
         row | {"mib": row["peak_bytes"] / 2**20}
         for row in _rows("efficiency", "memory")

@@ -307,6 +307,45 @@ def test_the_race_searches_trains_and_opens_the_test_once(lab, monkeypatch):
     assert race.run(lab)["summary"] == json.loads(json.dumps(result["summary"]))
 
 
+def test_a_race_out_of_time_sums_up_what_has_ended(lab, found, tmp_path):
+    whole, kept = race.run(lab), tmp_path / "kept"
+    shutil.copytree(lab.kept, kept)
+
+    def late(minutes: float = 0) -> Lab:
+        return Lab(
+            TINY,
+            tmp_path,
+            minutes=minutes,
+            kept=kept,
+            device="cpu",
+            found=found,
+            cache=lab.cache,
+            say=quiet,
+        )
+
+    third = [row["name"] for row in whole["runs"] if row["seed"] == 2]
+    for name in third:
+        (kept / f"{name.replace('/', '-')}-test.json").unlink()
+    with pytest.raises(OutOfTime):
+        race.run(late())
+    cut = late().read("race")
+    assert cut["left"] == third and len(third) == 2
+    assert len(cut["runs"]) == len(whole["runs"]) - 2
+    assert cut["summary"]["budgets"]["tokens"]["mamba"]["seeds"] == 2
+    assert cut["summary"]["curves"] == json.loads(json.dumps(whole["summary"]["curves"]))
+
+    shutil.copytree(lab.kept, kept, dirs_exist_ok=True)
+    ended = race.run(late(minutes=60))
+    assert ended["left"] == [] and ended["summary"] == whole["summary"]
+
+    late().path("race").unlink()
+    lstm = next(row["name"] for row in whole["runs"] if row["arch"] == "lstm" and row["steps"] == 4)
+    (kept / f"{lstm.replace('/', '-')}-test.json").unlink()
+    with pytest.raises(OutOfTime):  # nothing to sum up where one has no whole run
+        race.run(late())
+    assert "summary" not in late().read("race")
+
+
 def rows(bits):
     return [{"lr": lr, "validation_bits_per_note": value} for lr, value in bits.items()]
 
@@ -667,7 +706,7 @@ def test_an_exponent_is_found_with_its_error():
     assert 0.91 < inside / 300 < 0.99
     assert (
         efficiency.slope([1], [2])["exponent"] is None
-        and efficiency.slope([1, 2], [2, 4])["standard_error"] is None
+        and efficiency.slope([1, 2, 3, 4], [2, 4, 6, 9])["standard_error"] is None
     )
 
 
