@@ -259,12 +259,13 @@ def lengths_of_training():
     """Bits per note of the test pieces against the tokens of a whole run, the first seed."""
     fig, ax = _figure()
     ends = []
-    for arch, points in load("race")["summary"]["curves"].items():
+    curves = load("race")["summary"]["curves"]
+    for arch, points in curves.items():
         tokens, bits = zip(*points, strict=True)
         colour, dash = LOOKS[arch]
         ax.plot(np.array(tokens) / 1e6, bits, dash, color=colour, marker="o", markersize=4)
         ends.append((tokens[-1] / 1e6, bits[-1], LABELS[arch], colour))
-    ticks = [count / 1e6 for count, _ in points]
+    ticks = sorted({count / 1e6 for points in curves.values() for count, _ in points})
     ax.set_xscale("log", base=2)
     ax.minorticks_off()
     ax.set_xticks(ticks, [f"{count:.3g}" for count in ticks])

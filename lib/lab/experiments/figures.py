@@ -468,14 +468,14 @@ def crossings(result: dict):
         bits = [value for _, value in points]
         ax.plot(tokens, bits, dash, color=colour, marker="o", label=LABELS[arch])
     if found:
+        bits = {arch: dict(points) for arch, points in found.items()}
+        shared = sorted(set.intersection(*map(set, bits.values())))  # budgets that all have
         ax.set_xscale("log", base=2)
-        ax.set_xticks(tokens, [f"{count:.3g}" for count in tokens])
+        ax.set_xticks([count / 1e6 for count in shared], [f"{count / 1e6:.3g}" for count in shared])
+        ax.minorticks_off()
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        orders = {
-            tuple(sorted(found, key=lambda arch: found[arch][at][1]))
-            for at in range(min(map(len, found.values())))
-        }
-        _title(ax, f"The first seed: {len(orders)} different orders at {len(tokens)} budgets")
+        orders = {tuple(sorted(found, key=lambda arch: bits[arch][count])) for count in shared}
+        _title(ax, f"The first seed: {len(orders)} different orders at {len(shared)} budgets")
     ax.set(xlabel="million tokens in the run", ylabel="bits a note, test")
     return fig
 
