@@ -408,7 +408,7 @@ def show(result: dict, arch: str, kind: str, quantity: str) -> str:
                 return env.UNKNOWN
             error = upper["standard_error"]
             spread = f" ± {error:.2f}" if error is not None else ""
-            return f"{upper['exponent']:.2f}{spread}"
+            return f"{upper['exponent']:z.2f}{spread}"
     return env.UNKNOWN
 
 
