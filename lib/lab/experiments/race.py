@@ -77,7 +77,7 @@ def run(lab) -> dict:
     result["left"] = [one.name for one in planned if one not in ended]
     if {one.arch for one in ended if is_whole(lab, one)} != set(chosen.archs):
         raise OutOfTime
-    found = [judged(lab, one) for one in ended]
+    found = [tested(lab, one) for one in ended]
     result["runs"], result["test"] = map(list, zip(*found, strict=True))
     result |= floor(lab)
     result["operations"] = {arch: counted(lab, arch) for arch in chosen.archs}
@@ -181,15 +181,22 @@ def trained(lab, one: Spec) -> dict:
 
 
 def has_ended(lab, one: Spec) -> bool:
-    """Is a run trained, and judged on the test pieces?"""
+    """Is a run trained, and tested?"""
     return (lab.kept / f"{kept_as(one)}-test.json").exists()
 
 
 def judged(lab, one: Spec) -> tuple[dict, list[float]]:
-    """The row of a run, and its bits of every test piece, from which nothing is chosen; kept.
+    """`tested`, and what other parts need of the weights, while the machine still has them."""
+    found = tested(lab, one)
+    if is_shown(lab, one):
+        context.curves(lab, one)
+        if not lab.base_folder:  # a machine without the music libraries reads streams alone
+            playing.continued(lab, one)
+    return found
 
-    What other parts need of the weights is measured here too, while the machine still has them.
-    """
+
+def tested(lab, one: Spec) -> tuple[dict, list[float]]:
+    """The row of a run, and its bits of every test piece, from which nothing is chosen; kept."""
 
     def test():
         lab.say(f"{one.name}: test")
@@ -197,12 +204,7 @@ def judged(lab, one: Spec) -> tuple[dict, list[float]]:
         return [round(float(bits), 3) for bits in found]
 
     row = trained(lab, one)
-    bits = lab.once(f"{kept_as(one)}-test", test, list[Amount])
-    if is_shown(lab, one):
-        context.curves(lab, one)
-        if not lab.base_folder:  # a machine without the music libraries reads streams alone
-            playing.continued(lab, one)
-    return row, bits
+    return row, lab.once(f"{kept_as(one)}-test", test, list[Amount])
 
 
 # ---- floors and arithmetic -------------------------------------------------------------------
