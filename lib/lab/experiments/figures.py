@@ -124,7 +124,8 @@ def _curve(
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xticks(ticks, [f"{n:,.10g}" for n in ticks], fontsize=9)
+    named = ticks[::-1][:: 2 if len(ticks) > 5 else 1]  # the last, and as many as have room
+    ax.set_xticks(ticks, [f"{n:,.10g}" if n in named else "" for n in ticks], fontsize=9)
     ax.xaxis.set_minor_formatter(NullFormatter())
     # room for the names
     ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.62 * max(2, len(ticks) - 1)))
@@ -356,6 +357,8 @@ def figure3(scan: dict, efficiency: dict):
     fig, axes = plots.figure(1, 2, height=4.6)
     if "figure3" in scan:
         draw_figure3(scan, ax=axes[0])
+        for label in axes[0].get_xticklabels()[-2::-2]:  # half a page is narrow
+            label.set_visible(False)
         _title(axes[0], "Left: " + axes[0].get_title("left").replace("The scan", "the scan"))
     else:
         _curve(axes[0], [], "", "", "")
