@@ -10,6 +10,7 @@ import numpy as np
 from lib.lab.experiments import figures as experiments
 from lib.lab.experiments.efficiency import label
 from lib.lab.experiments.figures import LOOKS, load
+from lib.lab.experiments.race import whole_runs
 from lib.lab.rivals.matched import LABELS
 from lib.music.notes import Music, crop
 from lib.music.tokens import TokenConfig, Tokenizer
@@ -82,62 +83,77 @@ def _with_slope(kind: str, quantity: str):
         for row in load("efficiency")["exponents"]
         if (row["kind"], row["quantity"]) == (kind, quantity)
     }
-    return lambda arch: (
-        f"{label(arch)}: {slopes[arch]['exponent']:.2f} ± {slopes[arch]['standard_error']:.2f}"
-    )
+    return lambda arch: f"{label(arch)}: {slopes[arch]['exponent']:.2f}"
 
 
 # ---- the rules --------------------------------------------------------------------------------
 
 
-def time_budget():
-    """What each architecture reads in the time that Mamba needs for its tokens."""
-    found = load("likelihood")
-    speeds, million = found["speeds"], found["protocol"]["likelihood"]["tokens"] / 1e6
-    fig, ax = _figure(height=2.9)
-    order = sorted(speeds, key=speeds.get, reverse=True)
-    read = [million * speeds[arch] / speeds["mamba"] for arch in order]
+def operations():
+    """What a token of training costs each architecture."""
+    found = load("race")["operations"]
+    fig, ax = _figure(height=3.1)
+    order = sorted(found, key=found.get)
     bars = ax.barh(
         [LABELS[arch] for arch in order],
-        read,
+        [found[arch] / 1e6 for arch in order],
         color=[LOOKS[arch][0] for arch in order],
         height=0.64,
     )
-    ax.bar_label(
-        bars,
-        [
-            f" {n:.1f} million, {speeds[arch]:,.0f} a second"
-            for n, arch in zip(read, order, strict=True)
-        ],
-    )
-    ax.axvline(million, color=plots.GREY, linewidth=1, linestyle=":")
+    ax.bar_label(bars, [f" {found[arch] / found['mamba']:.2f} × Mamba" for arch in order])
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
-    ax.set(xlabel=f"million tokens in {found['minutes']:.1f} minutes", xlim=(0, 1.45 * max(read)))
+    ax.set(
+        xlabel="million operations for a token of training",
+        xlim=(0, 1.25 * max(found.values()) / 1e6),
+    )
     return fig
 
 
 def rate_grid():
-    """Validation bits per note of each architecture's three trials."""
-    found = load("likelihood")
+    """Validation bits per note of the trials against the learning rate, at the longer warm-up."""
+    found = load("race")
     fig, ax = _figure()
-    rates, ends = found["protocol"]["likelihood"]["rates"], []
-    for arch in found["rates"]:
-        bits = {
-            row["lr"]: row["validation_bits_per_note"]
-            for row in found["grid"]
-            if row["arch"] == arch
-        }
-        best, colour = found["rates"][arch], LOOKS[arch][0]
-        ax.plot(rates, [bits[lr] for lr in rates], "o-", color=colour, markersize=4)
+    ends, tried = [], set()
+    for arch, chosen in found["best"].items():
+        bits = _trials(found, arch, "lr", warmup=found["protocol"]["race"]["warmups"][0])
+        best, colour = chosen["lr"], LOOKS[arch][0]
+        ax.plot(list(bits), list(bits.values()), LOOKS[arch][1], color=colour, marker="o", ms=4)
         ax.plot(best, bits[best], "o", color=colour, markersize=11)
-        ends.append((rates[-1], bits[rates[-1]], LABELS[arch], colour))
-    ax.set_xscale("log")
+        last = max(bits)
+        ends.append((last, bits[last], LABELS[arch], colour))
+        tried |= set(bits)
+    ax.set_xscale("log", base=2)
     ax.minorticks_off()
-    ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    ax.set_xticks(sorted(tried), [f"{lr:g}" for lr in sorted(tried)])
     ax.set(xlabel="learning rate (large dot: chosen)", ylabel="bits a note, validation")
+    ax.set_xlim(min(tried) / 1.15, max(tried) * 8)  # room for the names
     plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
+
+
+def warm_up():
+    """Validation bits per note of the trials at the best rate, by the length of the warm-up."""
+    found = load("race")
+    fig, ax = _figure()
+    shares = sorted(found["protocol"]["race"]["warmups"])
+    ends = []
+    for arch, chosen in found["best"].items():
+        bits = _trials(found, arch, "warmup", lr=chosen["lr"])
+        colour, dash = LOOKS[arch]
+        ax.plot([0, 1], [bits[share] for share in shares], dash, marker="o", color=colour)
+        ends.append((1, bits[shares[1]], f"{LABELS[arch]}, {bits[shares[1]]:.2f}", colour))
+    ax.set_xticks([0, 1], [f"warm-up {share:.0%} of the run" for share in shares])
+    ax.set(xlim=(-0.15, 2), ylabel="bits a note, validation")
+    plots.name_ends(ax, ends, gap=0.075, size=11)
+    return fig
+
+
+def _trials(found: dict, arch: str, by: str, **same) -> dict[float, float]:
+    """Validation bits per note of an architecture's trials that share a choice, by another."""
+    rows = [row for row in found["trials"] if row["arch"] == arch]
+    rows = [row for row in rows if all(row[key] == value for key, value in same.items())]
+    return {row[by]: row["validation_bits_per_note"] for row in sorted(rows, key=lambda r: r[by])}
 
 
 # ---- likelihood -------------------------------------------------------------------------------
@@ -166,42 +182,50 @@ def _intervals(rows: list[tuple[str, float, tuple[float, float], str]], unit: st
     return fig
 
 
-def _forest(budget: str):
-    rows = load("likelihood")["summary"]["budgets"][budget]
+def _gaps(budget: str):
+    summary = load("race")["summary"]
+    gaps = {
+        arch: row["first_minus_this"]
+        for arch, row in summary["budgets"][budget].items()
+        if arch != summary["first"]
+    }
+    first = LABELS[summary["first"]]
     fig = _intervals(
         [
-            (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
-            for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])
+            (
+                LABELS[arch],
+                gap["bits_per_note"],
+                gap["interval_95"],
+                plots.INK if gap["shown"] else plots.GREY,
+            )
+            for arch, gap in sorted(gaps.items(), key=lambda item: item[1]["bits_per_note"])
         ],
-        "bits a note, whole test pieces, 95 % over pieces",
-        height=2.9,
+        f"bits a note, {first} minus this, 95 % over seeds and pieces (grey: not shown)",
+        height=3.3,
     )
-    fig.axes[0].set_xlim(17.4, 21.2)  # the same for both budgets
+    fig.axes[0].axvline(0, color=plots.OTHER[0], linewidth=1)
+    every = [row for rows in summary["budgets"].values() for row in rows.values()]
+    ends = [end for row in every for end in row.get("first_minus_this", {}).get("interval_95", [0])]
+    room = 0.12 * (max(ends) - min(ends))
+    fig.axes[0].set_xlim(min(ends) - room, max(ends) + room)  # the same for both budgets
     return fig
 
 
 def equal_tokens():
-    """Bits per note of the test split at equal tokens."""
-    return _forest("tokens")
+    """Mamba's bits per note of the test split minus each other's, at equal tokens."""
+    return _gaps("tokens")
 
 
-def equal_time():
-    """Bits per note of the test split at equal time."""
-    return _forest("minutes")
-
-
-def _by_piece(arch: str) -> np.ndarray:
-    """Bits per note of each test piece, mean over seeds, equal tokens."""
-    found = load("likelihood")
-    bits = [
-        row["bits"] for row in found["test"] if (row["arch"], row["budget"]) == (arch, "tokens")
-    ]
-    return np.mean(bits, 0) / np.array(found["pieces"]["notes"])
+def equal_arithmetic():
+    """The same at equal arithmetic."""
+    return _gaps("arithmetic")
 
 
 def pieces_apart():
     """Left: each test piece by two models. Right: the differences alone."""
-    ours, theirs = _by_piece("mamba"), _by_piece("transformer")
+    found = load("race")
+    bits, notes = whole_runs(found), np.array(found["pieces"]["notes"])
+    ours, theirs = (bits[arch].mean(0) / notes for arch in ("mamba", "transformer"))
     fig, (left, right) = _figure(1, 2)
     ends = [min(ours.min(), theirs.min()) - 0.5, max(ours.max(), theirs.max()) + 0.5]
     left.plot(ends, ends, color=plots.GREY, linewidth=1)
@@ -214,52 +238,39 @@ def pieces_apart():
 
 
 def learning():
-    """Validation bits per note of all runs of equal tokens."""
+    """Validation bits per note of all whole runs."""
+    found = load("race")
     fig, ax = _figure()
-    ends = []
-    for run in load("likelihood")["runs"]:
-        if run["budget"] == "tokens":
+    longest, ends = max(row["steps"] for row in found["runs"]), []
+    for run in found["runs"]:
+        if run["steps"] == longest:
             tokens, bits = zip(*run["curve"], strict=True)
-            colour = LOOKS[run["arch"]][0]
-            ax.plot(
-                np.array(tokens) / 1e6, bits, color=colour, alpha=1 if run["seed"] == 0 else 0.45
-            )
+            colour, dash = LOOKS[run["arch"]]
+            alpha = 1 if run["seed"] == 0 else 0.35
+            ax.plot(np.array(tokens) / 1e6, bits, dash, color=colour, alpha=alpha, linewidth=1.4)
             if run["seed"] == 0:
                 ends.append((tokens[-1] / 1e6, bits[-1], LABELS[run["arch"]], colour))
-    ax.set(
-        xlabel="million tokens read (pale: second and third seed)", ylabel="bits a note, validation"
-    )
+    ax.set(xlabel="million tokens read (pale: other seeds)", ylabel="bits a note, validation")
     plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
 
 
-def warm_up():
-    """Validation bits per note of the headline pair, first seed,
-    with a short and a longer warm-up.
-    """
-    found = load("likelihood")
-    fig, ax = _figure(height=3.3)
-    short = found["protocol"]["config"]["warmup"]
-    for row in found["checks"]:
-        arch, colour = row["arch"], LOOKS[row["arch"]][0]
-        plain = {
-            run["seed"]: run["validation_bits_per_note"]
-            for run in found["runs"]
-            if (run["arch"], run["budget"]) == (arch, "tokens")
-        }
-        bits = [plain[row["seed"]], row["validation_bits_per_note"]]
-        ax.plot([0, 1], bits, "o-", color=colour, markersize=9)
-        others = [value for seed, value in plain.items() if seed != row["seed"]]
-        ax.plot([0] * len(others), others, "o", color=colour, markersize=6, alpha=0.4)
-        ax.text(
-            -0.04, bits[0], f"{LABELS[arch]}, {bits[0]:.2f}", ha="right", va="center", color=colour
-        )
-        ax.text(1.04, bits[1], f"{bits[1]:.2f}", va="center", color=colour)
-    ax.set_xticks(
-        [0, 1],
-        [f"warm-up {short:.0%} (pale: other seeds)", f"warm-up {found['checks'][0]['warmup']:.0%}"],
-    )
-    ax.set(xlim=(-0.6, 1.4), ylabel="bits a note, validation")
+def lengths_of_training():
+    """Bits per note of the test pieces against the tokens of a whole run, the first seed."""
+    fig, ax = _figure()
+    ends = []
+    curves = load("race")["summary"]["curves"]
+    for arch, points in curves.items():
+        tokens, bits = zip(*points, strict=True)
+        colour, dash = LOOKS[arch]
+        ax.plot(np.array(tokens) / 1e6, bits, dash, color=colour, marker="o", markersize=4)
+        ends.append((tokens[-1] / 1e6, bits[-1], LABELS[arch], colour))
+    ticks = sorted({count / 1e6 for points in curves.values() for count, _ in points})
+    ax.set_xscale("log", base=2)
+    ax.minorticks_off()
+    ax.set_xticks(ticks, [f"{count:.3g}" for count in ticks])
+    ax.set(xlabel="million tokens in the run", ylabel="bits a note, test")
+    plots.name_ends(ax, ends, gap=0.075, size=11)
     return fig
 
 
@@ -277,7 +288,7 @@ def carried():
 
 
 def training_time():
-    """Time of a training step against its length; exponents with one standard error."""
+    """Time of a training step against its length, with exponents."""
     rows = [row | {"seconds": row["median_ms"] / 1e3} for row in _rows("efficiency", "training")]
     return _lines(
         rows,
@@ -290,7 +301,7 @@ def training_time():
 
 
 def training_memory():
-    """Memory that a training step takes against its length; exponents with one standard error."""
+    """Memory that a training step takes against its length, with exponents."""
     rows = [
         row | {"mib": row["peak_bytes"] / 2**20}
         for row in _rows("efficiency", "memory")

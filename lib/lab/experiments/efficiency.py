@@ -2,7 +2,7 @@
 
 Models of one size, attention over all that was read. Times: architectures take turns at each
 length, medians. Memory: each architecture in a process of its own. Then exponents, by least squares
-on the logarithms: what stands as O(N) in the original's table 1, measured, with its standard error.
+on the logarithms: what stands as O(N) in the original's table 1, measured.
 """
 
 import gc
@@ -308,8 +308,9 @@ def _keep(lab, result: dict) -> None:
 
 
 def slope(x, y) -> dict:
-    """k of y = c · x^k by least squares on the logarithms,
-    and its standard error (None below three points).
+    """k of y = c · x^k by least squares on the logarithms, and its standard error.
+
+    None for the error below five points: three residuals with two numbers fitted say nothing.
     """
     x = np.log(np.asarray(x, float))
     y = np.log(np.asarray(y, float))
@@ -321,7 +322,7 @@ def slope(x, y) -> dict:
     squares = x @ x
     k = float(x @ y / squares)
     rest = y - k * x
-    error = float(np.sqrt(rest @ rest / (points - 2) / squares)) if points > 2 else None
+    error = float(np.sqrt(rest @ rest / (points - 2) / squares)) if points >= 5 else None
     return {"exponent": k, "standard_error": error, "points": points}
 
 
@@ -381,10 +382,7 @@ def table(result: dict) -> str:
         f"{kind} {fitted_on(result, kind)}"
         for kind in dict.fromkeys(kind for kind, _ in QUANTITIES)
     )
-    return (
-        "\n".join(lines)
-        + f"\n\nexponents of length or position, ± one standard error, fitted on {fitted}"
-    )
+    return "\n".join(lines) + f"\n\nexponents of length or position, fitted on {fitted}"
 
 
 def fitted_on(result: dict, kind: str) -> str:
@@ -410,7 +408,7 @@ def show(result: dict, arch: str, kind: str, quantity: str) -> str:
                 return env.UNKNOWN
             error = upper["standard_error"]
             spread = f" ± {error:.2f}" if error is not None else ""
-            return f"{upper['exponent']:.2f}{spread}"
+            return f"{upper['exponent']:z.2f}{spread}"
     return env.UNKNOWN
 
 

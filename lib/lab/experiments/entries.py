@@ -78,26 +78,35 @@ def tied(rows: list[dict], tie: float) -> list[dict]:
 
 
 def entries(lab, best: dict[str, dict]) -> Iterator[Spec]:
-    """Seed by seed, so that a race that is cut short has some of everything;
-    then the shorter budgets.
+    """Two seeds of all, then the shorter budgets, then the other seeds, one by one: so a race
+    that is cut short has some of everything.
     """
     chosen = lab.protocol.race
-    for number, seed in enumerate(chosen.seeds):
-        for arch in chosen.archs:
-            if number < chosen.few or arch in chosen.headline:
-                yield spec(lab, arch, **best[arch], seed=seed, tokens=chosen.tokens)
+
+    def seeds(numbers: slice) -> Iterator[Spec]:
+        for number, seed in list(enumerate(chosen.seeds))[numbers]:
+            for arch in chosen.archs:
+                if number < chosen.few or arch in chosen.headline:
+                    yield spec(lab, arch, **best[arch], seed=seed, tokens=chosen.tokens)
+
+    yield from seeds(slice(2))
     for tokens in chosen.budgets:
         for arch in chosen.archs:
             yield spec(lab, arch, **best[arch], seed=chosen.seeds[0], tokens=tokens)
+    yield from seeds(slice(2, None))
 
 
 def is_shown(lab, one: Spec) -> bool:
     """Is this the run of its architecture that the other parts look into:
     the first seed, all tokens?
     """
-    chosen, config = lab.protocol.race, one.config
-    whole = chosen.tokens // (config.batch * config.length)
-    return config.seed == chosen.seeds[0] and config.steps == max(1, whole)
+    return one.config.seed == lab.protocol.race.seeds[0] and is_whole(lab, one)
+
+
+def is_whole(lab, one: Spec) -> bool:
+    """Does a run read all tokens?"""
+    config = one.config
+    return config.steps == max(1, lab.protocol.race.tokens // (config.batch * config.length))
 
 
 def shown(lab) -> list[Spec]:

@@ -14,6 +14,7 @@ from lib.lab.bench.scan_figures import draw_figure3
 from lib.lab.experiments import original as original_part
 from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
 from lib.lab.experiments.intervals import show as estimate
+from lib.lab.experiments.race import whole_runs
 from lib.lab.rivals.matched import LABELS
 from lib.music.notes import Music
 from lib.show import plots
@@ -34,9 +35,9 @@ TABLE1 = {
     "lstm": "RNN",
     "s4d": "SSM",
     "mamba": "Selective SSM (Mamba)",
+    "hybrid": "Mamba + attention",
+    "mamba2": "Mamba-2",
 }
-
-
 MEASURED = (  # of an architecture's efficiency, in the order of the columns
     ("training", "median_ms"),
     ("generation", "median_ms"),
@@ -51,9 +52,9 @@ def load(part: str, scale: str = "cpu") -> dict:
 
 
 def table1(scale: str = "cpu") -> str:
-    """The original's table 1 with measured columns, in Markdown."""
-    efficiency, likelihood = load("efficiency", scale), load("likelihood", scale)
-    rows = likelihood.get("summary", {}).get("budgets", {}).get("tokens", {})
+    """The original's table 1 with measured columns, and what came after, in Markdown."""
+    efficiency, race = load("efficiency", scale), load("race", scale)
+    rows = race.get("summary", {}).get("budgets", {}).get("tokens", {})
     heads = (
         "architecture",
         "complexity: training time grows as N to the",
@@ -123,7 +124,8 @@ def _curve(
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xticks(ticks, [f"{n:,.10g}" for n in ticks], fontsize=9)
+    named = ticks[::-1][:: 2 if len(ticks) > 5 else 1]  # the last, and as many as have room
+    ax.set_xticks(ticks, [f"{n:,.10g}" if n in named else "" for n in ticks], fontsize=9)
     ax.xaxis.set_minor_formatter(NullFormatter())
     # room for the names
     ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 2 ** (0.62 * max(2, len(ticks) - 1)))
@@ -152,28 +154,32 @@ def remembered(reads: Sequence[int], kib: Mapping[str, Sequence[float]]):
     ax.set(
         xlabel="tokens read",
         ylabel="KiB remembered",
-        title="One memory grows with the piece, three do not, one does in one layer of four",
+        title="One memory grows with the piece, one does in one layer of four, four do not",
     )
     ax.legend(ncols=5, loc="upper left", fontsize=9.5)
     return fig
 
 
-def equal_time(speeds: Mapping[str, float], million: float, minutes: float):
-    """Million tokens that each reads while Mamba reads `million`; `speeds` in tokens a second."""
-    fig, ax = plots.figure(height=2.6)
-    archs = sorted(speeds, key=speeds.get)
+def arithmetic(operations: Mapping[str, float], million: float):
+    """Operations for a token of training, and the tokens that as many as Mamba's allow; returns the
+    figure.
+
+    `operations` of each architecture, `million` tokens that Mamba reads.
+    """
+    fig, ax = plots.figure(height=3)
+    if not operations:
+        ax.set_title(env.UNKNOWN)
+        return fig
+    archs = sorted(operations, key=operations.get, reverse=True)
     for row, arch in enumerate(archs):
-        read = million * speeds[arch] / speeds["mamba"]
-        ax.barh(row, read, color=LOOKS[arch][0])
-        ax.text(read, row, f" {read:.1f} million at {speeds[arch]:,.0f} a second", va="center")
+        count = operations[arch] / 1e6
+        read = million * operations["mamba"] / operations[arch]
+        ax.barh(row, count, color=LOOKS[arch][0])
+        ax.text(count, row, f" {count:.1f}, so {read:.1f} million tokens", va="center")
     ax.set_yticks(range(len(archs)), [LABELS[arch] for arch in archs])
     ax.margins(x=0.4)  # room for the words
-    ax.set(
-        xlabel="million tokens",
-        xlim=(0, None),
-        title=f"What each reads in the {minutes:.0f} minutes "
-        f"that Mamba needs for {million:.1f} million tokens",
-    )
+    ax.set(xlabel="million operations a token, forward and backward", xlim=(0, None))
+    ax.set_title(f"Tokens for the operations that {million:.0f} million cost Mamba")
     return fig
 
 
@@ -206,70 +212,73 @@ def first_steps(curves: Mapping[str, Sequence[tuple[int, float]]]):
     ax.set(
         xlabel="step",
         ylabel="bits a note, validation",
-        title="Five architectures in their first steps",
+        title=f"{len(curves)} architectures in their first steps",
     )
     ax.legend()
     return fig
 
 
-def rates(race: dict, tried: Sequence[float]):
-    """Validation bits per note of each architecture against the learning rates that were tried."""
-    fig, ax = plots.figure(height=3.2)
-    chosen = race.get("rates", {})
-    edge = sum(rate in (min(tried), max(tried)) for rate in chosen.values())
-    for arch, best in chosen.items():
-        points = [
-            (row["lr"], row["validation_bits_per_note"])
-            for row in race["grid"]
-            if row["arch"] == arch
-        ]
+def rates(result: dict):
+    """Validation bits per note of the trials: against the learning rate, and against the warm-up;
+    returns the figure.
+    """
+    fig, axes = plots.figure(1, 2, height=4, width_ratios=(2, 1), sharey=True)
+    best, edges, ends = result.get("best", {}), 0, []
+    for arch, chosen in best.items():
         colour, dash = LOOKS[arch]
-        ax.plot(
-            *zip(*points, strict=True),
-            dash,
-            color=colour,
-            marker="o",
-            label=f"{LABELS[arch]}: {best:g}",
-        )
-    ax.set(
-        xscale="log",
-        xlabel="learning rate",
-        ylabel="bits a note, validation",
-        title=f"The best of {len(tried)} rates, "
-        f"for {edge} of {len(chosen)} at the edge of the grid",
-    )
-    ax.set_xticks(tried, [f"{rate:g}" for rate in tried])
-    ax.minorticks_off()
-    if chosen:
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        trials = [row for row in result["trials"] if row["arch"] == arch]
+        first = trials[0]["warmup"]  # all rates were tried with it
+        bits = {
+            row["lr"]: row["validation_bits_per_note"] for row in trials if row["warmup"] == first
+        }
+        tried = sorted(bits)
+        edges += min(bits, key=bits.get) in (tried[0], tried[-1])
+        axes[0].plot(tried, [bits[lr] for lr in tried], dash, color=colour, marker="o", ms=3.5)
+        axes[0].plot(chosen["lr"], bits[chosen["lr"]], "o", color=colour, markersize=9)
+        others = {
+            row["warmup"]: row["validation_bits_per_note"]
+            for row in trials
+            if row["lr"] == chosen["lr"]
+        }
+        shares = sorted(others)
+        shown = [others[share] for share in shares]
+        axes[1].plot(range(len(shares)), shown, dash, color=colour, marker="o")
+        axes[1].set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
+        ends.append((len(shares) - 1, shown[-1], LABELS[arch], colour))
+    axes[0].set_xscale("log", base=2)
+    rates = sorted({row["lr"] for row in result.get("trials", [])})
+    axes[0].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[0].set(xlabel="learning rate (large: chosen)", ylabel="bits a note, validation")
+    axes[1].set_xlabel("warm-up, share of the run")
+    axes[1].set_xlim(-0.2, 3)  # room for the names
+    title = "The trials"
+    if best:
+        plots.name_ends(axes[1], ends, gap=0.07, size=9.5)
+        title = f"{len(best) - edges} of {len(best)} best trials lie inside what was tried"
+    _title(axes[0], title)
+    _title(axes[1], "At the best rate")
     return fig
 
 
-def piece_by_piece(race: dict):
-    """Bits per note of Mamba against those of the Transformer, a point for each test piece.
+def piece_by_piece(result: dict, other: str = "transformer"):
+    """Bits per note of Mamba against those of another, a point for each test piece;
+    returns the figure.
 
-    The longer the piece, the larger its point.
+    Means over all seeds; the longer the piece, the larger its point.
     """
     fig, ax = plots.figure(width=6.5, height=5.2)
-    ax.set(xlabel="Transformer, bits a note", ylabel="Mamba, bits a note")
-    if not race.get("test"):
+    ax.set(xlabel=f"{LABELS[other]}, bits a note", ylabel="Mamba, bits a note")
+    found = whole_runs(result) if result.get("pieces") else {}
+    if other not in found:
         ax.set_title(env.UNKNOWN)
         return fig
-    notes = np.array(race["pieces"]["notes"])
-
-    def mean(arch: str) -> np.ndarray:
-        runs = [
-            row["bits"] for row in race["test"] if (row["arch"], row["budget"]) == (arch, "tokens")
-        ]
-        return np.mean(runs, 0) / notes
-
-    mamba, transformer = mean("mamba"), mean("transformer")
-    ax.scatter(transformer, mamba, s=notes / 100, color=plots.INK, alpha=0.5, linewidth=0)
+    notes = np.array(result["pieces"]["notes"])
+    mamba, theirs = (found[arch].mean(0) / notes for arch in ("mamba", other))
+    ax.scatter(theirs, mamba, s=notes / 100, color=plots.INK, alpha=0.5, linewidth=0)
     ends = [mamba.min() - 0.5, mamba.max() + 0.5]
     ax.plot(ends, ends, color=plots.GREY, linewidth=1)
-    ax.set_title(
-        f"Mamba needs fewer bits on {(mamba < transformer).mean():.0%} of {len(notes)} pieces"
-    )
+    share = (mamba < theirs).mean()
+    ax.set_title(f"Mamba needs fewer bits on {share:.0%} of {len(notes)} pieces")
     return fig
 
 
@@ -348,6 +357,8 @@ def figure3(scan: dict, efficiency: dict):
     fig, axes = plots.figure(1, 2, height=4.6)
     if "figure3" in scan:
         draw_figure3(scan, ax=axes[0])
+        for label in axes[0].get_xticklabels()[-2::-2]:  # half a page is narrow
+            label.set_visible(False)
         _title(axes[0], "Left: " + axes[0].get_title("left").replace("The scan", "the scan"))
     else:
         _curve(axes[0], [], "", "", "")
@@ -417,41 +428,35 @@ def _forest(ax, rows: list[tuple[str, float, tuple[float, float], str]], unit: s
     ax.set_xlabel(unit)
 
 
-def likelihood(result: dict):
-    """Bits per note of the test split at both budgets, with intervals over pieces;
-    returns the figure.
-    """
-    fig, axes = plots.figure(1, 2, height=3.8)
-    for ax, budget in zip(axes, ("tokens", "minutes"), strict=True):
-        rows = result.get("summary", {}).get("budgets", {}).get(budget, {})
-        _forest(
-            ax,
-            [
-                (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
-                for arch, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_note"])
-            ],
-            "bits a note, test",
-        )
-        _title(ax, f"Equal {'tokens' if budget == 'tokens' else 'time'}")
-    return fig
-
-
 def race(result: dict):
-    """Bits per note of the test split at equal tokens and at equal arithmetic; returns the figure.
+    """The first architecture's bits per note of the test split minus each other's, at equal tokens
+    and at equal arithmetic; returns the figure.
 
-    Intervals are over seeds and pieces together.
+    Intervals are over seeds and pieces together; grey ones hold zero.
     """
-    fig, axes = plots.figure(1, 2, height=4.2)
-    budgets = result.get("summary", {}).get("budgets", {})
+    fig, axes = plots.figure(1, 2, height=4.2, sharex=True)
+    summary = result.get("summary", {"budgets": {}})
+    first = LABELS.get(summary.get("first"), "")
     for ax, budget in zip(axes, ("tokens", "arithmetic"), strict=True):
-        rows = sorted(budgets.get(budget, {}).items(), key=lambda item: item[1]["bits_per_note"])
-        drawn = [
-            (LABELS[arch], row["bits_per_note"], row["interval_95"], LOOKS[arch][0])
-            for arch, row in rows
-        ]
-        _forest(ax, drawn, "bits a note, test")
+        gaps = {
+            LABELS[arch]: row["first_minus_this"]
+            for arch, row in summary["budgets"].get(budget, {}).items()
+            if arch != summary["first"]
+        }
+        _differences(ax, gaps, f"bits a note, {first} minus this")
         _title(ax, f"Equal {budget}")
     return fig
+
+
+def _differences(ax, gaps: Mapping[str, dict], unit: str) -> None:
+    """A point and an interval for each difference, the least at the top; grey where not shown."""
+    rows = [
+        (name, gap["bits_per_note"], gap["interval_95"], plots.INK if gap["shown"] else plots.GREY)
+        for name, gap in sorted(gaps.items(), key=lambda item: item[1]["bits_per_note"])
+    ]
+    _forest(ax, rows, unit)
+    if rows:
+        ax.axvline(0, color=plots.OTHER[0], linewidth=1)
 
 
 def crossings(result: dict):
@@ -466,48 +471,46 @@ def crossings(result: dict):
         bits = [value for _, value in points]
         ax.plot(tokens, bits, dash, color=colour, marker="o", label=LABELS[arch])
     if found:
+        bits = {arch: dict(points) for arch, points in found.items()}
+        shared = sorted(set.intersection(*map(set, bits.values())))  # budgets that all have
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xticks([count / 1e6 for count in shared], [f"{count / 1e6:.3g}" for count in shared])
+        ax.minorticks_off()
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        first, last = ({arch: points[end][1] for arch, points in found.items()} for end in (0, -1))
-        ranks = [sorted(one, key=one.get) for one in (first, last)]
-        crossed = "do not cross" if ranks[0] == ranks[1] else "cross"
-        _title(ax, f"From the shortest to the longest budget the lines {crossed}")
+        orders = {tuple(sorted(found, key=lambda arch: bits[arch][count])) for count in shared}
+        _title(ax, f"The first seed: {len(orders)} different orders at {len(shared)} budgets")
     ax.set(xlabel="million tokens in the run", ylabel="bits a note, test")
     return fig
 
 
 def curves(result: dict):
-    """Validation bits per note against the tokens read, every run of equal tokens;
+    """Validation bits per note against the tokens read, every run of all tokens;
     returns the figure.
     """
-    fig, ax = plots.figure(height=4.2)
-    runs = [run for run in result.get("runs", []) if run["budget"] == "tokens"]
+    fig, ax = plots.figure(height=4.4)
+    longest = max((row["steps"] for row in result.get("runs", [])), default=0)
+    runs = [row for row in result.get("runs", []) if row["steps"] == longest]
+    ends: dict[str, list[float]] = {}
     for run in runs:
         colour, dash = LOOKS[run["arch"]]
-        named = LABELS[run["arch"]] if run["seed"] == 0 else None  # one name for all its seeds
+        named = None if run["arch"] in ends else LABELS[run["arch"]]  # one name for all its seeds
+        ends.setdefault(run["arch"], []).append(run["curve"][-1][1])
         ax.plot(
             [tokens / 1e6 for tokens, _ in run["curve"]],
             [bits for _, bits in run["curve"]],
             dash,
             color=colour,
-            marker="o",
-            markersize=3,
-            linewidth=1.4,
+            linewidth=1.2,
             label=named,
         )
     if runs:
-        ax.legend()
+        ax.legend(loc="upper right")
         ax.grid(axis="y", visible=True)
-        spread = {
-            arch: np.ptp([run["validation_bits_per_note"] for run in runs if run["arch"] == arch])
-            for arch in ("mamba", "transformer")
-        }
+        widest = max(ends, key=lambda arch: np.ptp(ends[arch]))
         _title(
             ax,
-            "Every run is a line: seeds of the Transformer end "
-            f"{spread['transformer']:.1f} bits apart, of Mamba {spread['mamba']:.1f}",
+            "Every run is a line; seeds end furthest apart for "
+            f"{LABELS[widest]}: {np.ptp(ends[widest]):.2f} bits",
         )
     ax.set(xlabel="million tokens read", ylabel="bits a note, validation")
     return fig
@@ -641,3 +644,25 @@ def tokens(result: dict):
         else "The same music through each tokenizer",
     )
     return fig
+
+
+def tokenizers(result: dict):
+    """The first tokenizer's bits per note minus each other's, at equal notes and at equal
+    operations; returns the figure.
+    """
+    fig, axes = plots.figure(1, 2, height=3.6, sharex=True)
+    first, *others = result.get("rows", [None])
+    budgets = {
+        "Equal notes": "first_minus_this",
+        "Equal operations": "first_minus_this_at_equal_operations",
+    }
+    for ax, (title, key) in zip(axes, budgets.items(), strict=True):
+        gaps = {_language(row): row[key] for row in others}
+        _differences(ax, gaps, f"bits a note, {_language(first)} minus this" if first else "")
+        _title(ax, title)
+    return fig
+
+
+def _language(row: dict) -> str:
+    kind = row["kind"].replace("MIDILike", "MIDI-Like")
+    return f"{kind}, {_tokenizer(row)}"

@@ -19,6 +19,7 @@ difference of two single runs, and how far single runs lie apart is in the inter
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from lib.lab.experiments.entries import (
     best_of,
     entries,
     is_shown,
+    is_whole,
     kept_as,
     near,
     tied,
@@ -44,7 +46,7 @@ from lib.lab.experiments.intervals import (
     show_difference,
     spread,
 )
-from lib.lab.experiments.runs import Spec, completed
+from lib.lab.experiments.runs import OutOfTime, Spec, completed
 from lib.lab.rivals.arithmetic import operations
 from lib.lab.rivals.matched import LABELS, build
 from lib.lab.rivals.ngram import NGram
@@ -55,22 +57,34 @@ KEPT = ("body_parameters", "parameters", "steps", "tokens", "validation_bits_per
 
 
 def run(lab) -> dict:
-    """Everything, as far as the minutes go; the result is written after every stage."""
+    """Everything, as far as the minutes go; the result is written after every stage.
+
+    Where they end among the seeds, what has ended is summed up, and `left` names the other runs.
+    Raises `OutOfTime` then.
+    """
     chosen = lab.protocol.race
     result = lab.read("race") or {}
-    if result.get("summary"):
+    if result.get("summary") and not result["left"]:
         return result
     result["trials"] = search(lab)
     result["whole"], result["best"] = choose(lab, result["trials"])
     result["beyond"] = look_beyond(lab, result["best"])
     lab.write("race", result)
-    ended = lab.all(judged, list(entries(lab, result["best"])))
-    result["runs"], result["test"] = map(list, zip(*ended, strict=True))
-    lab.write("race", result)
+    planned = list(entries(lab, result["best"]))
+    with suppress(OutOfTime):
+        lab.all(judged, planned)
+    ended = [one for one in planned if has_ended(lab, one)]
+    result["left"] = [one.name for one in planned if one not in ended]
+    if {one.arch for one in ended if is_whole(lab, one)} != set(chosen.archs):
+        raise OutOfTime
+    found = [tested(lab, one) for one in ended]
+    result["runs"], result["test"] = map(list, zip(*found, strict=True))
     result |= floor(lab)
     result["operations"] = {arch: counted(lab, arch) for arch in chosen.archs}
     result["summary"] = summarise(result, chosen.headline[0])
     lab.write("race", result)
+    if result["left"]:
+        raise OutOfTime
     return result
 
 
@@ -166,11 +180,23 @@ def trained(lab, one: Spec) -> dict:
     return {"arch": one.arch, **choices, **known}
 
 
-def judged(lab, one: Spec) -> tuple[dict, list[float]]:
-    """The row of a run, and its bits of every test piece, from which nothing is chosen; kept.
+def has_ended(lab, one: Spec) -> bool:
+    """Is a run trained, and tested?"""
+    return (lab.kept / f"{kept_as(one)}-test.json").exists()
 
-    What other parts need of the weights is measured here too, while the machine still has them.
-    """
+
+def judged(lab, one: Spec) -> tuple[dict, list[float]]:
+    """`tested`, and what other parts need of the weights, while the machine still has them."""
+    found = tested(lab, one)
+    if is_shown(lab, one):
+        context.curves(lab, one)
+        if not lab.base_folder:  # a machine without the music libraries reads streams alone
+            playing.continued(lab, one)
+    return found
+
+
+def tested(lab, one: Spec) -> tuple[dict, list[float]]:
+    """The row of a run, and its bits of every test piece, from which nothing is chosen; kept."""
 
     def test():
         lab.say(f"{one.name}: test")
@@ -178,12 +204,7 @@ def judged(lab, one: Spec) -> tuple[dict, list[float]]:
         return [round(float(bits), 3) for bits in found]
 
     row = trained(lab, one)
-    bits = lab.once(f"{kept_as(one)}-test", test, list[Amount])
-    if is_shown(lab, one):
-        context.curves(lab, one)
-        if not lab.base_folder:  # a machine without the music libraries reads streams alone
-            playing.continued(lab, one)
-    return row, bits
+    return row, lab.once(f"{kept_as(one)}-test", test, list[Amount])
 
 
 # ---- floors and arithmetic -------------------------------------------------------------------

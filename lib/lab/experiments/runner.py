@@ -1,7 +1,6 @@
 """The experiments that compare architectures: `python -m lib.lab.experiments`.
 
-    likelihood   bits per note of the test split: equal tokens and equal time, each at its best rate
-    race         the same by the second protocol: more tokens, more seeds, equal arithmetic
+    race         bits per note of the test split: equal tokens and equal arithmetic, over seeds
     efficiency   speed and memory: training against length, generation against position; exponents
     context      bits per note against position and against the number of tokens in reach
     playing      one opening, continued by each architecture
@@ -38,17 +37,22 @@ from lib.lab.experiments.runs import Protocol as Recorded
 from lib.music.streams import Piece, Streams
 
 PARTS = {
-    "efficiency": "lib.lab.experiments.efficiency",
-    "likelihood": "lib.lab.experiments.likelihood",
     "race": "lib.lab.experiments.race",
+    "efficiency": "lib.lab.experiments.efficiency",
     "context": "lib.lab.experiments.context",
     "playing": "lib.lab.experiments.playing",
     "tokens": "lib.lab.experiments.tokens",
     "tokenizers": "lib.lab.experiments.tokenizers",
     "original": "lib.lab.experiments.original",
 }
-Rate = Annotated[float, Field(gt=0, le=1e3)]
 RUNS = env.ROOT / "data" / "runs" / "experiments"
+
+
+class Choice(TypedDict):
+    """A learning rate and the share of a run that it takes to get there."""
+
+    lr: Annotated[float, Field(gt=0, le=1e3)]
+    warmup: Annotated[float, Field(ge=0, le=1)]
 
 
 class Result(TypedDict):
@@ -56,7 +60,7 @@ class Result(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="allow")
     protocol: Recorded
-    rates: NotRequired[dict[str, Rate]]  # of part (a)
+    best: NotRequired[dict[str, Choice]]  # of part (a): each architecture's
 
 
 class Lab:

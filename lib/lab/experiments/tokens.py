@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from lib.env.schema import Number
+from lib.lab.experiments.entries import settings
 from lib.lab.experiments.runs import Spec, best_model
 from lib.lab.judge.likelihood import dequantisation_bits
 from lib.lab.rivals.windows import model_bits
@@ -40,7 +41,7 @@ def row(lab, item: tuple[float, int | None]) -> dict:
         config,
         transpose=0,
         louder=0,
-        lr=rate_of(lab),
+        lr=settings(lab, "mamba")["lr"],
         dropout=lab.protocol.size.dropout,
         steps=max(1, round(lab.protocol.tokens.notes * rate / (config.batch * config.length))),
     )
@@ -88,12 +89,6 @@ def bits_of(lab, one: Spec, streams, tokenizer, pieces) -> dict:
         }
 
     return lab.once(one.name.replace("/", "-"), work, dict[str, list[Number]])
-
-
-def rate_of(lab) -> float:
-    """Mamba's learning rate from part (a) where it is known, else the middle of the grid."""
-    rates = lab.protocol.likelihood.rates
-    return lab.read("likelihood").get("rates", {}).get("mamba", rates[len(rates) // 2])
 
 
 def table(result: dict) -> str:

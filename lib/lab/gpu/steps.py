@@ -342,7 +342,8 @@ def race(hour: Hour, minutes: float) -> dict:
         ]
     )
     found = hour.read(f"experiments_race_{scale}")
-    return {"file": f"experiments_race_{scale}.json", "finished": "summary" in found}
+    finished = "summary" in found and not found["left"]
+    return {"file": f"experiments_race_{scale}.json", "finished": finished}
 
 
 STEPS = {step.__name__: step for step in (correct, peer, scan, tiles, train_step, flagship, race)}
