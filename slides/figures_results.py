@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.lab.experiments import figures as experiments
 from lib.lab.experiments.efficiency import label
+from lib.lab.experiments.entries import best_of
 from lib.lab.experiments.figures import LOOKS, load
 from lib.lab.experiments.race import whole_runs
 from lib.lab.rivals.matched import LABELS
@@ -133,13 +134,14 @@ def rate_grid():
 
 
 def warm_up():
-    """Validation bits per note of the trials at the best rate, by the length of the warm-up."""
+    """Validation bits per note by the warm-up, at the rate of each architecture's best trial."""
     found = load("race")
     fig, ax = _figure()
     shares = sorted(found["protocol"]["race"]["warmups"])
     ends = []
-    for arch, chosen in found["best"].items():
-        bits = _trials(found, arch, "warmup", lr=chosen["lr"])
+    for arch in found["best"]:
+        best = best_of(row for row in found["trials"] if row["arch"] == arch)
+        bits = _trials(found, arch, "warmup", lr=best["lr"])
         colour, dash = LOOKS[arch]
         ax.plot([0, 1], [bits[share] for share in shares], dash, marker="o", color=colour)
         ends.append((1, bits[shares[1]], f"{LABELS[arch]}, {bits[shares[1]]:.2f}", colour))

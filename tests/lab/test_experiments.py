@@ -773,6 +773,19 @@ def test_the_command_runs_one_part_and_says_when_the_minutes_are_used_up(
             command.main(bad)
 
 
+def test_the_warm_up_is_shown_at_the_rate_of_the_best_trial():
+    trials = [
+        {"arch": "s4d", "lr": lr, "warmup": warmup, "validation_bits_per_note": bits}
+        for lr, warmup, bits in ((8e-3, 0.1, 19.8), (16e-3, 0.1, 19.7), (16e-3, 0.02, 19.9))
+    ]
+    chosen = {"lr": 8e-3, "warmup": 0.2}  # whole runs may choose another than the trials do
+    fig = experiment_figures.rates({"trials": trials, "best": {"s4d": chosen}})
+    rates, warmups = fig.axes
+    assert rates.lines[1].get_xdata() == [8e-3]
+    assert list(warmups.lines[0].get_ydata()) == [19.9, 19.7]
+    assert [tick.get_text() for tick in warmups.get_xticklabels()] == ["2%", "10%"]
+
+
 def test_figures_and_tables_say_what_was_not_measured(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(env, "RESULTS", tmp_path)
     assert experiment_figures.table1().count(env.UNKNOWN) == 6 * 5

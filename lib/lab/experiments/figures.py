@@ -13,6 +13,7 @@ from lib.env import machine as env
 from lib.lab.bench.scan_figures import draw_figure3
 from lib.lab.experiments import original as original_part
 from lib.lab.experiments.efficiency import STEPPER, fitted_on, label, show
+from lib.lab.experiments.entries import best_of
 from lib.lab.experiments.intervals import show as estimate
 from lib.lab.experiments.race import whole_runs
 from lib.lab.rivals.matched import LABELS
@@ -235,10 +236,9 @@ def rates(result: dict):
         edges += min(bits, key=bits.get) in (tried[0], tried[-1])
         axes[0].plot(tried, [bits[lr] for lr in tried], dash, color=colour, marker="o", ms=3.5)
         axes[0].plot(chosen["lr"], bits[chosen["lr"]], "o", color=colour, markersize=9)
+        rate = best_of(trials)["lr"]  # at which the other warm-ups were tried
         others = {
-            row["warmup"]: row["validation_bits_per_note"]
-            for row in trials
-            if row["lr"] == chosen["lr"]
+            row["warmup"]: row["validation_bits_per_note"] for row in trials if row["lr"] == rate
         }
         shares = sorted(others)
         shown = [others[share] for share in shares]
@@ -256,7 +256,7 @@ def rates(result: dict):
         plots.name_ends(axes[1], ends, gap=0.07, size=9.5)
         title = f"{len(best) - edges} of {len(best)} best trials lie inside what was tried"
     _title(axes[0], title)
-    _title(axes[1], "At the best rate")
+    _title(axes[1], "At the rate of its best trial")
     return fig
 
 
