@@ -36,7 +36,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from lib.env.errors import UserError  # noqa: E402
 
-SECONDS = 5.0  # of the processor, for one file
+SECONDS = 30.0  # of a slow processor, for one file: what hides a loop over a loop takes minutes
 MEGABYTES = 2000  # peak of the process
 SPOILT = Iterator[tuple[str, Callable[[], object]]]  # what was changed, and the work that meets it
 
